@@ -1,0 +1,77 @@
+"""What the core decides: batch plans, and the news that an event makes for the routers."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scheduler.core.events import FinishReason, Int32Column
+
+_EMPTY = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence takes a slot; everything the worker needs, in full."""
+
+    slot: int
+    generation: int
+    token_ids: Int32Column
+    """All tokens known so far, prompt first."""
+    num_prompt_tokens: int
+    max_total_tokens: int
+    """Prompt and output together at which the sequence ends."""
+    blocks: Int32Column
+    """First entries of its block table: the blocks whose KV exists (`num_computed` tokens)."""
+    num_computed: int
+    seed: int
+    sampling: object
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step of one replica, as a change to the worker's mirror; see `BatchPlan` in worker.proto."""
+
+    step_id: int
+    retire: Int32Column
+    admit: tuple[Admission, ...]
+    append_slot: Int32Column
+    append_index: Int32Column
+    append_block: Int32Column
+    decode: Int32Column | None
+    """The decode set from this step on, in batch order; None: as in the step before."""
+    chunk_slot: Int32Column
+    chunk_start: Int32Column
+    chunk_length: Int32Column
+    num_tokens: int
+    """Tokens this step computes: decode rows and chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The one end of a sequence."""
+
+    router: int
+    sequence_id: int
+    reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    """Prompt tokens found in the prefix cache at the first admission."""
+    num_preemptions: int
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """News of one event: new tokens as columns that share an index, and ends."""
+
+    router: Int32Column = field(default_factory=lambda: _EMPTY)
+    sequence_id: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Bit pattern of the router's uint32 id."""
+    token_id: Int32Column = field(default_factory=lambda: _EMPTY)
+    result_row: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Index of the token in the step result's columns, where its logprobs are."""
+    finished: tuple[Finished, ...] = ()

@@ -1,0 +1,90 @@
+"""What the core is told: requests, replicas and step results, as frozen data.
+
+Times are seconds on one monotonic clock, passed in by the caller. Columns are int32 arrays that
+share an index. Whatever the core does not decide on (sampling parameters, the client's own id) is
+carried through as it is.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Column = npt.NDArray[np.int32]
+UInt8Column = npt.NDArray[np.uint8]
+
+
+class FinishReason(IntEnum):
+    """Why a sequence ended; the numbers are those of `quire.v1.FinishReason`."""
+
+    STOP = 1
+    LENGTH = 2
+    ABORT = 3
+    ERROR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A client's request: `num_samples` sequences over one prompt.
+
+    Sample i is known to the router as `sequence_id + i` and draws with `seed + i`.
+    """
+
+    router: int
+    """The connection it came over; with a sequence id it names a sequence."""
+    sequence_id: int
+    token_ids: Int32Column
+    """Prompt, then output tokens the client already has (non-empty only when it is submitted anew)."""
+    num_prompt_tokens: int
+    max_tokens: int
+    """Output tokens at most, counting those already in `token_ids`."""
+    seed: int
+    num_samples: int = 1
+    priority: int = 0
+    """Lower is sooner."""
+    cache_salt: str = ""
+    adapter: str = ""
+    sampling: object = None
+    """Opaque: handed to the worker at admission."""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a replica brings."""
+
+    num_blocks: int
+    """Usable blocks; their ids are 1 to num_blocks. Block 0 is the null block."""
+    block_size: int
+    max_num_seqs: int
+    """Slots 0 to max_num_seqs - 1."""
+    max_num_batched_tokens: int
+    max_model_len: int
+    model_revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a plan produced: one entry per live row that sampled."""
+
+    step_id: int
+    slot: Int32Column
+    generation: Int32Column
+    token_id: Int32Column
+    finish: UInt8Column
+    """`FinishReason` of rows that ended on the device (STOP, LENGTH, ERROR), else 0."""
+
+
+class Refused(Exception):
+    """The request was not accepted; nothing of it is kept.
+
+    `invalid` tells a request that can never be served (the client's fault) from one that may be
+    retried later (a full queue, a drain).
+    """
+
+    def __init__(self, message: str, *, field: str = "", invalid: bool = True) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.invalid = invalid
