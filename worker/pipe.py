@@ -1,0 +1,122 @@
+"""Frames over a socketpair: what joins the executor to its transport child.
+
+A frame is a 4-byte little-endian length and that many bytes. An empty frame is the executor's mark:
+"I have reset; whatever follows belongs to the stream whose Welcome you passed on last".
+
+Neither side may import torch or grpc from here: both processes use this module.
+"""
+
+import asyncio
+import select
+import socket
+import struct
+import time
+
+_LENGTH = struct.Struct("<I")
+_READ_BYTES = 1 << 18
+
+MARK = b""
+"""The frame with which the executor answers each Welcome."""
+
+
+class PipeClosedError(Exception):
+    """The other side has gone."""
+
+
+class Pipe:
+    """The executor's end: blocking, with a time limit, woken by signals.
+
+    Args:
+        sock: one end of a stream socketpair; owned from now on.
+        wake: readable when a signal has arrived (see `signal.set_wakeup_fd`); `receive` then
+            returns early so that the caller can look at its flags.
+    """
+
+    def __init__(self, sock: socket.socket, wake: socket.socket | None = None) -> None:
+        self._sock = sock
+        self._wake = wake
+        self._buffer = bytearray()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        if wake is not None:
+            self._poll.register(wake, select.POLLIN)
+
+    def send(self, frame: bytes) -> None:
+        """Sends one frame; raises `PipeClosedError` when nobody reads any more."""
+        try:
+            self._sock.sendall(_LENGTH.pack(len(frame)) + frame)
+        except OSError as error:
+            raise PipeClosedError from error
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """The next frame, or None after `timeout_s` seconds or a signal without one.
+
+        Raises `PipeClosedError` when the other side has gone.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (frame := self._take()) is None:
+            remaining_ms = max(0.0, deadline - time.monotonic()) * 1e3
+            ready = self._poll.poll(remaining_ms)
+            if not ready:
+                return None
+            if any(fd == self._sock.fileno() for fd, _ in ready):
+                self._fill()
+            elif self._wake is not None:
+                self._wake.recv(64)
+                return None
+        return frame
+
+    def close(self) -> None:
+        """Closes this end; the other side reads what was sent, then the end."""
+        self._sock.close()
+
+    def _take(self) -> bytes | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+        if len(self._buffer) < end:
+            return None
+        frame = bytes(memoryview(self._buffer)[_LENGTH.size : end])
+        del self._buffer[:end]
+        return frame
+
+    def _fill(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except OSError as error:
+            raise PipeClosedError from error
+        if not data:
+            raise PipeClosedError
+        self._buffer += data
+
+
+class AsyncPipe:
+    """The transport's end, on asyncio streams."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, sock: socket.socket) -> "AsyncPipe":
+        """Takes over a connected stream socket."""
+        return cls(*await asyncio.open_connection(sock=sock))
+
+    async def send(self, frame: bytes) -> None:
+        """Sends one frame, waiting while the executor is far behind.
+
+        Raises `PipeClosedError` when the executor has gone.
+        """
+        try:
+            self._writer.write(_LENGTH.pack(len(frame)) + frame)
+            await self._writer.drain()
+        except OSError as error:
+            raise PipeClosedError from error
+
+    async def receive(self) -> bytes:
+        """The next frame; raises `PipeClosedError` when the executor has gone."""
+        try:
+            header = await self._reader.readexactly(_LENGTH.size)
+            return await self._reader.readexactly(_LENGTH.unpack(header)[0])
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise PipeClosedError from error

@@ -1,0 +1,144 @@
+"""What the scheduler tells the worker and what the worker answers, as frozen data.
+
+Columns are int32 arrays; parallel columns share an index. `worker.proto` is the contract;
+`worker.wire` translates.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Column = npt.NDArray[np.int32]
+Float32Column = npt.NDArray[np.float32]
+UInt8Column = npt.NDArray[np.uint8]
+
+FINISH_STOP = 1
+FINISH_LENGTH = 2
+FINISH_ERROR = 4
+"""Values of the finish column, those of `quire.v1.FinishReason`; 0 goes on."""
+
+
+class PlanError(Exception):
+    """A plan that contradicts the mirror: scheduler and worker no longer agree on the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a sequence's tokens are chosen; see `SamplingParams` in sampling.proto."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    bias_token_ids: tuple[int, ...] = ()
+    bias: tuple[float, ...] = ()
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence takes a slot, in full."""
+
+    slot: int
+    generation: int
+    token_ids: Int32Column
+    """All tokens known so far, prompt first."""
+    num_prompt_tokens: int
+    max_total_tokens: int
+    blocks: Int32Column
+    num_computed: int
+    seed: int
+    """Unsigned, 64 bits."""
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """One step: a change to the mirror, then one forward pass over decode rows and chunks."""
+
+    epoch: int
+    step_id: int
+    retire: Int32Column
+    admit: tuple[Admission, ...]
+    append_slot: Int32Column
+    append_index: Int32Column
+    append_block: Int32Column
+    decode: Int32Column | None
+    """The decode set from this plan on, in batch order; None: as in the plan before."""
+    chunk_slot: Int32Column
+    chunk_start: Int32Column
+    chunk_length: Int32Column
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """A new attachment: everything of an older epoch is void."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what was sent, then leave."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of some result rows; see `LogprobColumns` in sampling.proto."""
+
+    row: Int32Column
+    logprob: Float32Column
+    rank: Int32Column
+    num_top: Int32Column
+    top_token_id: Int32Column
+    top_logprob: Float32Column
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Microseconds of one step."""
+
+    wait_us: int = 0
+    prepare_us: int = 0
+    forward_us: int = 0
+    sample_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a plan produced: one entry per live row that sampled."""
+
+    epoch: int
+    step_id: int
+    slot: Int32Column
+    generation: Int32Column
+    token_id: Int32Column
+    finish: UInt8Column
+    """0, or why the row ended; the token of a row that ended by error means nothing."""
+    logprobs: Logprobs | None
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who this worker is and what it holds; see `Hello` in worker.proto."""
+
+    worker_id: str
+    replica_id: str
+    model_name: str
+    model_revision: str
+    max_model_len: int
+    vocab_size: int
+    dtype: str
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    pid: int
+    device: str

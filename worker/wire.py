@@ -1,0 +1,149 @@
+"""Protobuf ⇄ frozen dataclasses: the only file of the executor that knows the messages."""
+
+import numpy as np
+
+from protos.quire.v1 import sampling_pb2, worker_pb2
+from worker.plans import (
+    Admission,
+    BatchPlan,
+    Drain,
+    Hello,
+    Int32Column,
+    Logprobs,
+    PlanError,
+    Sampling,
+    StepResult,
+    Welcome,
+)
+
+PROTOCOL_VERSION = 1
+
+
+def parse_response(frame: bytes) -> Welcome | BatchPlan | Drain:
+    """What an AttachResponse says; raises `PlanError` when it says nothing known."""
+    response = worker_pb2.AttachResponse.FromString(frame)
+    match response.WhichOneof("message"):
+        case "plan":
+            return _plan(response.plan)
+        case "welcome":
+            return Welcome(response.welcome.epoch)
+        case "drain":
+            return Drain()
+        case _:
+            raise PlanError("the scheduler sent a message that this worker does not know")
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """The AttachRequest that opens every stream."""
+    return worker_pb2.AttachRequest(
+        hello=worker_pb2.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            worker_id=hello.worker_id,
+            replica_id=hello.replica_id,
+            rank=0,
+            world_size=1,
+            model=worker_pb2.ModelCard(
+                name=hello.model_name,
+                revision=hello.model_revision,
+                max_model_len=hello.max_model_len,
+                vocab_size=hello.vocab_size,
+                dtype=hello.dtype,
+            ),
+            num_blocks=hello.num_blocks,
+            block_size=hello.block_size,
+            max_num_seqs=hello.max_num_seqs,
+            max_num_batched_tokens=hello.max_num_batched_tokens,
+            pid=hello.pid,
+            device=hello.device,
+        )
+    ).SerializeToString()
+
+
+def encode_result(result: StepResult) -> bytes:
+    """The AttachRequest that answers one plan."""
+    message = worker_pb2.StepResult(
+        epoch=result.epoch,
+        step_id=result.step_id,
+        slot=result.slot.tobytes(),
+        generation=result.generation.tobytes(),
+        token_id=result.token_id.tobytes(),
+        finish=result.finish.tobytes(),
+        timing=worker_pb2.StepTiming(
+            wait_us=result.timing.wait_us,
+            prepare_us=result.timing.prepare_us,
+            forward_us=result.timing.forward_us,
+            sample_us=result.timing.sample_us,
+        ),
+    )
+    if result.logprobs is not None:
+        message.logprobs.CopyFrom(_logprob_columns(result.logprobs))
+    return worker_pb2.AttachRequest(result=message).SerializeToString()
+
+
+def encode_telemetry(num_steps: int, rss_bytes: int) -> bytes:
+    """The AttachRequest that shows an idle executor alive."""
+    return worker_pb2.AttachRequest(
+        telemetry=worker_pb2.Telemetry(num_steps=num_steps, rss_bytes=rss_bytes)
+    ).SerializeToString()
+
+
+def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
+    return BatchPlan(
+        epoch=plan.epoch,
+        step_id=plan.step_id,
+        retire=_int32(plan.retire_slot),
+        admit=tuple(_admission(admission) for admission in plan.admit),
+        append_slot=_int32(plan.append_slot),
+        append_index=_int32(plan.append_index),
+        append_block=_int32(plan.append_block),
+        decode=_int32(plan.decode_slot) if plan.HasField("decode_slot") else None,
+        chunk_slot=_int32(plan.chunk_slot),
+        chunk_start=_int32(plan.chunk_start),
+        chunk_length=_int32(plan.chunk_length),
+    )
+
+
+def _admission(admission: worker_pb2.Admission) -> Admission:
+    return Admission(
+        slot=admission.slot,
+        generation=admission.generation,
+        token_ids=_int32(admission.token_id),
+        num_prompt_tokens=admission.num_prompt_tokens,
+        max_total_tokens=admission.max_total_tokens,
+        blocks=_int32(admission.block),
+        num_computed=admission.num_computed,
+        seed=admission.seed,
+        sampling=_sampling(admission.sampling),
+    )
+
+
+def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:
+    return Sampling(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        stop_token_ids=tuple(params.stop_token_ids),
+        min_tokens=params.min_tokens,
+        bias_token_ids=tuple(_int32(params.logit_bias_token_id).tolist()),
+        bias=tuple(np.frombuffer(params.logit_bias, "<f4").tolist()),
+        num_logprobs=params.num_logprobs if params.HasField("num_logprobs") else None,
+    )
+
+
+def _logprob_columns(logprobs: Logprobs) -> sampling_pb2.LogprobColumns:
+    return sampling_pb2.LogprobColumns(
+        row=logprobs.row.tobytes(),
+        logprob=logprobs.logprob.tobytes(),
+        rank=logprobs.rank.tobytes(),
+        num_top=logprobs.num_top.tobytes(),
+        top_token_id=logprobs.top_token_id.tobytes(),
+        top_logprob=logprobs.top_logprob.tobytes(),
+    )
+
+
+def _int32(column: bytes) -> Int32Column:
+    return np.frombuffer(column, "<i4")
