@@ -1,0 +1,187 @@
+"""A model directory's safetensors files: headers checked in full before any weight is read.
+
+A file is 8 bytes (little-endian header length), a JSON header (name: dtype, shape, byte range) and
+the data. A truncated or damaged file shows when the ranges do not fill the file exactly.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
+_ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_MAX_HEADER_BYTES = 100_000_000
+_SAMPLES_PER_FILE, _SAMPLE_BYTES = 64, 4096
+
+
+class CheckpointError(ValueError):
+    """A weight file is missing, damaged or does not fit the model; the message names it."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor is.
+
+    Attributes:
+        file: the safetensors file.
+        dtype: safetensors' name, for example "BF16".
+        shape: dimensions.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All tensors of a model directory.
+
+    Attributes:
+        files: the safetensors files, sorted.
+        entries: by tensor name.
+    """
+
+    files: tuple[Path, ...]
+    entries: Mapping[str, TensorEntry]
+
+    @classmethod
+    def open(cls, directory: Path) -> "Checkpoint":
+        """Finds the files (sharded by an index, or one) and checks every header.
+
+        Raises:
+            CheckpointError: no file, a file that is truncated or damaged, an index naming
+                what is not there.
+        """
+        files, promised = _find_files(directory)
+        entries: dict[str, TensorEntry] = {}
+        for file in files:
+            for name, entry in _read_header(file).items():
+                if name in entries:
+                    raise CheckpointError(
+                        f"tensor {name} is in both {entries[name].file.name} and {file.name}"
+                    )
+                entries[name] = entry
+        absent = sorted(set(promised) - set(entries))
+        if absent:
+            raise CheckpointError(f"the index promises tensors that no file has: {_few(absent)}")
+        return cls(files, entries)
+
+    def check_shapes(self, expected: Mapping[str, tuple[int, ...]], ignored: set[str]) -> None:
+        """Holds the tensors against what the model needs.
+
+        Args:
+            expected: shape by name.
+            ignored: names that may be present without being used.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, misshapen or not floating point.
+        """
+        missing = sorted(set(expected) - set(self.entries))
+        if missing:
+            raise CheckpointError(f"{len(missing)} tensors are missing: {_few(missing)}")
+        unknown = sorted(set(self.entries) - set(expected) - ignored)
+        if unknown:
+            raise CheckpointError(
+                f"{len(unknown)} tensors have no place in this architecture: {_few(unknown)}"
+            )
+        for name, shape in expected.items():
+            entry = self.entries[name]
+            if entry.shape != shape:
+                raise CheckpointError(
+                    f"tensor {name} has shape {list(entry.shape)}; "
+                    f"the config asks for {list(shape)}"
+                )
+            if entry.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"tensor {name} has type {entry.dtype}; only {', '.join(_FLOATS)} are supported"
+                )
+
+    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """One tensor, converted and placed."""
+        with safe_open(self.entries[name].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor.to(device=device, dtype=dtype, copy=True)
+
+    def update_digest(self, digest: "hashlib.blake2b") -> None:
+        """Feeds names, sizes, headers and evenly spaced samples of the data: fine-tunes of one
+        base differ in no header, and reading all bytes would take longer than loading."""
+        for path in self.files:
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+                for index in range(_SAMPLES_PER_FILE):
+                    file.seek(size * index // _SAMPLES_PER_FILE)
+                    digest.update(file.read(_SAMPLE_BYTES))
+
+
+def _find_files(directory: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]:
+    index = directory / "model.safetensors.index.json"
+    single = directory / "model.safetensors"
+    if not index.is_file():
+        if not single.is_file():
+            raise CheckpointError(
+                "no model.safetensors and no model.safetensors.index.json; "
+                "only safetensors weights are loaded"
+            )
+        return (single,), {}
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = tuple(sorted({directory / name for name in weight_map.values()}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index.name} is not a valid index: {error!r}") from error
+    for file in files:
+        if file.parent != directory or not file.is_file():
+            raise CheckpointError(f"{index.name} names {file.name}, which is not there")
+    return files, weight_map
+
+
+def _read_header(file: Path) -> dict[str, TensorEntry]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise CheckpointError(
+                f"{file.name} is truncated or damaged: "
+                f"it has {size} bytes and claims a header of {length}"
+            )
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries, end = _parse_entries(file, header)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file.name} has a damaged header: {error!r}") from error
+    if 8 + length + end != size:
+        raise CheckpointError(
+            f"{file.name} is truncated or damaged: "
+            f"it has {size} bytes and its header describes {8 + length + end}"
+        )
+    return entries
+
+
+def _parse_entries(file: Path, header: Mapping[str, Any]) -> tuple[dict[str, TensorEntry], int]:
+    """Entries by name, and the end of the data; ranges must join without gap or overlap."""
+    entries: dict[str, TensorEntry] = {}
+    end = 0
+    for name, fields in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape = fields["dtype"], tuple(fields["shape"])
+        start, stop = fields["data_offsets"]
+        if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
+            raise ValueError(f"the byte range of {name} is wrong")
+        entries[name], end = TensorEntry(file, dtype, shape), stop
+    return entries, end
+
+
+def _few(names: list[str]) -> str:
+    """Up to three names, for one readable line."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,145 @@
+"""From a model directory to a model that can run: whole, or a `LoadError` with one clear line.
+
+Configuration and all weight-file headers are checked before the first weight is read, so nothing is
+ever half loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worker.checkpoint import Checkpoint, CheckpointError
+from worker.models.config import ModelConfig, UnsupportedModelError
+from worker.models.llama import LlamaModel, checkpoint_tensors
+
+
+class LoadError(Exception):
+    """The directory cannot be served; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what the rest of the worker must know of it.
+
+    Attributes:
+        config: dimensions and constants.
+        model: the weights and the forward pass.
+        dtype: number format of weights and KV.
+        max_model_len: the longest sequence served, in tokens.
+        eos_token_ids: tokens that end a sequence, ascending.
+        revision: changes whenever configuration or weights do.
+        weight_bytes: memory that the weights occupy.
+    """
+
+    config: ModelConfig
+    model: LlamaModel
+    dtype: torch.dtype
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    revision: str
+    weight_bytes: int
+
+
+def load_model(
+    path: Path, *, dtype: str, device: torch.device, max_model_len: int | None = None
+) -> LoadedModel:
+    """Loads a Hugging Face directory.
+
+    Args:
+        path: holds config.json and safetensors, sharded or not.
+        dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on a CPU and what the
+            checkpoint declares elsewhere.
+        device: where the weights go.
+        max_model_len: tokens; None for the model's own limit.
+
+    Raises:
+        LoadError: the directory is missing, incomplete, damaged or not supported.
+    """
+    try:
+        raw = _read_json(path, "config.json")
+        config = ModelConfig.parse(raw)
+        length = _model_length(config, max_model_len)
+        eos_token_ids = _eos_token_ids(path, raw, config)
+        checkpoint = Checkpoint.open(path)
+        checkpoint.check_shapes(checkpoint_tensors(config), _ignored_tensors(config))
+    except (UnsupportedModelError, CheckpointError) as error:
+        raise LoadError(f"model {path}: {error}") from error
+    weight_dtype = _weight_dtype(config, dtype, device)
+    model = LlamaModel(config, lambda name: checkpoint.read(name, weight_dtype, device))
+    digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
+    digest.update(str(weight_dtype).encode())
+    checkpoint.update_digest(digest)
+    return LoadedModel(
+        config=config,
+        model=model,
+        dtype=weight_dtype,
+        max_model_len=length,
+        eos_token_ids=eos_token_ids,
+        revision=digest.hexdigest(),
+        weight_bytes=model.weight_bytes,
+    )
+
+
+def _read_json(path: Path, name: str) -> Mapping[str, Any]:
+    if not path.is_dir():
+        raise LoadError(f"model {path}: no such directory")
+    file = path / name
+    if not file.is_file():
+        raise LoadError(f"model {path}: no {name} in it")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoadError(f"model {path}: {name} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise LoadError(f"model {path}: {name} is not a JSON object")
+    return raw
+
+
+def _model_length(config: ModelConfig, asked: int | None) -> int:
+    limit = config.max_position
+    length = limit if asked is None else asked
+    if not 1 <= length <= limit:
+        raise UnsupportedModelError(f"max_model_len is {length}; this model has 1 to {limit}")
+    window = config.sliding_window
+    if window is not None and length > window:
+        raise UnsupportedModelError(
+            f"sliding_window is {window} and is not supported beyond that length; "
+            f"max_model_len is {length}, use at most {window}"
+        )
+    return length
+
+
+def _eos_token_ids(path: Path, raw: Mapping[str, Any], config: ModelConfig) -> tuple[int, ...]:
+    """What generation_config.json says, else config.json; one id or a list."""
+    named = None
+    if (path / "generation_config.json").is_file():
+        named = _read_json(path, "generation_config.json").get("eos_token_id")
+    if named is None:
+        named = raw.get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    for token_id in ids:
+        if not isinstance(token_id, int) or not 0 <= token_id < config.vocab_size:
+            raise UnsupportedModelError(
+                f"eos_token_id is {token_id!r}; token ids are 0 to {config.vocab_size - 1}"
+            )
+    return tuple(sorted(set(ids)))
+
+
+def _weight_dtype(config: ModelConfig, asked: str, device: torch.device) -> torch.dtype:
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if asked != "auto":
+        return named[asked]
+    return torch.float32 if device.type == "cpu" else config.dtype
+
+
+def _ignored_tensors(config: ModelConfig) -> set[str]:
+    """Tensors that older checkpoints carry and the model computes or shares."""
+    ignored = {
+        f"model.layers.{index}.self_attn.rotary_emb.inv_freq" for index in range(config.num_layers)
+    }
+    return ignored | ({"lm_head.weight"} if config.tied_embeddings else set())
