@@ -102,7 +102,7 @@ def rope_and_store(
     _, num_kv_heads, block_size, head_dim = keys.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
-    query, key, value = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+    query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     block, offset = slots // block_size, slots % block_size
     keys[block, :, offset] = rotate(key, cos, sin)
     values[block, :, offset] = value
