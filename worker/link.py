@@ -119,7 +119,7 @@ class Link:
             stream: _Stream = channel.stream_stream(ATTACH)()
             try:
                 await stream.write(self._hello)
-                while (message := await stream.read()) is not grpc.aio.EOF:
+                while isinstance(message := await stream.read(), bytes):
                     if self._stream is None:
                         # The first message is Welcome: from its mark on, results go to this stream.
                         self._num_welcomes += 1

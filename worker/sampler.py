@@ -1,0 +1,305 @@
+"""Chooses a step's tokens: each slot's sampling parameters, and which functions its rows need.
+
+What a set of rows needs is worked out when the set changes, not each step: a batch of greedy rows
+costs one argmax. Penalties read tables of token counts, one row per slot, which a step updates by
+one entry per row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kernels import sampling
+from kernels.sampling import DrawParams, TokenLogprobs
+from worker.plans import Admission, Float32Column, Logprobs, Sampling
+from worker.step_state import Int64Column, SampledColumns, SampledRows
+
+NO_LOGPROBS = -1
+
+
+@dataclass(frozen=True)
+class RowLogprobs:
+    """Log-probabilities of some sampled rows.
+
+    Attributes:
+        rows: indices among the step's sampled rows, ascending.
+        num_top: alternatives that each of them asked for.
+        values: on the device, one row each; as many alternatives as the most asked for.
+    """
+
+    rows: Int64Column
+    num_top: Int64Column
+    values: TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Tokens of a step's sampled rows, on the device.
+
+    Attributes:
+        token_id: [rows] int64.
+        failed: [rows] bool: the logits were not finite, the token means nothing.
+        logprobs: of the rows that asked; None when none did.
+    """
+
+    token_id: torch.Tensor
+    failed: torch.Tensor
+    logprobs: RowLogprobs | None
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """Additions to single logits; the columns share an index."""
+
+    row: torch.Tensor
+    token_id: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Ban:
+    """Stop tokens banned in a row while its new token's position is below `until`."""
+
+    row: torch.Tensor
+    token_id: torch.Tensor
+    until: torch.Tensor
+    host_rows: Int64Column
+    host_until: Int64Column
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What one set of rows needs beyond an argmax; None where no row needs it."""
+
+    bias: _Bias | None
+    ban: _Ban | None
+    penalized: torch.Tensor | None
+    penalties: torch.Tensor
+    random: torch.Tensor | None
+    draw: DrawParams | None
+    logprob_rows: Int64Column
+    num_top: Int64Column
+
+
+class Sampler:
+    """Sampling parameters by slot, and the step's choice of tokens.
+
+    Args:
+        max_num_seqs: slots.
+        vocab_size: columns of the logits.
+        device: where the logits are.
+    """
+
+    def __init__(self, *, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._vocab_size = vocab_size
+        self._device = device
+        self._sampling = [Sampling()] * max_num_seqs
+        self._temperature = np.zeros(max_num_seqs, np.float32)
+        self._top_k = np.zeros(max_num_seqs, np.int64)
+        self._top_p = np.ones(max_num_seqs, np.float32)
+        self._min_p = np.zeros(max_num_seqs, np.float32)
+        self._seed = np.zeros(max_num_seqs, np.uint64)
+        self._penalties = np.zeros((3, max_num_seqs), np.float32)
+        self._is_penalized = np.zeros(max_num_seqs, np.bool_)
+        self._is_biased = np.zeros(max_num_seqs, np.bool_)
+        self._ban_until = np.zeros(max_num_seqs, np.int64)
+        self._num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
+        # Made when a sequence first needs them: slots × vocabulary is large.
+        self._output_count: torch.Tensor | None = None
+        self._in_prompt: torch.Tensor | None = None
+        self._needs: _Needs | None = None
+        self._needs_of: int | None = None
+
+    def admit(self, admission: Admission) -> None:
+        """Takes the parameters of a slot's new sequence."""
+        slot, params = admission.slot, admission.sampling
+        self._sampling[slot] = params
+        self._temperature[slot] = params.temperature
+        self._top_k[slot] = params.top_k
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._seed[slot] = admission.seed
+        self._is_biased[slot] = bool(params.bias)
+        self._ban_until[slot] = admission.num_prompt_tokens + params.min_tokens
+        self._num_logprobs[slot] = (
+            NO_LOGPROBS if params.num_logprobs is None else params.num_logprobs
+        )
+        penalties = (
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
+        self._penalties[:, slot] = penalties
+        self._is_penalized[slot] = penalties != (1.0, 0.0, 0.0)
+        if self._is_penalized[slot]:
+            self._count_known_tokens(admission)
+
+    def _count_known_tokens(self, admission: Admission) -> None:
+        if self._output_count is None or self._in_prompt is None:
+            shape = (self._max_num_seqs, self._vocab_size)
+            self._output_count = torch.zeros(shape, dtype=torch.int32, device=self._device)
+            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        tokens = admission.token_ids
+        in_vocabulary = (tokens >= 0) & (tokens < self._vocab_size)
+        tokens = np.where(in_vocabulary, tokens, 0)
+        prompt = np.zeros(self._vocab_size, np.bool_)
+        prompt[tokens[: admission.num_prompt_tokens]] = True
+        output = np.bincount(
+            tokens[admission.num_prompt_tokens :], minlength=self._vocab_size
+        ).astype(np.int32)
+        self._in_prompt[admission.slot] = torch.from_numpy(prompt)
+        self._output_count[admission.slot] = torch.from_numpy(output)
+
+    def sample(self, logits: torch.Tensor, rows: SampledRows) -> Sampled:
+        """Chooses a token for every row.
+
+        Args:
+            logits: [rows, vocab_size] float32, contiguous; changed in place.
+            rows: whose they are.
+        """
+        needs = self._needs_for(rows)
+        token_id = sampling.argmax(logits)
+        # A NaN is what argmax finds first, and an infinity is the largest: one look at the winner
+        # tells whether the row is finite where it matters.
+        failed = ~torch.isfinite(logits.gather(1, token_id[:, None])[:, 0])
+        raw = None
+        if len(needs.logprob_rows):
+            raw = logits[self._upload(needs.logprob_rows)]
+        if self._adjust(logits, needs, rows):
+            token_id = sampling.argmax(logits)
+        if needs.random is not None and needs.draw is not None:
+            token_id[needs.random] = self._draw(logits, needs.random, needs.draw, rows)
+        if needs.penalized is not None and self._output_count is not None:
+            live = rows.live[needs.penalized].int()
+            where = (rows.slot[needs.penalized], token_id[needs.penalized])
+            self._output_count.index_put_(where, live, accumulate=True)
+        logprobs = None
+        if raw is not None:
+            chosen = token_id[self._upload(needs.logprob_rows)]
+            values = sampling.token_logprobs(raw, chosen, int(needs.num_top.max()))
+            logprobs = RowLogprobs(needs.logprob_rows, needs.num_top, values)
+        return Sampled(token_id, failed, logprobs)
+
+    def _adjust(self, logits: torch.Tensor, needs: _Needs, rows: SampledRows) -> bool:
+        """Bias, bans and penalties, in place; whether there were any."""
+        changed = False
+        if needs.bias is not None:
+            sampling.add_at_(logits, needs.bias.row, needs.bias.token_id, needs.bias.value)
+            changed = True
+        ban = needs.ban
+        if ban is not None and (rows.positions[ban.host_rows] < ban.host_until).any():
+            value = torch.where(rows.position[ban.row] < ban.until, -torch.inf, 0.0)
+            sampling.add_at_(logits, ban.row, ban.token_id, value)
+            changed = True
+        if needs.penalized is not None:
+            assert self._in_prompt is not None
+            assert self._output_count is not None
+            slot = rows.slot[needs.penalized]
+            logits[needs.penalized] = sampling.penalize(
+                logits[needs.penalized],
+                self._in_prompt[slot],
+                self._output_count[slot],
+                *needs.penalties,
+            )
+            changed = True
+        return changed
+
+    def _draw(
+        self, logits: torch.Tensor, random: torch.Tensor, draw: DrawParams, rows: SampledRows
+    ) -> torch.Tensor:
+        every_row = len(random) == len(logits)
+        chosen = logits if every_row else logits[random]
+        return sampling.draw(chosen, draw, rows.position[random])
+
+    def _needs_for(self, rows: SampledRows) -> _Needs:
+        if self._needs is None or rows.membership is None or rows.membership != self._needs_of:
+            self._needs = self._work_out_needs(rows)
+            self._needs_of = rows.membership
+        return self._needs
+
+    def _work_out_needs(self, rows: SampledRows) -> _Needs:
+        slots = rows.slots
+        random = np.flatnonzero(self._temperature[slots] > 0)
+        penalized = np.flatnonzero(self._is_penalized[slots])
+        logprob_rows = np.flatnonzero(self._num_logprobs[slots] != NO_LOGPROBS)
+        chosen = slots[random]
+        draw = None
+        if len(random):
+            draw = DrawParams(
+                temperature=self._upload(self._temperature[chosen]),
+                top_k=self._upload(self._top_k[chosen]),
+                top_p=self._upload(self._top_p[chosen]),
+                min_p=self._upload(self._min_p[chosen]),
+                seed=self._upload(self._seed[chosen].view(np.int64)),
+            )
+        return _Needs(
+            bias=self._bias_of(slots),
+            ban=self._ban_of(rows),
+            penalized=self._upload(penalized) if len(penalized) else None,
+            penalties=self._upload(self._penalties[:, slots[penalized]]),
+            random=self._upload(random) if len(random) else None,
+            draw=draw,
+            logprob_rows=logprob_rows,
+            num_top=self._num_logprobs[slots[logprob_rows]],
+        )
+
+    def _bias_of(self, slots: Int64Column) -> _Bias | None:
+        entries = [
+            (row, token, bias)
+            for row in np.flatnonzero(self._is_biased[slots]).tolist()
+            for token, bias in zip(
+                self._sampling[slots[row]].bias_token_ids,
+                self._sampling[slots[row]].bias,
+                strict=True,
+            )
+            if 0 <= token < self._vocab_size
+        ]
+        if not entries:
+            return None
+        row, token, bias = zip(*entries, strict=True)
+        return _Bias(
+            self._upload(np.array(row)),
+            self._upload(np.array(token)),
+            self._upload(np.array(bias, np.float32)),
+        )
+
+    def _ban_of(self, rows: SampledRows) -> _Ban | None:
+        until = self._ban_until[rows.slots]
+        entries = [
+            (row, token)
+            for row in np.flatnonzero(rows.positions < until).tolist()
+            for token in set(self._sampling[rows.slots[row]].stop_token_ids)
+            if 0 <= token < self._vocab_size
+        ]
+        if not entries:
+            return None
+        row, token = (np.array(column) for column in zip(*entries, strict=True))
+        return _Ban(
+            self._upload(row), self._upload(token), self._upload(until[row]), row, until[row]
+        )
+
+    def _upload(self, column: npt.NDArray[np.number]) -> torch.Tensor:
+        return torch.from_numpy(column).to(self._device, non_blocking=True)
+
+
+def logprob_columns(logprobs: RowLogprobs, columns: SampledColumns) -> Logprobs | None:
+    """The logprobs of a step's live rows, as the result carries them; None when there are none."""
+    alive = np.isin(logprobs.rows, columns.row)
+    if not alive.any():
+        return None
+    values = logprobs.values
+    num_top = logprobs.num_top[alive]
+    wanted = np.arange(values.top_token_id.shape[1]) < num_top[:, None]
+    top_token_id = values.top_token_id.cpu().numpy()[alive][wanted]
+    top_logprob: Float32Column = values.top_logprob.cpu().numpy()[alive][wanted]
+    return Logprobs(
+        row=np.searchsorted(columns.row, logprobs.rows[alive]).astype(np.int32),
+        logprob=values.logprob.cpu().numpy()[alive],
+        rank=values.rank.cpu().numpy()[alive].astype(np.int32),
+        num_top=num_top.astype(np.int32),
+        top_token_id=top_token_id.astype(np.int32),
+        top_logprob=top_logprob,
+    )
