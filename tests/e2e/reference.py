@@ -1,0 +1,84 @@
+"""The oracle of the end-to-end tests: transformers' own greedy generation in float32.
+
+Two tokens whose logits differ by less than `TIE` are both right: the order in which a float32 sum
+is taken decides between them. `Reference.num_ties` counts how often that was needed.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+TIE = 1e-4
+NUM_OUTPUT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as token ids, and whether the model's end token ends the answer."""
+
+    token_ids: tuple[int, ...]
+    ignore_eos: bool
+
+
+@dataclass
+class Reference:
+    """Greedy answers of transformers, each computed once."""
+
+    model_dir: Path
+    num_ties: int = 0
+    _answers: dict[Prompt, list[int]] = field(default_factory=dict)
+    _accepted: set[tuple[Prompt, tuple[int, ...]]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
+        self._model.eval()
+        self._eos = self._model.generation_config.eos_token_id
+
+    def answer(self, prompt: Prompt) -> list[int]:
+        """Up to 64 tokens, as `generate` chooses them."""
+        if prompt not in self._answers:
+            ids = torch.tensor([prompt.token_ids])
+            config = GenerationConfig(
+                max_new_tokens=NUM_OUTPUT_TOKENS,
+                do_sample=False,
+                eos_token_id=None if prompt.ignore_eos else self._eos,
+                pad_token_id=self._eos,
+            )
+            with torch.inference_mode():
+                out = self._model.generate(
+                    ids, attention_mask=torch.ones_like(ids), generation_config=config
+                )
+            self._answers[prompt] = out[0, len(prompt.token_ids) :].tolist()
+        return self._answers[prompt]
+
+    def check(self, prompt: Prompt, output: list[int]) -> None:
+        """Raise AssertionError unless `output` is a greedy answer, up to ties."""
+        expected = self.answer(prompt)
+        key = (prompt, tuple(output))
+        if output == expected or key in self._accepted:
+            return
+        at = next(
+            (i for i, (a, b) in enumerate(zip(output, expected, strict=False)) if a != b),
+            min(len(output), len(expected)),
+        )
+        gaps = self._gaps(prompt, output)
+        worst = max(range(len(gaps)), key=gaps.__getitem__)
+        assert gaps[worst] <= TIE, (
+            f"prompt of {len(prompt.token_ids)} tokens: output leaves transformers' at token {at}, "
+            f"and token {worst} is {gaps[worst]:.2e} below the best logit"
+        )
+        ended = not prompt.ignore_eos and output[-1] == self._eos
+        assert len(output) == NUM_OUTPUT_TOKENS or ended, f"ended after {len(output)} tokens"
+        assert prompt.ignore_eos or self._eos not in output[:-1]
+        self.num_ties += 1
+        self._accepted.add(key)
+
+    def _gaps(self, prompt: Prompt, output: list[int]) -> list[float]:
+        """How far each output token's logit is below the best one, given the tokens before it."""
+        ids = torch.tensor([[*prompt.token_ids, *output]])
+        with torch.inference_mode():
+            logits = self._model(ids, logits_to_keep=len(output) + 1).logits[0, :-1]
+        chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
+        return (logits.max(dim=1).values - chosen).tolist()

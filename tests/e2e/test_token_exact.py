@@ -1,0 +1,128 @@
+"""Greedy output equals transformers' own, token by token, however the work was cut up.
+
+The real model, three real processes over real gRPC. The default tier covers every pair of settings,
+the slow tier every combination.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from allpairspy import AllPairs
+
+from quire import LLM, SamplingParams
+from tests.e2e.prompts import load_prompts
+from tests.e2e.reference import NUM_OUTPUT_TOKENS, Prompt, Reference
+
+MAX_MODEL_LEN = 2560
+SMALL_POOL_TOKENS = 2624
+"""Room for the longest request and little else: several at once must preempt one another."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to cut up the same work."""
+
+    prefix_caching: bool
+    token_budget: int
+    block_size: int
+    concurrency: int
+    replicas: int
+    small_pool: bool
+
+    def __str__(self) -> str:
+        cache = "cache" if self.prefix_caching else "nocache"
+        pool = "small" if self.small_pool else "large"
+        return (
+            f"{cache}-chunk{self.token_budget}-block{self.block_size}-c{self.concurrency}"
+            f"-r{self.replicas}-{pool}"
+        )
+
+    @property
+    def preempts(self) -> bool:
+        """Whether sequences must compete for blocks. A budget of 16 tokens caps how many run."""
+        return self.small_pool and self.concurrency > 1
+
+
+FACTORS = [[True, False], [16, 64, 8192], [8, 16, 32], [1, 8, 32], [1, 2], [True, False]]
+# Alone on its replica a sequence never competes for blocks.
+MEANINGFUL = [
+    s
+    for s in itertools.starmap(Setting, itertools.product(*FACTORS))
+    if s.concurrency > 1 or not s.small_pool
+]
+
+
+def _meaningful(row: list[object]) -> bool:
+    return len(row) < 6 or row[3] != 1 or not row[5]
+
+
+PAIRWISE = [Setting(*row) for row in AllPairs(FACTORS, filter_func=_meaningful)]
+
+
+@pytest.fixture(scope="module")
+def reference(model_dir: Path) -> Iterator[Reference]:
+    oracle = Reference(model_dir)
+    yield oracle
+    print(f"\nties within 1e-4 that decided a token: {oracle.num_ties}")
+
+
+@pytest.fixture(scope="module")
+def prompts(model_dir: Path) -> list[Prompt]:
+    return load_prompts(model_dir)
+
+
+def serve(model_dir: Path, setting: Setting) -> LLM:
+    num_blocks = (
+        SMALL_POOL_TOKENS // setting.block_size
+        if setting.small_pool
+        else 16384 // setting.block_size
+    )
+    return LLM(
+        str(model_dir),
+        threads=1,
+        max_model_len=MAX_MODEL_LEN,
+        enable_prefix_caching=setting.prefix_caching,
+        max_num_batched_tokens=setting.token_budget,
+        block_size=setting.block_size,
+        max_num_seqs=setting.concurrency,
+        replicas=setting.replicas,
+        num_blocks=num_blocks,
+    )
+
+
+def check(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting) -> None:
+    params = [
+        SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=p.ignore_eos)
+        for p in prompts
+    ]
+    with serve(model_dir, setting) as llm:
+        outputs = llm.generate([p.token_ids for p in prompts], params, use_tqdm=False)
+        state = llm.state()
+    for prompt, output in zip(prompts, outputs, strict=True):
+        reference.check(prompt, output.outputs[0].token_ids)
+    if setting.preempts:
+        assert state["preemptions"] > 0, "the pool was meant to be too small"
+    assert state["running"] == state["waiting"] == state["blocks"]["used"] == 0
+
+
+def test_the_oracle_rejects_a_wrong_token(reference: Reference, prompts: list[Prompt]):
+    answer = reference.answer(prompts[17])
+    wrong = [*answer[:10], answer[10] + 1, *answer[11:]]
+    with pytest.raises(AssertionError, match="below the best logit"):
+        reference.check(prompts[17], wrong)
+
+
+@pytest.mark.parametrize("setting", PAIRWISE, ids=str)
+def test_pairwise(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting):
+    check(model_dir, reference, prompts, setting)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [s for s in MEANINGFUL if s not in PAIRWISE], ids=str)
+def test_every_combination(
+    model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
+):
+    check(model_dir, reference, prompts, setting)
