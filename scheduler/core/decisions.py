@@ -29,7 +29,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step of one replica, as a change to the worker's mirror; see `BatchPlan` in worker.proto."""
+    """One step of one replica, as a change to the worker's mirror: `BatchPlan` in worker.proto."""
 
     step_id: int
     retire: Int32Column

@@ -35,7 +35,7 @@ class Request:
     """The connection it came over; with a sequence id it names a sequence."""
     sequence_id: int
     token_ids: Int32Column
-    """Prompt, then output tokens the client already has (non-empty only when it is submitted anew)."""
+    """Prompt, then output tokens the client already has (some only when it is submitted anew)."""
     num_prompt_tokens: int
     max_tokens: int
     """Output tokens at most, counting those already in `token_ids`."""

@@ -1,0 +1,42 @@
+"""How the core decides: one frozen object, given once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """Limits and policy of one scheduler. Raises ValueError for values that cannot work."""
+
+    hash_seed: bytes
+    """Secret of this cell, at most 64 bytes: nobody outside can make two prefixes collide."""
+    max_num_seqs: int = 256
+    """Sequences running at once on one replica."""
+    max_num_batched_tokens: int = 2048
+    """Tokens one step of one replica may compute."""
+    enable_prefix_caching: bool = True
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    aging_s: float = 10.0
+    """Seconds of waiting that weigh as much as one step of priority."""
+    watermark: float = 0.01
+    """Share of a replica's blocks that admission leaves free for the sequences already running."""
+    max_crashes: int = 3
+    """Lost workers one sequence may have been running on; one more ends it."""
+    max_queued: int = 100_000
+    """Sequences waiting at most, over all replicas; preempted ones do not count against it."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queued"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= self.watermark < 1:
+            raise ValueError(f"watermark is {self.watermark}; it must be at least 0 and below 1")
+        if self.max_crashes < 0:
+            raise ValueError(f"max_crashes is {self.max_crashes}; it must be at least 0")
+        if not self.aging_s > 0:
+            raise ValueError(f"aging_s is {self.aging_s}; it must be above 0")
+        if len(self.hash_seed) > 64:
+            raise ValueError(f"hash_seed has {len(self.hash_seed)} bytes; at most 64 are allowed")
+        if self.policy not in ("fcfs", "priority"):
+            raise ValueError(f"policy is {self.policy!r}; it must be 'fcfs' or 'priority'")

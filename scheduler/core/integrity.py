@@ -1,0 +1,39 @@
+"""What must hold between any two events. Assertions only: nothing here changes anything."""
+
+from collections import Counter
+
+from scheduler.core.replica import Replica
+from scheduler.core.sequence import Sequence, Status
+
+
+def check_replica(replica: Replica) -> None:
+    """Raises AssertionError unless blocks, slots, queue and calendar of a replica agree."""
+    running = replica.slots.running()
+    mentions = Counter(block for sequence in running for block in sequence.blocks)
+    mentions.update(replica.limbo.mentions())
+    replica.pool.check_integrity(dict(mentions))
+    replica.slots.check_integrity([remains.slot for remains in replica.limbo])
+    replica.queue.check_integrity()
+    replica.calendar.check_integrity()
+    assert all(s.status is Status.WAITING for s in replica.queue), "a waiting sequence runs"
+    assert replica.sent or not list(replica.limbo), "limbo waits for a result that never comes"
+    for sequence in running:
+        _check_running(replica, sequence)
+
+
+def _check_running(replica: Replica, sequence: Sequence) -> None:
+    assert sequence.status is Status.RUNNING, "a slot's tenant does not run"
+    assert sequence.replica == replica.name, "a tenant belongs elsewhere"
+    computed = replica.num_computed(sequence)
+    confirmed = int(replica.slots.num_tokens[sequence.slot])
+    assert len(sequence.blocks) == replica.num_blocks_for(computed), "a block table is off"
+    assert computed < sequence.max_total_tokens, "computed beyond the limit"
+    assert sequence.num_known_tokens <= confirmed < sequence.max_total_tokens, "tokens are off"
+    prefills = sequence.slot in replica.prefilling
+    decodes = sequence.slot in replica.calendar
+    assert not (prefills and decodes), "a sequence both prefills and decodes"
+    if prefills:
+        assert computed < sequence.num_known_tokens, "a prefill is complete"
+    elif not decodes:
+        assert replica.sent, "a sequence waits for a result that never comes"
+    assert prefills or computed >= confirmed - 1, "a token came from a position never computed"

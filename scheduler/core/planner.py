@@ -1,0 +1,164 @@
+"""What the next step of a replica computes, under one budget.
+
+    1. the decode set   one token each, never paused; who has no block left preempts (preemption.py)
+    2. prefills         running sequences with known tokens to compute, in policy order
+    3. admissions       from the queue, in policy order, while tokens, slots and blocks last
+
+The budget is spent in that order, so a long prompt never delays a sequence that is already
+streaming. Prompts are cut into chunks by whatever is left of it.
+"""
+
+import numpy as np
+
+from scheduler.core.budget import StepBudget
+from scheduler.core.decisions import Admission, Plan
+from scheduler.core.events import Int32Column
+from scheduler.core.preemption import make_room_to_decode, make_room_to_prefill
+from scheduler.core.replica import Replica
+from scheduler.core.sequence import Sequence, Status
+
+
+def _column(values: list[int]) -> Int32Column:
+    return np.array(values, np.int32)
+
+
+class _Draft:
+    """The columns of a plan in the making."""
+
+    def __init__(self) -> None:
+        self.admit: list[Admission] = []
+        self.append_slot: list[int] = []
+        self.append_index: list[int] = []
+        self.append_block: list[int] = []
+        self.chunk_slot: list[int] = []
+        self.chunk_start: list[int] = []
+        self.chunk_length: list[int] = []
+
+    def append(self, slot: int, index: int, blocks: list[int]) -> None:
+        """Blocks that join a slot's table from `index` on."""
+        self.append_slot += [slot] * len(blocks)
+        self.append_index += range(index, index + len(blocks))
+        self.append_block += blocks
+
+    def chunk(self, slot: int, start: int, length: int) -> None:
+        """Known tokens to compute."""
+        self.chunk_slot.append(slot)
+        self.chunk_start.append(start)
+        self.chunk_length.append(length)
+
+    def drop(self, slots: list[int]) -> None:
+        """Forget the appends of slots that were vacated meanwhile."""
+        kept = [i for i, slot in enumerate(self.append_slot) if slot not in slots]
+        self.append_slot = [self.append_slot[i] for i in kept]
+        self.append_index = [self.append_index[i] for i in kept]
+        self.append_block = [self.append_block[i] for i in kept]
+
+
+class Planner:
+    """Makes one plan of one replica."""
+
+    def __init__(self, replica: Replica, now: float) -> None:
+        self._replica = replica
+        self._now = now
+        self._draft = _Draft()
+        self._num_preemptions_before = replica.counters.num_preemptions
+        self._budget = StepBudget(0, 0, 0)
+
+    def plan(self) -> Plan | None:
+        """The next step, which counts as sent; None if there is nothing to do now."""
+        replica = self._replica
+        for slot in replica.calendar.departing(replica.next_step):
+            replica.depart(slot)
+        if not self._grow_decodes():
+            replica.blocked = len(replica.queue) > 0
+            return None
+        self._budget.tokens = replica.max_step_tokens - len(replica.calendar)
+        self._continue_prefills()
+        self._admit_waiting()
+        num_decodes = len(replica.calendar)
+        if num_decodes == 0 and not self._draft.chunk_slot:
+            return None
+        return self._send(num_decodes)
+
+    def _grow_decodes(self) -> bool:
+        """A block for each decoding slot that enters a new one; False: they are still in limbo."""
+        replica = self._replica
+        slots = replica.calendar.crossing(replica.next_step)
+        if len(slots) > replica.pool.num_available:
+            crossers = make_room_to_decode(replica, [replica.slots.tenant(slot) for slot in slots])
+            if len(crossers) > replica.pool.num_available:
+                return False
+            slots = [sequence.slot for sequence in crossers]
+        for slot, block in zip(slots, replica.pool.allocate(len(slots)), strict=True):
+            blocks = replica.slots.tenant(slot).blocks
+            self._draft.append(slot, len(blocks), [block])
+            blocks.append(block)
+        return True
+
+    def _continue_prefills(self) -> None:
+        replica = self._replica
+        for sequence in sorted(replica.prefilling.values(), key=lambda s: s.order):
+            if sequence.status is not Status.RUNNING:
+                continue  # it was preempted for one before it
+            length = min(
+                sequence.num_known_tokens - sequence.num_computed_tokens, self._budget.tokens
+            )
+            end = sequence.num_computed_tokens + length
+            needed = replica.num_blocks_for(end) - len(sequence.blocks)
+            if needed > replica.pool.num_available:
+                self._draft.drop(make_room_to_prefill(replica, sequence, needed))
+                held = len(sequence.blocks) + min(needed, replica.pool.num_available)
+                length = min(end, held * replica.block_size) - sequence.num_computed_tokens
+            if length > 0:
+                self._compute(sequence, length)
+
+    def _compute(self, sequence: Sequence, length: int) -> None:
+        start, held = sequence.num_computed_tokens, len(sequence.blocks)
+        gained = self._replica.compute(sequence, length)
+        self._budget.spend(tokens=length)
+        self._draft.append(sequence.slot, held, gained)
+        self._draft.chunk(sequence.slot, start, length)
+
+    def _admit_waiting(self) -> None:
+        """Admit in order until one does not fit: nobody is overtaken for being large."""
+        replica, budget = self._replica, self._budget
+        budget.slots = replica.slots.num_free
+        budget.blocks = replica.pool.num_available - replica.num_promised_blocks()
+        # Blocks just taken from a victim must not be given to somebody waiting, least of all to it.
+        fits = replica.counters.num_preemptions == self._num_preemptions_before
+        while fits and budget.tokens > 0 and len(replica.queue) > 0:
+            sequence = replica.queue.first()
+            cached = replica.cached_blocks(sequence)
+            total = replica.num_blocks_for(sequence.num_known_tokens)
+            needed = total - len(cached) + replica.pool.num_idle(cached)
+            # Alone on the replica it may have every block.
+            spared = replica.watermark_blocks if replica.slots.num_running else 0
+            fits = budget.fits(tokens=1, slots=1, blocks=needed + spared)
+            if fits:
+                budget.spend(slots=1, blocks=needed)
+                self._draft.admit.append(replica.admit(sequence, cached, self._now))
+                known = sequence.num_known_tokens - sequence.num_computed_tokens
+                self._compute(sequence, min(known, budget.tokens))
+        another_step = replica.queue.num_tokens > replica.max_step_tokens
+        replica.blocked = len(replica.queue) > 0 and (not fits or another_step)
+
+    def _send(self, num_decodes: int) -> Plan:
+        replica, draft = self._replica, self._draft
+        # Whoever caught up with its known tokens in this step decodes from the next one on, so the
+        # decode set is read first.
+        decode = replica.calendar.take_change()
+        replica.catch_up()
+        step_id, retire = replica.send()
+        return Plan(
+            step_id=step_id,
+            retire=retire,
+            admit=tuple(draft.admit),
+            append_slot=_column(draft.append_slot),
+            append_index=_column(draft.append_index),
+            append_block=_column(draft.append_block),
+            decode=decode,
+            chunk_slot=_column(draft.chunk_slot),
+            chunk_start=_column(draft.chunk_start),
+            chunk_length=_column(draft.chunk_length),
+            num_tokens=num_decodes + sum(draft.chunk_length),
+        )

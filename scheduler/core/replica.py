@@ -1,0 +1,302 @@
+"""One attached replica: its blocks, slots, queue, and the plans it has been sent.
+
+Who owns what while a sequence is here:
+
+    waiting   queue                       nothing of the replica
+    running   slots, prefilling/calendar  its slot, one reference to each of its blocks
+    left      limbo                       the same slot and references, until the fence
+
+`planner.py` decides what a step does and `results.py` applies what it produced; both work through
+the methods here, so that every change of hands is in this file.
+"""
+
+from collections import deque
+
+import numpy as np
+
+from scheduler.core.block_hash import BlockHasher, HashChain, HashSpace
+from scheduler.core.block_pool import BlockPool
+from scheduler.core.config import CoreConfig
+from scheduler.core.decisions import Admission
+from scheduler.core.decode_calendar import DecodeCalendar
+from scheduler.core.events import Capacity, Int32Column
+from scheduler.core.limbo import Limbo, Remains
+from scheduler.core.sequence import Sequence, Status
+from scheduler.core.slots import SlotTable
+from scheduler.core.state import Counters, ReplicaState
+from scheduler.core.waiting import WaitingQueue
+
+
+class Replica:
+    """Everything the core knows about one replica; gone as a whole when it detaches."""
+
+    def __init__(
+        self, name: str, capacity: Capacity, config: CoreConfig, hasher: BlockHasher
+    ) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.block_size = capacity.block_size
+        self.max_step_tokens = min(config.max_num_batched_tokens, capacity.max_num_batched_tokens)
+        # Each decoding slot costs a token in every step, so more slots than tokens cannot run.
+        num_slots = min(config.max_num_seqs, capacity.max_num_seqs, self.max_step_tokens)
+        self.watermark_blocks = int(np.ceil(config.watermark * capacity.num_blocks))
+        self.space = HashSpace(capacity.model_revision, capacity.block_size)
+        self.slots = SlotTable(num_slots, self.block_size)
+        self.pool = BlockPool(capacity.num_blocks, keeps_prefixes=config.enable_prefix_caching)
+        self.calendar = DecodeCalendar(num_slots, self.block_size)
+        self.limbo = Limbo()
+        self.queue = WaitingQueue()
+        self.counters = Counters()
+        self.prefilling: dict[int, Sequence] = {}
+        """Running sequences with known tokens still to compute, by slot."""
+        self.blocked = False
+        """The last plan left sequences waiting that another replica could start sooner."""
+        self.next_step = 1
+        self.sent: deque[int] = deque()
+        """Plans without a result, oldest first."""
+        self._retiring: list[int] = []
+        self._hasher = hasher
+        self._counts_prefixes = config.enable_prefix_caching
+
+    # ---- what fits, and what is cached
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold this many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def can_hold(self, max_total_tokens: int) -> bool:
+        """Whether a sequence of this length could run here alone. Its last token needs no KV."""
+        return (
+            max_total_tokens <= self.capacity.max_model_len
+            and self.num_blocks_for(max_total_tokens - 1) <= self.capacity.num_blocks
+        )
+
+    def chain_of(self, sequence: Sequence) -> HashChain:
+        """The sequence's chain in this replica's hash space, covering every full block it knows."""
+        chain = sequence.chain
+        if chain is None or chain.space != self.space:
+            shares = self._counts_prefixes or sequence.request.num_samples > 1
+            root = None
+            if shares:
+                root = self._hasher.root(self.space, sequence.request, sequence.private)
+            chain = sequence.chain = HashChain(self.space, root)
+        if chain.root is not None:
+            full = sequence.num_known_tokens // self.block_size
+            if len(chain.keys) < full:
+                self._hasher.cover(chain, sequence.tokens())
+        return chain
+
+    def cached_blocks(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold its prefix, leaving at least its last token to compute."""
+        limit = (sequence.num_known_tokens - 1) // self.block_size
+        return self.pool.match(self.chain_of(sequence).keys, limit)
+
+    def num_computed(self, sequence: Sequence) -> int:
+        """Positions that sent plans compute for a running sequence."""
+        if sequence.slot in self.calendar:
+            return self.calendar.position(sequence.slot, self.next_step)
+        return sequence.num_computed_tokens
+
+    def num_promised_blocks(self) -> int:
+        """Blocks that running sequences still need for tokens they already know."""
+        return sum(
+            self.num_blocks_for(sequence.num_known_tokens) - len(sequence.blocks)
+            for sequence in self.prefilling.values()
+        )
+
+    # ---- changes of hands
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Wait here."""
+        cached = len(self.cached_blocks(sequence)) * self.block_size
+        sequence.replica = self.name
+        self.queue.push(sequence, sequence.num_known_tokens - cached)
+
+    def admit(self, sequence: Sequence, cached: list[int], now: float) -> Admission:
+        """From the queue to a slot, with the cached blocks of its prefix."""
+        self.queue.remove(sequence)
+        sequence.move(Status.RUNNING)
+        self.pool.acquire(cached)
+        tokens = sequence.tokens()
+        generation = self.slots.occupy(sequence, tokens)
+        sequence.blocks = list(cached)
+        sequence.num_computed_tokens = len(cached) * self.block_size
+        self.prefilling[sequence.slot] = sequence
+        if sequence.admitted_at is None:
+            self._note_first_admission(sequence, now)
+        return Admission(
+            slot=sequence.slot,
+            generation=generation,
+            token_ids=tokens,
+            num_prompt_tokens=sequence.request.num_prompt_tokens,
+            max_total_tokens=sequence.max_total_tokens,
+            blocks=np.array(cached, np.int32),
+            num_computed=sequence.num_computed_tokens,
+            seed=sequence.seed,
+            sampling=sequence.request.sampling,
+        )
+
+    def _note_first_admission(self, sequence: Sequence, now: float) -> None:
+        sequence.admitted_at = now
+        cached = sequence.num_computed_tokens
+        sequence.num_cached_tokens = min(cached, sequence.request.num_prompt_tokens)
+        if self._counts_prefixes:
+            self.counters.num_prefix_query_tokens += sequence.num_known_tokens
+            self.counters.num_prefix_hit_tokens += cached
+
+    def compute(self, sequence: Sequence, num_tokens: int) -> list[int]:
+        """Plan the next known tokens of a sequence in `next_step`; returns the blocks it gained.
+
+        Full blocks are named at once: whatever is planned later runs after they are written.
+        """
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
+        gained = self.pool.allocate(self.num_blocks_for(end) - len(sequence.blocks))
+        sequence.blocks += gained
+        sequence.num_computed_tokens = end
+        sequence.last_step = self.next_step
+        names = self.chain_of(sequence).keys
+        for index in range(start // self.block_size, min(end // self.block_size, len(names))):
+            self.pool.register(sequence.blocks[index], names[index])
+        return gained
+
+    def catch_up(self) -> None:
+        """Sequences whose known tokens are all planned decode from the step after `next_step` on,
+        unless the token that `next_step` samples is their last."""
+        caught_up = [
+            s for s in self.prefilling.values() if s.num_computed_tokens == s.num_known_tokens
+        ]
+        for sequence in caught_up:
+            del self.prefilling[sequence.slot]
+            position, last_position = sequence.num_computed_tokens, sequence.max_total_tokens - 2
+            if position <= last_position:
+                self.calendar.enter(
+                    sequence.slot,
+                    step=self.next_step + 1,
+                    position=position,
+                    last_position=last_position,
+                )
+
+    def depart(self, slot: int) -> None:
+        """A decoding slot reached its limit: only its results are missing."""
+        sequence = self.slots.tenant(slot)
+        sequence.num_computed_tokens = sequence.max_total_tokens - 1
+        sequence.last_step = self.next_step - 1
+        self.calendar.leave(slot)
+
+    def close_block(self, slot: int) -> None:
+        """The tail holds a full block of confirmed tokens whose KV is written: keep and name it."""
+        sequence = self.slots.tenant(slot)
+        self.slots.take_back(sequence)
+        full = sequence.num_known_tokens // self.block_size
+        chain = sequence.chain
+        assert chain is not None, "a running sequence has a chain"
+        if chain.root is not None:
+            if len(chain.keys) < full:
+                self._hasher.append(chain, self.slots.tail[slot].tobytes())
+            self.pool.register(sequence.blocks[full - 1], chain.keys[full - 1])
+
+    def release(self, sequence: Sequence) -> None:
+        """A running sequence leaves with its tokens; its slot and blocks go to limbo."""
+        slot = self.slots.vacate(sequence)
+        self.calendar.leave(slot)
+        self.prefilling.pop(slot, None)
+        self._retiring.append(slot)
+        remains = Remains(self.next_step - 1, slot, sequence.blocks)
+        sequence.blocks = []
+        sequence.num_computed_tokens = 0
+        if self.sent:
+            self.limbo.put(remains)
+        else:
+            self._set_free(remains)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back to the queue, with every confirmed token, at its old place in the order."""
+        self.release(sequence)
+        sequence.move(Status.WAITING)
+        sequence.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self.enqueue(sequence)
+
+    def abandon(self) -> list[Sequence]:
+        """The replica is lost: its running sequences leave it with their tokens, to wait anew."""
+        running = self.slots.running()
+        for sequence in running:
+            self.slots.vacate(sequence)
+            sequence.blocks = []
+            sequence.num_computed_tokens = 0
+            sequence.num_preemptions += 1
+            sequence.move(Status.WAITING)
+        return running
+
+    def forget_after(self, sequence: Sequence, num_tokens: int) -> None:
+        """Stop offering the sequence's blocks that hold any token beyond the first `num_tokens`."""
+        if sequence.chain is not None and sequence.chain.space == self.space:
+            for name in sequence.chain.keys[num_tokens // self.block_size :]:
+                self.pool.forget(name)
+
+    # ---- plans and results
+
+    def send(self) -> tuple[int, Int32Column]:
+        """The next step's number, and the slots it retires; it counts as sent from here on."""
+        step = self.next_step
+        self.next_step += 1
+        self.sent.append(step)
+        retire = np.array(self._retiring, np.int32)
+        self._retiring.clear()
+        return step, retire
+
+    def settle(self, step: int) -> None:
+        """The result of the oldest plan came: what was fenced by it is free. Raises ValueError."""
+        if not self.sent or self.sent[0] != step:
+            expected = f"step {self.sent[0]}" if self.sent else "none"
+            raise ValueError(f"result of step {step} of {self.name} came; expected {expected}")
+        self.sent.popleft()
+        for remains in self.limbo.take(step):
+            self._set_free(remains)
+
+    def _set_free(self, remains: Remains) -> None:
+        self.pool.release(remains.blocks)
+        self.slots.free(remains.slot)
+
+    def num_coming_blocks(self) -> int:
+        """Blocks that will be available once every plan in flight has its result."""
+        mentions = self.limbo.mentions()
+        return sum(self.pool.references(block) == count for block, count in mentions.items())
+
+    def in_flight_now(self) -> list[Sequence]:
+        """Running sequences that a plan without a result computes."""
+        if not self.sent:
+            return []
+        oldest = self.sent[0]
+        return [
+            sequence
+            for sequence in self.slots.running()
+            if sequence.slot in self.calendar or sequence.last_step >= oldest
+        ]
+
+    def state(self) -> ReplicaState:
+        """Totals of this replica."""
+        running = self.slots.running()
+        counters = self.counters
+        return ReplicaState(
+            replica=self.name,
+            block_size=self.block_size,
+            num_blocks_total=self.pool.num_blocks,
+            num_blocks_free=self.pool.num_free,
+            num_blocks_cached=self.pool.num_cached,
+            num_blocks_used=self.pool.num_used,
+            num_blocks_limbo=self.num_coming_blocks(),
+            num_running=len(running),
+            num_waiting=len(self.queue),
+            num_in_flight=len(self.sent),
+            num_wasted_token_slots=sum(
+                len(s.blocks) * self.block_size - self.num_computed(s) for s in running
+            ),
+            num_prefix_query_tokens=counters.num_prefix_query_tokens,
+            num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
+            num_preemptions=counters.num_preemptions,
+            num_overrun_tokens=counters.num_overrun_tokens,
+            num_replays=counters.num_replays,
+            num_generated_tokens=counters.num_generated_tokens,
+        )

@@ -1,0 +1,70 @@
+"""What a step produced, applied to the slots of its replica without touching sequences one by one.
+
+A row counts if its slot still has the tenant that sampled it; the generation tells. Everything else
+is over-run: tokens of sequences that were aborted, stopped or preempted while the plan was in
+flight. Python runs only for slots whose block is full, whose first token came, or which ended.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scheduler.core.events import FinishReason, Int32Column, StepResult
+from scheduler.core.replica import Replica
+from scheduler.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Tokens of one result that count, as columns that share an index, and who ended by them."""
+
+    router: Int32Column
+    sequence_id: Int32Column
+    token_id: Int32Column
+    result_row: Int32Column
+    ended: list[tuple[Sequence, FinishReason]]
+
+
+def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
+    """Apply the result of the oldest plan in flight. Raises ValueError for any other result."""
+    slots = replica.slots
+    if len(result.slot) and not 0 <= result.slot.min() <= result.slot.max() < slots.num_slots:
+        raise ValueError(f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}")
+    replica.settle(result.step_id)
+    live = slots.generation[result.slot] == result.generation
+    # Rows whose logits were not finite have no token.
+    row = np.flatnonzero(live & (result.finish != FinishReason.ERROR))
+    slot, token = result.slot[row], result.token_id[row]
+    num_tokens = _append(replica, slot, token)
+    for first in slot[slots.awaits_first_token[slot]].tolist():
+        slots.awaits_first_token[first] = False
+        slots.tenant(first).first_token_at = now
+    replica.counters.num_generated_tokens += len(row)
+    replica.counters.num_overrun_tokens += len(live) - int(np.count_nonzero(live))
+
+    full = num_tokens >= slots.max_total_tokens[slot]
+    reason = np.where(full & (result.finish[row] == 0), FinishReason.LENGTH, result.finish[row])
+    ended = [(slots.tenant(slot[i]), FinishReason(reason[i])) for i in np.flatnonzero(reason)]
+    if len(row) < len(live):
+        broken = result.slot[live & (result.finish == FinishReason.ERROR)]
+        ended += [(slots.tenant(s), FinishReason.ERROR) for s in broken.tolist()]
+    return Confirmed(
+        router=slots.router[slot],
+        sequence_id=slots.sequence_id[slot],
+        token_id=token,
+        result_row=row.astype(np.int32),
+        ended=ended,
+    )
+
+
+def _append(replica: Replica, slot: Int32Column, token: Int32Column) -> Int32Column:
+    """One confirmed token to each slot; returns how many tokens each has now."""
+    slots = replica.slots
+    position = slots.num_tokens[slot]
+    place = position % slots.block_size
+    for crosser in slot[place == 0].tolist():
+        replica.close_block(crosser)
+    slots.tail[slot, place] = token
+    num_tokens = position + 1
+    slots.num_tokens[slot] = num_tokens
+    return num_tokens

@@ -1,0 +1,271 @@
+"""The scheduling core: a pure function of its events.
+
+Routers' events (`accept`, `abort`, `finish`, `drop_router`), replicas' events (`attach`, `detach`)
+and the step loop (`schedule`, `apply`) come in with the time they happened; plans and outputs go
+out. Each accepted sequence ends in exactly one `Finished`. There is no clock, no I/O and no
+randomness here, so the same events always give the same decisions.
+
+Sequences live in one registry; each one waits in one queue or runs in one slot of one replica.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from itertools import count, groupby
+
+from scheduler.core.acceptance import check_request, check_room, why_too_large
+from scheduler.core.block_hash import BlockHasher
+from scheduler.core.config import CoreConfig
+from scheduler.core.decisions import Finished, Outputs, Plan
+from scheduler.core.events import Capacity, FinishReason, Refused, Request, StepResult
+from scheduler.core.integrity import check_replica
+from scheduler.core.placement import choose, steal
+from scheduler.core.planner import Planner
+from scheduler.core.policy import order_key
+from scheduler.core.replica import Replica
+from scheduler.core.results import confirm
+from scheduler.core.sequence import Sequence, Status
+from scheduler.core.state import CoreState, Counters
+from scheduler.core.waiting import WaitingQueue
+
+_NOT_FINITE = "the model's output was not finite"
+
+
+class Scheduler:
+    """Every decision of one cell."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        self._hasher = BlockHasher(config.hash_seed)
+        self._order_key = order_key(config)
+        self._serials = count()
+        self._replicas: dict[str, Replica] = {}
+        self._unplaced = WaitingQueue()
+        """Accepted while no replica that could hold them is attached."""
+        self._sequences: dict[int, dict[int, Sequence]] = {}
+        """Every sequence that has not ended: by router, then by the router's id."""
+        self._detached = Counters()
+        """Totals of replicas that are gone."""
+
+    # ---- routers
+
+    def accept(self, request: Request, now: float) -> Outputs:
+        """Queue the samples of a request. Raises Refused, and then nothing of it is kept."""
+        check_request(request)
+        check_room(request, self._replicas.values())
+        mine = self._sequences.get(request.router, {})
+        ids = range(request.sequence_id, request.sequence_id + request.num_samples)
+        taken = next((i for i in ids if i in mine), None)
+        if taken is not None:
+            raise Refused(f"sequence_id {taken} is in flight already", field="sequence_id")
+        num_waiting = self._num_waiting()
+        if num_waiting + len(ids) > self._config.max_queued:
+            raise Refused(
+                f"{num_waiting} sequences are queued; the limit is {self._config.max_queued}",
+                invalid=False,
+            )
+        samples = self._make_samples(request, now)
+        self._sequences.setdefault(request.router, {}).update(zip(ids, samples, strict=True))
+        self._place(samples)
+        if len(request.token_ids) == request.num_prompt_tokens + request.max_tokens:
+            return self._end_all(samples, FinishReason.LENGTH, now)
+        return Outputs()
+
+    def _make_samples(self, request: Request, now: float) -> list[Sequence]:
+        serials = [next(self._serials) for _ in range(request.num_samples)]
+        return [
+            Sequence(
+                request=request,
+                sequence_id=request.sequence_id + i,
+                seed=(request.seed + i) % 2**64,
+                order=self._order_key(request, now, serial),
+                accepted_at=now,
+                private=None if self._config.enable_prefix_caching else serials[0],
+            )
+            for i, serial in enumerate(serials)
+        ]
+
+    def abort(self, router: int, sequence_id: int, now: float) -> Outputs:
+        """The client left. Nothing happens if the sequence has ended."""
+        sequence = self._find(router, sequence_id)
+        return Outputs() if sequence is None else self._end_all([sequence], FinishReason.ABORT, now)
+
+    def finish(self, router: int, sequence_id: int, num_tokens: int, now: float) -> Outputs:
+        """A stop string ended the sequence after `num_tokens` of output; what came later is
+        over-run and not kept in the cache. Nothing happens if the sequence has ended."""
+        sequence = self._find(router, sequence_id)
+        if sequence is None:
+            return Outputs()
+        replica = self._home(sequence)
+        if replica is not None:
+            replica.forget_after(sequence, sequence.request.num_prompt_tokens + num_tokens)
+        finished = self._end(sequence, FinishReason.STOP, now, max_output_tokens=num_tokens)
+        return Outputs(finished=(finished,))
+
+    def drop_router(self, router: int, now: float) -> Outputs:
+        """The router's stream ended: so do its sequences."""
+        sequences = list(self._sequences.get(router, {}).values())
+        return self._end_all(sequences, FinishReason.ABORT, now)
+
+    # ---- replicas
+
+    def attach(self, replica: str, capacity: Capacity, now: float) -> Outputs:
+        """A replica is there, with an empty cache. Raises ValueError if the name is attached."""
+        if replica in self._replicas:
+            raise ValueError(f"replica {replica} is attached already")
+        self._replicas[replica] = Replica(replica, capacity, self._config, self._hasher)
+        hopeless = []
+        for sequence in self._place(self._unplaced.take_all()):
+            reason = why_too_large(sequence.request, self._replicas.values())
+            assert reason is not None, "a sequence that fits was not placed"
+            hopeless.append(self._end(sequence, FinishReason.ERROR, now, message=reason[0]))
+        return Outputs(finished=tuple(hopeless))
+
+    def detach(self, replica: str, now: float) -> Outputs:
+        """The replica is lost: its sequences return to queues with every confirmed token. Those
+        which a plan in flight computed may be why, and end once that happened too often. Nothing
+        happens if no such replica is attached."""
+        lost = self._replicas.pop(replica, None)
+        if lost is None:
+            return Outputs()
+        suspects = lost.in_flight_now()
+        running = lost.abandon()
+        lost.counters.num_replays += len(running)
+        self._detached.add(lost.counters)
+        for sequence in suspects:
+            sequence.num_crashes += 1
+        self._place(sorted([*running, *lost.queue.take_all()], key=lambda s: s.order))
+        limit = self._config.max_crashes
+        culprits = [sequence for sequence in suspects if sequence.num_crashes > limit]
+        message = f"the worker was lost {limit + 1} times while it computed this request"
+        return self._end_all(culprits, FinishReason.ERROR, now, message=message)
+
+    def schedule(self, replica: str, now: float) -> Plan | None:
+        """The next plan for a replica, which counts as sent; None if there is nothing to do before
+        the next event. Raises KeyError if no such replica is attached."""
+        planned = self._replicas[replica]
+        steal(planned, self._replicas.values())
+        return Planner(planned, now).plan()
+
+    def apply(self, replica: str, result: StepResult, now: float) -> Outputs:
+        """The result of the replica's oldest plan in flight. Raises KeyError if no such replica is
+        attached, ValueError if it is the result of another plan."""
+        confirmed = confirm(self._replicas[replica], result, now)
+        finished = tuple(
+            self._end(
+                sequence, reason, now, message=_NOT_FINITE if reason is FinishReason.ERROR else ""
+            )
+            for sequence, reason in confirmed.ended
+        )
+        return Outputs(
+            router=confirmed.router,
+            sequence_id=confirmed.sequence_id,
+            token_id=confirmed.token_id,
+            result_row=confirmed.result_row,
+            finished=finished,
+        )
+
+    def in_flight(self, replica: str) -> int:
+        """Plans sent to the replica without a result. Raises KeyError if it is not attached."""
+        return len(self._replicas[replica].sent)
+
+    # ---- what it knows
+
+    def state(self) -> CoreState:
+        """Totals, and each replica's."""
+        replicas = tuple(replica.state() for replica in self._replicas.values())
+        totals = Counters()
+        totals.add(self._detached)
+        for replica in self._replicas.values():
+            totals.add(replica.counters)
+        return CoreState(
+            replicas=replicas,
+            num_blocks_total=sum(state.num_blocks_total for state in replicas),
+            num_blocks_free=sum(state.num_blocks_free for state in replicas),
+            num_blocks_cached=sum(state.num_blocks_cached for state in replicas),
+            num_blocks_used=sum(state.num_blocks_used for state in replicas),
+            num_blocks_limbo=sum(state.num_blocks_limbo for state in replicas),
+            num_running=sum(state.num_running for state in replicas),
+            num_waiting=self._num_waiting(),
+            num_wasted_token_slots=sum(state.num_wasted_token_slots for state in replicas),
+            **asdict(totals),
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless everything the core holds is consistent."""
+        for replica in self._replicas.values():
+            check_replica(replica)
+        self._unplaced.check_integrity()
+        queues = [self._unplaced, *(replica.queue for replica in self._replicas.values())]
+        held = [sequence for queue in queues for sequence in queue]
+        held += [s for replica in self._replicas.values() for s in replica.slots.running()]
+        known = [s for mine in self._sequences.values() for s in mine.values()]
+        assert len(held) == len(known), "a sequence is held twice or by nobody"
+        assert set(map(id, held)) == set(map(id, known)), "a held sequence is unknown"
+        assert all(s.status is not Status.FINISHED for s in known), "an ended sequence is kept"
+        assert all(self._sequences.values()), "a router without sequences is kept"
+        assert all(s.replica is None for s in self._unplaced), "an unplaced sequence has a home"
+        for replica in self._replicas.values():
+            assert all(s.replica == replica.name for s in replica.queue), (
+                "a sequence waits elsewhere"
+            )
+
+    # ---- changes of hands
+
+    def _num_waiting(self) -> int:
+        return len(self._unplaced) + sum(len(r.queue) for r in self._replicas.values())
+
+    def _find(self, router: int, sequence_id: int) -> Sequence | None:
+        return self._sequences.get(router, {}).get(sequence_id)
+
+    def _home(self, sequence: Sequence) -> Replica | None:
+        return None if sequence.replica is None else self._replicas[sequence.replica]
+
+    def _place(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Queue waiting sequences, given in order, each request at one replica; returns those that
+        no attached replica can hold, which now wait for another."""
+        homeless = []
+        for _, group in groupby(sequences, key=lambda sequence: id(sequence.request)):
+            family = list(group)
+            replica = choose(self._replicas.values(), family[0])
+            for sequence in family:
+                if replica is None:
+                    sequence.replica = None
+                    self._unplaced.push(sequence, sequence.num_known_tokens)
+                    homeless.append(sequence)
+                else:
+                    replica.enqueue(sequence)
+        return homeless
+
+    def _end_all(
+        self,
+        sequences: Iterable[Sequence],
+        reason: FinishReason,
+        now: float,
+        *,
+        message: str = "",
+    ) -> Outputs:
+        finished = [self._end(s, reason, now, message=message) for s in sequences]
+        return Outputs(finished=tuple(finished))
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        *,
+        max_output_tokens: int | None = None,
+        message: str = "",
+    ) -> Finished:
+        """The one way out for an accepted sequence."""
+        replica = self._home(sequence)
+        if sequence.status is Status.WAITING:
+            (self._unplaced if replica is None else replica.queue).remove(sequence)
+        else:
+            assert replica is not None, "a running sequence has a replica"
+            replica.release(sequence)
+        sequence.move(Status.FINISHED)
+        mine = self._sequences[sequence.request.router]
+        del mine[sequence.sequence_id]
+        if not mine:
+            del self._sequences[sequence.request.router]
+        return sequence.finished(reason, now, max_output_tokens=max_output_tokens, message=message)

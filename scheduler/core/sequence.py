@@ -1,0 +1,125 @@
+"""The scheduler's record of one generation.
+
+A sequence is WAITING in one queue, RUNNING in one slot of one replica, or FINISHED. It has no
+prefill or decode mode: it runs until the positions computed have caught up with the tokens known,
+and each sampled token is one more to catch up with.
+
+    tokens known   request.token_ids | output
+    while running  the newest tokens, less than a block of them, are in the slot table's tail
+"""
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+
+from scheduler.core.block_hash import HashChain
+from scheduler.core.decisions import Finished
+from scheduler.core.events import FinishReason, Int32Column, Request
+from scheduler.core.policy import Order
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+_MOVES: dict[Status, frozenset[Status]] = {
+    Status.WAITING: frozenset({Status.RUNNING, Status.FINISHED}),
+    Status.RUNNING: frozenset({Status.WAITING, Status.FINISHED}),
+    Status.FINISHED: frozenset(),
+}
+
+
+class IllegalMove(Exception):
+    """A status change that the table does not allow; nothing was changed."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One sample of one request."""
+
+    request: Request
+    sequence_id: int
+    seed: int
+    order: Order
+    accepted_at: float
+    private: int | None
+    """Set: prefixes are shared only within the request of this number."""
+    status: Status = Status.WAITING
+    output: "array[int]" = field(default_factory=lambda: array("i"))
+    """Confirmed output tokens beyond those of the request."""
+    chain: HashChain | None = None
+    replica: str | None = None
+    """Where it waits or runs; None while no replica is attached that could hold it."""
+
+    slot: int = 0
+    """Meaningful only while running."""
+    blocks: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    """Positions planned so far; the decode calendar takes over once it has caught up."""
+    last_step: int = 0
+    """The newest step that computed known tokens, or the last it decoded in."""
+
+    num_queued_tokens: int = 0
+    """Tokens to compute at its next admission, as estimated when it was queued."""
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_crashes: int = 0
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens in this record; while running the slot table may have a few more."""
+        return len(self.request.token_ids) + len(self.output)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.num_known_tokens - self.request.num_prompt_tokens
+
+    @property
+    def max_total_tokens(self) -> int:
+        return self.request.num_prompt_tokens + self.request.max_tokens
+
+    def tokens(self) -> Int32Column:
+        """A new column of all tokens in this record, prompt first."""
+        return np.concatenate((self.request.token_ids, np.array(self.output, np.int32)))
+
+    def move(self, status: Status) -> None:
+        """The only place where a status changes. Raises IllegalMove."""
+        if status not in _MOVES[self.status]:
+            raise IllegalMove(f"sequence {self.sequence_id}: {self.status.name} to {status.name}")
+        self.status = status
+
+    def finished(
+        self,
+        reason: FinishReason,
+        now: float,
+        *,
+        max_output_tokens: int | None = None,
+        message: str = "",
+    ) -> Finished:
+        """Its end, as told to the router; the slot must have been vacated before."""
+        admitted = self.admitted_at
+        first = self.first_token_at
+        count = self.num_output_tokens
+        if max_output_tokens is not None:
+            count = min(count, max_output_tokens)
+        return Finished(
+            router=self.request.router,
+            sequence_id=self.sequence_id,
+            reason=reason,
+            num_prompt_tokens=self.request.num_prompt_tokens,
+            num_output_tokens=count,
+            num_cached_tokens=self.num_cached_tokens,
+            num_preemptions=self.num_preemptions,
+            queue_s=(now if admitted is None else admitted) - self.accepted_at,
+            prefill_s=0.0 if admitted is None else (now if first is None else first) - admitted,
+            decode_s=0.0 if first is None else now - first,
+            message=message,
+        )

@@ -1,0 +1,101 @@
+"""The running sequences of one replica as a struct of arrays, indexed by slot.
+
+Applying a step result touches only these arrays. Sampled tokens go to `tail`, a ring of one block
+per slot: token n of a sequence is at `tail[slot, n % block_size]`. When a block is full its tokens
+move on into the sequence's own record, so Python runs once per block and not once per token.
+"""
+
+import numpy as np
+
+from scheduler.core.events import Int32Column
+from scheduler.core.sequence import Sequence
+
+VACANT = -1
+"""Generation of a slot without a tenant; no result carries it."""
+
+
+class SlotTable:
+    """Slots 0 to num_slots - 1."""
+
+    def __init__(self, num_slots: int, block_size: int) -> None:
+        self.num_slots = num_slots
+        self.block_size = block_size
+        self.sequence: list[Sequence | None] = [None] * num_slots
+        self.generation = np.full(num_slots, VACANT, np.int32)
+        self.num_tokens = np.zeros(num_slots, np.int32)
+        """Confirmed tokens, prompt and output."""
+        self.max_total_tokens = np.zeros(num_slots, np.int32)
+        self.router = np.zeros(num_slots, np.int32)
+        self.sequence_id = np.zeros(num_slots, np.int32)
+        self.awaits_first_token = np.zeros(num_slots, np.bool_)
+        self.tail = np.zeros((num_slots, block_size), np.int32)
+        self._num_tenants = [0] * num_slots
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._num_running = 0
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
+
+    def running(self) -> list[Sequence]:
+        """Everyone who holds a slot, in slot order."""
+        return [sequence for sequence in self.sequence if sequence is not None]
+
+    def tenant(self, slot: int) -> Sequence:
+        """Who holds the slot; someone must."""
+        sequence = self.sequence[slot]
+        assert sequence is not None, f"slot {slot} is vacant"
+        return sequence
+
+    def occupy(self, sequence: Sequence, tokens: Int32Column) -> int:
+        """Give a free slot to a sequence with these tokens; returns the tenancy's generation."""
+        slot = self._free.pop()
+        sequence.slot = slot
+        self.sequence[slot] = sequence
+        self._num_running += 1
+        self._num_tenants[slot] += 1
+        generation = self._num_tenants[slot]
+        self.generation[slot] = generation
+        self.num_tokens[slot] = len(tokens)
+        self.max_total_tokens[slot] = sequence.max_total_tokens
+        self.router[slot] = sequence.request.router
+        self.sequence_id[slot] = np.uint32(sequence.sequence_id).astype(np.int32)
+        self.awaits_first_token[slot] = sequence.first_token_at is None
+        partial = len(tokens) % self.block_size
+        self.tail[slot, :partial] = tokens[len(tokens) - partial :]
+        return generation
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Move confirmed tokens from the tail into the sequence's record."""
+        known = sequence.num_known_tokens
+        count = int(self.num_tokens[sequence.slot]) - known
+        start = known % self.block_size
+        sequence.output.frombytes(self.tail[sequence.slot, start : start + count].tobytes())
+
+    def vacate(self, sequence: Sequence) -> int:
+        """The tenant leaves with its tokens; the slot is not free before `free(slot)`."""
+        self.take_back(sequence)
+        slot = sequence.slot
+        self.sequence[slot] = None
+        self._num_running -= 1
+        self.generation[slot] = VACANT
+        return slot
+
+    def free(self, slot: int) -> None:
+        """The slot may have a new tenant."""
+        self._free.append(slot)
+
+    def check_integrity(self, in_limbo: list[int]) -> None:
+        """Raises AssertionError unless each slot is free, in limbo or held by its tenant."""
+        held = [slot for slot, sequence in enumerate(self.sequence) if sequence is not None]
+        everyone = sorted([*held, *in_limbo, *self._free])
+        assert everyone == list(range(self.num_slots)), "a slot is lost"
+        assert len(held) == self._num_running, "running sequences are miscounted"
+        for slot in range(self.num_slots):
+            sequence = self.sequence[slot]
+            assert (sequence is None) == (self.generation[slot] == VACANT), "a vacant slot lives"
+            assert sequence is None or sequence.slot == slot, "a tenant is elsewhere"

@@ -1,0 +1,75 @@
+"""What the core tells about itself: totals, and the same per replica."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals that only grow."""
+
+    num_prefix_query_tokens: int = 0
+    """Tokens looked up in the prefix index at first admissions."""
+    num_prefix_hit_tokens: int = 0
+    """Of those, found."""
+    num_preemptions: int = 0
+    """Sequences that gave their blocks to one before them."""
+    num_overrun_tokens: int = 0
+    """Sampled tokens dropped because their sequence had left its slot."""
+    num_replays: int = 0
+    """Sequences computed again because their replica was lost."""
+    num_generated_tokens: int = 0
+    """Confirmed output tokens."""
+
+    def add(self, other: "Counters") -> None:
+        """Add every total of `other`."""
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One attached replica; counts since it attached."""
+
+    replica: str
+    block_size: int
+    num_blocks_total: int
+    num_blocks_free: int
+    num_blocks_cached: int
+    num_blocks_used: int
+    """Referenced by sequences or by limbo; free, cached and used make the total."""
+    num_blocks_limbo: int
+    """Of the used ones, those that only limbo holds."""
+    num_running: int
+    num_waiting: int
+    num_in_flight: int
+    """Plans sent without a result."""
+    num_wasted_token_slots: int
+    """Places for tokens in running sequences' blocks that hold none."""
+    num_prefix_query_tokens: int
+    num_prefix_hit_tokens: int
+    num_preemptions: int
+    num_overrun_tokens: int
+    num_replays: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoreState:
+    """The whole core; counts since it was made, blocks of the replicas attached now."""
+
+    replicas: tuple[ReplicaState, ...]
+    num_blocks_total: int
+    num_blocks_free: int
+    num_blocks_cached: int
+    num_blocks_used: int
+    num_blocks_limbo: int
+    num_running: int
+    num_waiting: int
+    """Queued at replicas, and those for which no replica is attached."""
+    num_wasted_token_slots: int
+    num_prefix_query_tokens: int
+    num_prefix_hit_tokens: int
+    num_preemptions: int
+    num_overrun_tokens: int
+    num_replays: int
+    num_generated_tokens: int
