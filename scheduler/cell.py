@@ -1,0 +1,313 @@
+"""The cell: the scheduling core, told what happens and asked what to do next.
+
+Every event ends the same way: its news goes to the routers, and the replicas it may concern are
+fed, that is, given plans until enough are in flight. Nothing here waits or does I/O: a stream's
+`send` queues, and one event loop calls all of it. Time comes from one monotonic clock.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from scheduler.core.decisions import Outputs
+from scheduler.core.events import Refused, Request
+from scheduler.core.scheduler import Scheduler
+from scheduler.core.state import CoreState
+from scheduler.messages import CellView, LogprobTable, ModelCard, ReplicaView, Result, WorkerHello
+from scheduler.metrics import Metrics
+from scheduler.pacing import StepWatch
+from scheduler.replicas import Attachment, Rank, Replicas, check_model
+from scheduler.routers import Router, Routers
+from scheduler.stream import Stream
+from scheduler.wire import frames, workers
+from scheduler.wire.columns import Malformed
+
+logger = logging.getLogger(__name__)
+
+_QUIET_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellConfig:
+    """What the shell around the core may be told."""
+
+    step_timeout_s: float = 60.0
+    """No step is given up before this, however quick its replica usually is."""
+    router_outbox_bytes: int = 16 * 2**20
+    """Unread by one router, beyond which it is cut off."""
+
+
+class Cell:
+    """One scheduler with its routers and replicas."""
+
+    def __init__(
+        self,
+        core: Scheduler,
+        config: CellConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.incarnation = time.time_ns()
+        self.model: ModelCard | None = None
+        """What the cell serves; stays when its last replica is lost."""
+        self.model_known = asyncio.Event()
+        self.draining = False
+        self._core = core
+        self._clock = clock
+        self._started_at = clock()
+        self._routers = Routers()
+        self._replicas = Replicas()
+        self._watches: dict[int, StepWatch] = {}
+        self._feed_is_due = False
+        self._idle = asyncio.Event()
+        self._deserted = asyncio.Event()
+        self._last_event_at = self._started_at
+        self._checked_at = self._started_at
+
+    # ---- routers ----
+
+    def connect(self, router_id: str, stream: Stream) -> Router:
+        """A router has said hello: it is welcomed and told how the cell is."""
+        stream.send(frames.encode_welcome(self.incarnation))
+        router = self._routers.connect(router_id, stream)
+        stream.send(frames.encode_status(self.view(), self._core.state()))
+        return router
+
+    def leave(self, router: Router) -> None:
+        """A router's stream has ended: so do its sequences."""
+        self._routers.leave(router)
+        self._tell(self._core.drop_router(router.number, self._clock()))
+        self._feed_soon()
+        self._notice_desertion()
+
+    def submit(self, request: Request) -> None:
+        """A router's request. Raises Refused."""
+        if self.draining:
+            raise Refused("the scheduler is shutting down; retry later", invalid=False)
+        self._tell(self._core.accept(request, self._clock()))
+        self._feed_soon()
+
+    def abort(self, router: Router, sequence_ids: Sequence[int]) -> None:
+        """The clients of these sequences have left."""
+        for sequence_id in sequence_ids:
+            self._tell(self._core.abort(router.number, sequence_id, self._clock()))
+        self._feed_soon()
+
+    def finish(self, router: Router, sequence_id: int, num_tokens: int) -> None:
+        """The router has found a stop string after this many output tokens."""
+        self._tell(self._core.finish(router.number, sequence_id, num_tokens, self._clock()))
+        self._feed_soon()
+
+    # ---- workers ----
+
+    def join(self, hello: WorkerHello, stream: Stream) -> Rank:
+        """A rank has said hello; with the last one, its replica enters an epoch. Raises Misfit."""
+        self._check_serves(hello)
+        older = self._replicas.get(hello.replica_id)
+        if older is not None:
+            why = f"rank {hello.rank} has dialled again, as worker {hello.worker_id!r}"
+            self._detach(older, grpc.StatusCode.ABORTED, why)
+        rank = Rank(hello, stream)
+        ranks = self._replicas.gather(rank)
+        if ranks is not None:
+            self._attach(ranks)
+        return rank
+
+    def part(self, rank: Rank) -> None:
+        """A rank's stream has ended: its replica is lost."""
+        if rank.attachment is not None:
+            why = f"lost the stream of rank {rank.hello.rank} ({rank.hello.worker_id!r})"
+            self._detach(rank.attachment, grpc.StatusCode.ABORTED, why)
+        self._replicas.forget(rank)
+        self._notice_desertion()
+
+    def heard(self, rank: Rank) -> None:
+        """A sign of life."""
+        if rank.attachment is not None:
+            rank.attachment.last_seen = self._clock()
+
+    def result(self, rank: Rank, result: Result) -> None:
+        """What a step produced. Void ones are counted and ignored. Raises Malformed."""
+        attachment = rank.attachment
+        if attachment is None or result.epoch != attachment.epoch or rank.hello.rank != 0:
+            self.metrics.num_stale_results += 1
+            return
+        expected = attachment.in_flight[0].step_id if attachment.in_flight else None
+        step_id = result.step.step_id
+        if step_id != expected:
+            if step_id <= attachment.num_steps:
+                self.metrics.num_stale_results += 1
+                return
+            raise Malformed(f"result of step {step_id}; the next one is of step {expected}")
+        now = self._clock()
+        try:
+            outputs = self._core.apply(attachment.replica_id, result.step, now)
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+        plan, seconds = attachment.complete_oldest(now)
+        self._tell(outputs, result.logprobs)
+        self._feed(attachment)
+        self.metrics.iteration_tokens.observe(plan.num_tokens)
+        self.metrics.worker_wait_s.observe(result.timing.wait_s)
+        self.metrics.step_s.observe(seconds)
+
+    def _check_serves(self, hello: WorkerHello) -> None:
+        """A cell serves one model for as long as anything depends on it. Raises Misfit."""
+        if self.model is not None and (len(self._replicas) or not self._is_empty()):
+            check_model(hello.model, self.model)
+
+    def _attach(self, ranks: tuple[Rank, ...]) -> None:
+        now = self._clock()
+        self.model = ranks[0].hello.model
+        self.model_known.set()
+        attachment = self._replicas.attach(ranks, now)
+        self._watches[attachment.epoch] = StepWatch(
+            lambda: attachment.overdue_at(self.config.step_timeout_s),
+            lambda: self._fence(attachment),
+            clock=self._clock,
+            floor_s=self.config.step_timeout_s,
+        )
+        self._tell(self._core.attach(attachment.replica_id, attachment.capacity, now))
+        self._push_status()
+        self._feed_soon()
+
+    def _detach(self, attachment: Attachment, code: grpc.StatusCode, why: str) -> None:
+        self._watches.pop(attachment.epoch).stop()
+        self._replicas.detach(attachment, code, why)
+        self._tell(self._core.detach(attachment.replica_id, self._clock()))
+        self._push_status()
+        self._feed_soon()
+
+    def _fence(self, attachment: Attachment) -> None:
+        """A step is overdue: whatever its worker still does counts no more."""
+        self.metrics.num_fenced_replicas += 1
+        oldest = attachment.in_flight[0]
+        why = f"step {oldest.step_id} ({oldest.num_tokens} tokens) missed its deadline"
+        self._detach(attachment, grpc.StatusCode.DEADLINE_EXCEEDED, why)
+
+    # ---- feeding ----
+
+    def _feed_soon(self) -> None:
+        """Feeds every replica once the events that are already here have been taken in."""
+        if not self._feed_is_due:
+            self._feed_is_due = True
+            asyncio.get_running_loop().call_soon(self._feed_all)
+
+    def _feed_all(self) -> None:
+        self._feed_is_due = False
+        for attachment in self._replicas:
+            self._feed(attachment)
+
+    def _feed(self, attachment: Attachment) -> None:
+        """Sends plans until enough are in flight or nothing is left to compute."""
+        while len(attachment.in_flight) < attachment.pace.depth:
+            now = self._clock()
+            plan = self._core.schedule(attachment.replica_id, now)
+            if plan is None:
+                return
+            message = workers.encode_plan(plan, attachment.epoch)
+            attachment.send(plan, message, now)
+            self._watches[attachment.epoch].arm()
+            self.metrics.plan_bytes.observe(len(message))
+
+    def _tell(self, outputs: Outputs, logprobs: LogprobTable | None = None) -> None:
+        """The end of every event: its news goes out."""
+        self._last_event_at = self._clock()
+        self._routers.deliver(outputs, logprobs)
+        if outputs.finished:
+            self.metrics.finished(outputs.finished)
+        if self.draining and self._is_empty():
+            self._idle.set()
+
+    # ---- the cell as a whole ----
+
+    def view(self) -> CellView:
+        """The shell's part of the state."""
+        now = self._clock()
+        return CellView(
+            model=self.model,
+            replicas=tuple(_view_of(attachment, now) for attachment in self._replicas),
+            num_routers=len(self._routers),
+            draining=self.draining,
+            incarnation=self.incarnation,
+            uptime_s=now - self._started_at,
+        )
+
+    def state(self) -> CoreState:
+        """The core's part of the state."""
+        return self._core.state()
+
+    def tick(self) -> None:
+        """Once a second: routers hear how the cell is, and a quiet core is checked."""
+        self._push_status()
+        self._feed_soon()
+        quiet = self._clock() - self._last_event_at >= _QUIET_S
+        if quiet and self._last_event_at > self._checked_at and not self._num_in_flight():
+            self._checked_at = self._clock()
+            self._check_integrity()
+
+    def start_draining(self) -> None:
+        """From now on requests are refused; what was accepted goes on."""
+        if not self.draining:
+            self.draining = True
+            self._push_status()
+        if self._is_empty():
+            self._idle.set()
+
+    async def wait_drained(self) -> None:
+        """Returns when nothing accepted is left."""
+        await self._idle.wait()
+
+    def dismiss(self) -> None:
+        """Every worker and router is told to go."""
+        for attachment in self._replicas:
+            for rank in attachment.ranks:
+                rank.stream.send(workers.DRAIN)
+        self._routers.close(grpc.StatusCode.UNAVAILABLE, "the scheduler is shutting down")
+        self._notice_desertion()
+
+    async def wait_deserted(self) -> None:
+        """Returns when the last router and the last replica have gone."""
+        await self._deserted.wait()
+
+    def _notice_desertion(self) -> None:
+        if self.draining and not len(self._routers) and not len(self._replicas):
+            self._deserted.set()
+
+    def _push_status(self) -> None:
+        if len(self._routers):
+            self._routers.broadcast(frames.encode_status(self.view(), self._core.state()))
+
+    def _is_empty(self) -> bool:
+        state = self._core.state()
+        return not state.num_running and not state.num_waiting
+
+    def _num_in_flight(self) -> int:
+        return sum(len(attachment.in_flight) for attachment in self._replicas)
+
+    def _check_integrity(self) -> None:
+        """A broken invariant is a defect to be found, not a reason to end what still works."""
+        try:
+            self._core.check_integrity()
+        except AssertionError:
+            self.metrics.num_integrity_failures += 1
+            logger.critical("the core's books do not balance", exc_info=True)
+
+
+def _view_of(attachment: Attachment, now: float) -> ReplicaView:
+    since = attachment.oldest_since
+    return ReplicaView(
+        replica_id=attachment.replica_id,
+        epoch=attachment.epoch,
+        device=attachment.device,
+        pids=tuple(rank.hello.pid for rank in attachment.ranks),
+        num_steps=attachment.num_steps,
+        last_seen_s=now - attachment.last_seen,
+        step_age_s=0.0 if since is None else now - since,
+    )

@@ -1,0 +1,129 @@
+"""The scheduler as a process: listen, serve, drain, leave.
+
+On SIGTERM or SIGINT it drains: new requests are refused, accepted ones go on up to a limit, workers
+are told to leave. A second signal ends it at once. What the limit cuts off is not lost: routers
+submit it again to the next scheduler.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+
+from scheduler.cell import Cell, CellConfig
+from scheduler.core.config import CoreConfig
+from scheduler.core.scheduler import Scheduler
+from scheduler.metrics import MetricsServer
+from scheduler.service import GrpcServer, PortTaken
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_FAREWELL_S = 5.0
+_STOP_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessConfig:
+    """What the command line says."""
+
+    listen: tuple[str, ...]
+    metrics_host: str
+    metrics_port: int
+    drain_timeout_s: float
+    core: CoreConfig
+    cell: CellConfig
+
+
+async def run(config: ProcessConfig) -> None:
+    """Serves until told to stop. Raises PortTaken when an address is not to be had."""
+    stop = _stop_on_signals()
+    cell = Cell(Scheduler(config.core), config.cell)
+    server = GrpcServer(cell)
+    addresses = [_listen(server, address) for address in config.listen]
+    metrics = _serve_metrics(cell, config)
+    await server.start()
+    ticking = asyncio.create_task(_tick(cell))
+    _freeze()
+    _say_ready(addresses[0], metrics.url)
+    logger.info("listening on %s", ", ".join(addresses))
+    await stop.wait()
+    await _drain(cell, server, config.drain_timeout_s)
+    ticking.cancel()
+    await server.stop(_STOP_GRACE_S)
+    await asyncio.to_thread(metrics.close)
+    logger.info("stopped")
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            logger.warning("a second signal: leaving at once")
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+def _listen(server: GrpcServer, address: str) -> str:
+    """Binds the address. gRPC would take over the socket file of a living process, so ask first."""
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:").removeprefix("//")
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(path)
+            raise PortTaken(f"cannot listen on {address}: another process does")
+    return server.listen(address)
+
+
+def _serve_metrics(cell: Cell, config: ProcessConfig) -> MetricsServer:
+    host, port = config.metrics_host, config.metrics_port
+    try:
+        return MetricsServer(
+            host, port, lambda: list(cell.metrics.families(cell.view(), cell.state()))
+        )
+    except OSError as error:
+        raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+
+
+async def _tick(cell: Cell) -> None:
+    while True:
+        await asyncio.sleep(_TICK_S)
+        cell.tick()
+
+
+def _freeze() -> None:
+    """What exists now stays: the collector need not look at it again, least of all in a step."""
+    gc.collect()
+    gc.freeze()
+
+
+def _say_ready(address: str, metrics_url: str) -> None:
+    ready = {"role": "scheduler", "pid": os.getpid(), "address": address, "metrics": metrics_url}
+    sys.stdout.write(f"quire-ready {json.dumps(ready)}\n")
+    sys.stdout.flush()
+
+
+async def _drain(cell: Cell, server: GrpcServer, timeout_s: float) -> None:
+    logger.info("draining for at most %g s", timeout_s)
+    await server.announce_end()
+    cell.start_draining()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await cell.wait_drained()
+    except TimeoutError:
+        logger.warning("some sequences are unfinished: their routers will submit them again")
+    cell.dismiss()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            await cell.wait_deserted()

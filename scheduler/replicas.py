@@ -1,0 +1,233 @@
+"""Who executes: ranks gather until their replica is whole, and each whole replica is one epoch.
+
+    rank dials ──▶ gathering ──all ranks here──▶ attached (epoch n) ──▶ gone
+                       ▲                             │
+                       └──────── dials again ────────┘  any rank lost or dialling again, a step
+                                                        overdue: the epoch is void, all ranks go
+
+Epochs grow over restarts of the scheduler, so whatever carries an older one is known to be void.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import grpc
+
+from scheduler.core.decisions import Plan
+from scheduler.core.events import Capacity
+from scheduler.messages import ModelCard, WorkerHello
+from scheduler.pacing import Pace
+from scheduler.stream import Stream
+from scheduler.wire import workers
+
+logger = logging.getLogger(__name__)
+
+
+class Misfit(Exception):
+    """A worker cannot be part of this cell; its stream ends with FAILED_PRECONDITION."""
+
+
+@dataclass(eq=False, slots=True)
+class Rank:
+    """One worker's stream."""
+
+    hello: WorkerHello
+    stream: Stream
+    attachment: "Attachment | None" = None
+    """Set while its replica is whole."""
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that its results may name."""
+        mine = self.hello.capacity if self.attachment is None else self.attachment.capacity
+        return mine.max_num_seqs
+
+
+@dataclass(frozen=True, slots=True)
+class SentPlan:
+    """A plan whose result is awaited."""
+
+    step_id: int
+    num_tokens: int
+    sent_at: float
+
+
+@dataclass(eq=False, slots=True)
+class Attachment:
+    """A replica during one epoch."""
+
+    replica_id: str
+    epoch: int
+    ranks: tuple[Rank, ...]
+    capacity: Capacity
+    last_seen: float
+    pace: Pace = field(default_factory=Pace)
+    in_flight: deque[SentPlan] = field(default_factory=deque)
+    num_steps: int = 0
+    last_result_at: float = 0.0
+
+    @property
+    def model(self) -> ModelCard:
+        """What it serves."""
+        return self.ranks[0].hello.model
+
+    @property
+    def device(self) -> str:
+        """For people: what rank 0 runs on."""
+        return self.ranks[0].hello.device
+
+    @property
+    def oldest_since(self) -> float | None:
+        """When the plan now executing could start: it was sent, and the one before it was done."""
+        if not self.in_flight:
+            return None
+        return max(self.in_flight[0].sent_at, self.last_result_at)
+
+    def send(self, plan: Plan, message: bytes, now: float) -> None:
+        """Writes a plan's bytes to every rank."""
+        self.in_flight.append(SentPlan(plan.step_id, plan.num_tokens, now))
+        for rank in self.ranks:
+            rank.stream.send(message)
+
+    def complete_oldest(self, now: float) -> tuple[SentPlan, float]:
+        """The result of the oldest plan is here: which it was, and the seconds it took."""
+        since = self.oldest_since
+        assert since is not None
+        plan = self.in_flight.popleft()
+        seconds = now - since
+        self.pace.observe(seconds, plan.num_tokens)
+        self.last_result_at = self.last_seen = now
+        self.num_steps += 1
+        return plan, seconds
+
+    def overdue_at(self, floor_s: float) -> tuple[int, float] | None:
+        """Step id and deadline of the oldest plan in flight."""
+        since = self.oldest_since
+        if since is None:
+            return None
+        oldest = self.in_flight[0]
+        return oldest.step_id, since + self.pace.patience_s(oldest.num_tokens, floor_s=floor_s)
+
+    def close(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends the streams of all ranks."""
+        for rank in self.ranks:
+            rank.attachment = None
+            rank.stream.close(code, details)
+
+
+class Replicas:
+    """Ranks that gather, and replicas that are attached."""
+
+    def __init__(self) -> None:
+        self._gathering: dict[str, dict[int, Rank]] = {}
+        self._attached: dict[str, Attachment] = {}
+        self._newest_epoch = 0
+
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(tuple(self._attached.values()))
+
+    def __len__(self) -> int:
+        return len(self._attached)
+
+    def get(self, replica_id: str) -> Attachment | None:
+        """The attached replica of this name."""
+        return self._attached.get(replica_id)
+
+    def gather(self, rank: Rank) -> tuple[Rank, ...] | None:
+        """A rank has said hello; returns all ranks of its replica once they are here.
+
+        An older stream of the same rank ends. Raises Misfit.
+        """
+        hello = rank.hello
+        gathered = self._gathering.setdefault(hello.replica_id, {})
+        older = gathered.pop(hello.rank, None)
+        if older is not None:
+            older.stream.close(grpc.StatusCode.ABORTED, "this rank has dialled again")
+        for other in gathered.values():
+            _check_siblings(hello, other.hello)
+        gathered[hello.rank] = rank
+        if len(gathered) < hello.world_size:
+            return None
+        del self._gathering[hello.replica_id]
+        return tuple(gathered[index] for index in range(hello.world_size))
+
+    def attach(self, ranks: tuple[Rank, ...], now: float) -> Attachment:
+        """A whole replica enters a new epoch; every rank is welcomed."""
+        first = ranks[0].hello
+        self._newest_epoch = max(self._newest_epoch + 1, time.time_ns())
+        attachment = Attachment(
+            replica_id=first.replica_id,
+            epoch=self._newest_epoch,
+            ranks=ranks,
+            capacity=_shared_capacity(ranks),
+            last_seen=now,
+        )
+        welcome = workers.encode_welcome(attachment.epoch)
+        for rank in ranks:
+            rank.attachment = attachment
+            rank.stream.send(welcome)
+        self._attached[first.replica_id] = attachment
+        logger.info(
+            "replica %r attached: %d rank(s) on %s, %d blocks of %d tokens, epoch %d",
+            first.replica_id,
+            len(ranks),
+            attachment.device,
+            attachment.capacity.num_blocks,
+            attachment.capacity.block_size,
+            attachment.epoch,
+        )
+        return attachment
+
+    def detach(self, attachment: Attachment, code: grpc.StatusCode, details: str) -> None:
+        """Its epoch is void: every rank has to dial again."""
+        del self._attached[attachment.replica_id]
+        attachment.close(code, details)
+        logger.warning("replica %r detached: %s", attachment.replica_id, details)
+
+    def forget(self, rank: Rank) -> None:
+        """The stream of a rank that may still be gathering has ended."""
+        gathered = self._gathering.get(rank.hello.replica_id, {})
+        if gathered.get(rank.hello.rank) is rank:
+            del gathered[rank.hello.rank]
+            if not gathered:
+                del self._gathering[rank.hello.replica_id]
+
+
+def _check_siblings(hello: WorkerHello, other: WorkerHello) -> None:
+    for name, mine, theirs in (
+        ("world_size", hello.world_size, other.world_size),
+        ("block_size", hello.capacity.block_size, other.capacity.block_size),
+    ):
+        if mine != theirs:
+            raise Misfit(
+                f"{name} is {mine} on rank {hello.rank} and {theirs} on rank {other.rank}; "
+                f"the ranks of replica {hello.replica_id!r} must agree"
+            )
+    check_model(hello.model, other.model)
+
+
+def check_model(offered: ModelCard, served: ModelCard) -> None:
+    """Raises Misfit unless sequences may move between the two."""
+    if not offered.serves_like(served):
+        raise Misfit(f"model is {_describe(offered)}; this cell serves {_describe(served)}")
+
+
+def _describe(model: ModelCard) -> str:
+    return (
+        f"{model.name!r} (revision {model.revision!r}, max_model_len {model.max_model_len}, "
+        f"vocab_size {model.vocab_size})"
+    )
+
+
+def _shared_capacity(ranks: tuple[Rank, ...]) -> Capacity:
+    """What all ranks have: the least of each."""
+    capacities = [rank.hello.capacity for rank in ranks]
+    return replace(
+        capacities[0],
+        num_blocks=min(capacity.num_blocks for capacity in capacities),
+        max_num_seqs=min(capacity.max_num_seqs for capacity in capacities),
+        max_num_batched_tokens=min(capacity.max_num_batched_tokens for capacity in capacities),
+    )

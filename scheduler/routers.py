@@ -1,0 +1,96 @@
+"""The connected routers: who they are, and how the core's news is shared out among them.
+
+The core knows a router by a number that is never used twice. It has no news of a router that was
+dropped but the ends of its sequences, and those find nobody here.
+"""
+
+import itertools
+import logging
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from scheduler.core.decisions import Outputs
+from scheduler.messages import LogprobTable
+from scheduler.stream import Stream
+from scheduler.wire import frames
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """One connection of a router."""
+
+    number: int
+    """Stands for it in the core."""
+    router_id: str
+    stream: Stream
+
+
+class Routers:
+    """The connected routers by number."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._connected: dict[int, Router] = {}
+
+    def __len__(self) -> int:
+        return len(self._connected)
+
+    def connect(self, router_id: str, stream: Stream) -> Router:
+        """A router has said hello. An older stream of the same process is dead weight: it ends."""
+        for older in self._connected.values():
+            if older.router_id == router_id:
+                older.stream.close(grpc.StatusCode.ABORTED, "this router has dialled again")
+        router = Router(next(self._numbers), router_id, stream)
+        self._connected[router.number] = router
+        logger.info("router %r connected from %s", router_id, stream.peer)
+        return router
+
+    def leave(self, router: Router) -> None:
+        """Its stream has ended."""
+        del self._connected[router.number]
+        logger.info("router %r left", router.router_id)
+
+    def broadcast(self, message: bytes) -> None:
+        """The same message to every router."""
+        for router in self._connected.values():
+            router.stream.send(message)
+
+    def deliver(self, outputs: Outputs, logprobs: LogprobTable | None = None) -> None:
+        """One frame to each router that the outputs speak of."""
+        if len(self._connected) == 1:
+            (router,) = self._connected.values()
+            self._deliver_all(router, outputs, logprobs)
+            return
+        for router in self._connected.values():
+            self._deliver_part(router, outputs, logprobs)
+
+    @staticmethod
+    def _deliver_all(router: Router, outputs: Outputs, logprobs: LogprobTable | None) -> None:
+        finished = [end for end in outputs.finished if end.router == router.number]
+        if not outputs.sequence_id.size and not finished:
+            return
+        rows = logprobs.of(outputs.result_row) if logprobs is not None else None
+        router.stream.send(
+            frames.encode_frame(outputs.sequence_id, outputs.token_id, rows, finished)
+        )
+
+    @staticmethod
+    def _deliver_part(router: Router, outputs: Outputs, logprobs: LogprobTable | None) -> None:
+        mine = np.flatnonzero(outputs.router == router.number)
+        part = Outputs(
+            router=outputs.router[mine],
+            sequence_id=outputs.sequence_id[mine],
+            token_id=outputs.token_id[mine],
+            result_row=outputs.result_row[mine],
+            finished=outputs.finished,
+        )
+        Routers._deliver_all(router, part, logprobs)
+
+    def close(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends every router's stream."""
+        for router in self._connected.values():
+            router.stream.close(code, details)

@@ -1,0 +1,135 @@
+"""What routers say: Submit to the core's Request, checked field by field."""
+
+import math
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from protos.quire.v1 import sampling_pb2, scheduler_pb2
+from scheduler.core.events import Int32Column, Refused, Request
+from scheduler.messages import ModelCard
+from scheduler.wire.columns import (
+    MAX_INT32,
+    MAX_LOGPROBS,
+    MAX_NAME_LENGTH,
+    Malformed,
+    all_below,
+    checked_name,
+)
+
+_MAX_SAMPLES = 128
+_MAX_SEQUENCE_ID = 2**32 - 1
+
+
+def parse_connect(data: bytes) -> scheduler_pb2.ConnectRequest:
+    """A router's message, with one of its kinds set. Raises Malformed."""
+    try:
+        message = scheduler_pb2.ConnectRequest.FromString(data)
+    except DecodeError as error:
+        raise Malformed("not a ConnectRequest") from error
+    if message.WhichOneof("message") is None:
+        raise Malformed("the ConnectRequest is empty")
+    return message
+
+
+def check_router_hello(hello: scheduler_pb2.RouterHello) -> str:
+    """The router's id. Raises Malformed."""
+    return checked_name("router_id", hello.router_id)
+
+
+def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard) -> Request:
+    """The request in a Submit, fit for this model. Raises Refused."""
+    _check_range("num_samples", submit.num_samples, 1, _MAX_SAMPLES)
+    last_id = submit.sequence_id + submit.num_samples - 1
+    _check_range("sequence_id", last_id, 0, _MAX_SEQUENCE_ID)
+    token_ids = _request_column("token_id", submit.token_id)
+    if not token_ids.size:
+        raise Refused("token_id is empty; it must hold at least 1 token", field="token_id")
+    _check_ids("token_id", token_ids, model)
+    _check_range("num_prompt_tokens", submit.num_prompt_tokens, 1, token_ids.size)
+    _check_range("max_tokens", submit.max_tokens, 1, MAX_INT32)
+    for field, text in (("cache_salt", submit.cache_salt), ("request_id", submit.request_id)):
+        if len(text) > MAX_NAME_LENGTH:
+            message = f"{field} has {len(text)} characters; it may have at most {MAX_NAME_LENGTH}"
+            raise Refused(message, field=field)
+    if submit.adapter:
+        message = f"adapter is {submit.adapter[:64]!r}; this cell serves only its base model"
+        raise Refused(message, field="adapter")
+    _check_sampling(submit.sampling, max_tokens=submit.max_tokens, model=model)
+    return Request(
+        router=router,
+        sequence_id=submit.sequence_id,
+        token_ids=token_ids,
+        num_prompt_tokens=submit.num_prompt_tokens,
+        max_tokens=submit.max_tokens,
+        seed=submit.seed,
+        num_samples=submit.num_samples,
+        priority=submit.priority,
+        cache_salt=submit.cache_salt,
+        adapter=submit.adapter,
+        sampling=submit.sampling,
+        request_id=submit.request_id,
+    )
+
+
+def _check_sampling(
+    sampling: sampling_pb2.SamplingParams, *, max_tokens: int, model: ModelCard
+) -> None:
+    _check_range("temperature", sampling.temperature, 0, 2)
+    _check_range("top_k", sampling.top_k, 0, MAX_INT32)
+    _check_range("top_p", sampling.top_p, 0, 1, above=True)
+    _check_range("min_p", sampling.min_p, 0, 1)
+    penalty = sampling.repetition_penalty
+    if not (penalty > 0 and math.isfinite(penalty)):
+        message = f"repetition_penalty is {penalty:g}; it must be above 0 and finite"
+        raise Refused(message, field="repetition_penalty")
+    _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
+    _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _check_range("min_tokens", sampling.min_tokens, 0, max_tokens)
+    if sampling.HasField("num_logprobs"):
+        _check_range("num_logprobs", sampling.num_logprobs, 0, MAX_LOGPROBS)
+    if sampling.stop_token_ids:
+        stops = np.array(sampling.stop_token_ids, np.uint32).view(np.int32)
+        _check_ids("stop_token_ids", stops, model)
+    biased = _request_column("logit_bias_token_id", sampling.logit_bias_token_id)
+    if len(sampling.logit_bias) != len(sampling.logit_bias_token_id):
+        message = (
+            f"logit_bias has {len(sampling.logit_bias)} bytes; "
+            f"it must have as many as logit_bias_token_id ({len(sampling.logit_bias_token_id)})"
+        )
+        raise Refused(message, field="logit_bias")
+    _check_ids("logit_bias_token_id", biased, model)
+    bias = np.frombuffer(sampling.logit_bias, "<f4")
+    outside = np.flatnonzero(~(np.abs(bias) <= 100))
+    if outside.size:
+        _check_range("logit_bias", float(bias[outside[0]]), -100, 100)
+
+
+def _check_range(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:
+    """Raises Refused unless value is within the limits; NaN never is."""
+    if (low < value if above else low <= value) and value <= high:
+        return
+    bounds = f"above {low}" if above else f"at least {low}"
+    shown = f"{value:g}" if isinstance(value, float) else value
+    raise Refused(f"{field} is {shown}; it must be {bounds} and at most {high}", field=field)
+
+
+def _check_ids(field: str, ids: Int32Column, model: ModelCard) -> None:
+    """Raises Refused unless every id is in the vocabulary."""
+    if ids.size > model.vocab_size and field != "token_id":
+        message = f"{field} has {ids.size} entries; it may have at most {model.vocab_size}"
+        raise Refused(message, field=field)
+    if not all_below(ids, model.vocab_size):
+        first = ids[np.flatnonzero(ids.view(np.uint32) >= model.vocab_size)[0]]
+        message = (
+            f"{field} contains {first}; ids of this model are at least 0 "
+            f"and at most {model.vocab_size - 1}"
+        )
+        raise Refused(message, field=field)
+
+
+def _request_column(field: str, data: bytes) -> Int32Column:
+    if len(data) % 4:
+        message = f"{field} has {len(data)} bytes; an int32 column has a multiple of 4"
+        raise Refused(message, field=field)
+    return np.frombuffer(data, "<i4")

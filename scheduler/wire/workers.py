@@ -1,0 +1,175 @@
+"""What workers say and are told: hellos and step results in, batch plans out."""
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from protos.quire.v1 import sampling_pb2, worker_pb2
+from scheduler.core.decisions import Plan
+from scheduler.core.events import Capacity, FinishReason, StepResult
+from scheduler.messages import LogprobTable, ModelCard, Result, StepTiming, WorkerHello
+from scheduler.wire.columns import (
+    MAX_INT32,
+    MAX_LOGPROBS,
+    MAX_NAME_LENGTH,
+    Malformed,
+    all_below,
+    checked_name,
+    float_column,
+    int32_column,
+)
+
+_DEVICE_FINISHES = np.zeros(256, np.bool_)
+_DEVICE_FINISHES[[0, FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR]] = True
+
+DRAIN = worker_pb2.AttachResponse(drain=worker_pb2.Drain()).SerializeToString()
+
+
+def parse_attach(data: bytes) -> worker_pb2.AttachRequest:
+    """A worker's message, with one of its kinds set. Raises Malformed."""
+    try:
+        message = worker_pb2.AttachRequest.FromString(data)
+    except DecodeError as error:
+        raise Malformed("not an AttachRequest") from error
+    if message.WhichOneof("message") is None:
+        raise Malformed("the AttachRequest is empty")
+    return message
+
+
+def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
+    """Who dials and what it holds. Raises Malformed."""
+    card = hello.model
+    _hello_range("world_size", hello.world_size, 1, 4096)
+    _hello_range("rank", hello.rank, 0, hello.world_size - 1)
+    _hello_range("num_blocks", hello.num_blocks, 1, 2**26)
+    _hello_range("block_size", hello.block_size, 1, 2**16)
+    _hello_range("max_num_seqs", hello.max_num_seqs, 1, 2**16)
+    _hello_range("max_num_batched_tokens", hello.max_num_batched_tokens, 1, 2**24)
+    _hello_range("model.max_model_len", card.max_model_len, 1, 2**26)
+    _hello_range("model.vocab_size", card.vocab_size, 1, MAX_INT32)
+    return WorkerHello(
+        worker_id=checked_name("worker_id", hello.worker_id),
+        replica_id=checked_name("replica_id", hello.replica_id),
+        rank=hello.rank,
+        world_size=hello.world_size,
+        model=ModelCard(
+            name=checked_name("model.name", card.name),
+            revision=card.revision[:MAX_NAME_LENGTH],
+            max_model_len=card.max_model_len,
+            vocab_size=card.vocab_size,
+            dtype=card.dtype[:MAX_NAME_LENGTH],
+        ),
+        capacity=Capacity(
+            num_blocks=hello.num_blocks,
+            block_size=hello.block_size,
+            max_num_seqs=hello.max_num_seqs,
+            max_num_batched_tokens=hello.max_num_batched_tokens,
+            max_model_len=card.max_model_len,
+            model_revision=card.revision[:MAX_NAME_LENGTH],
+        ),
+        pid=hello.pid,
+        device=hello.device[:MAX_NAME_LENGTH],
+    )
+
+
+def decode_result(result: worker_pb2.StepResult, *, num_slots: int, vocab_size: int) -> Result:
+    """What a step produced, with slots and tokens that exist. Raises Malformed."""
+    slot = int32_column("slot", result.slot)
+    generation = int32_column("generation", result.generation)
+    token_id = int32_column("token_id", result.token_id)
+    finish = np.frombuffer(result.finish, np.uint8)
+    if not slot.size == generation.size == token_id.size == finish.size:
+        raise Malformed("the columns of a step result differ in length")
+    if not all_below(slot, num_slots):
+        raise Malformed(f"a step result names a slot that is not below {num_slots}")
+    if not all_below(token_id, vocab_size) and not all_below(
+        token_id[finish != FinishReason.ERROR], vocab_size
+    ):
+        raise Malformed(f"a step result has a token that is not below {vocab_size}")
+    if slot.size and int(np.bincount(slot).max()) > 1:
+        raise Malformed("a step result names a slot twice")
+    if not _DEVICE_FINISHES[finish].all():
+        raise Malformed("a step result has a finish that no device decides")
+    timing = result.timing
+    return Result(
+        epoch=result.epoch,
+        step=StepResult(
+            step_id=result.step_id,
+            slot=slot,
+            generation=generation,
+            token_id=token_id,
+            finish=finish,
+        ),
+        logprobs=(
+            _decode_logprobs(result.logprobs, slot.size) if result.HasField("logprobs") else None
+        ),
+        timing=StepTiming(
+            wait_s=timing.wait_us / 1e6,
+            prepare_s=timing.prepare_us / 1e6,
+            forward_s=timing.forward_us / 1e6,
+            sample_s=timing.sample_us / 1e6,
+        ),
+    )
+
+
+def _decode_logprobs(columns: sampling_pb2.LogprobColumns, num_rows: int) -> LogprobTable:
+    table = LogprobTable(
+        row=int32_column("logprobs.row", columns.row),
+        logprob=float_column("logprobs.logprob", columns.logprob),
+        rank=int32_column("logprobs.rank", columns.rank),
+        num_top=int32_column("logprobs.num_top", columns.num_top),
+        top_token_id=int32_column("logprobs.top_token_id", columns.top_token_id),
+        top_logprob=float_column("logprobs.top_logprob", columns.top_logprob),
+    )
+    if not table.row.size == table.logprob.size == table.rank.size == table.num_top.size:
+        raise Malformed("the columns of logprobs differ in length")
+    if not all_below(table.row, num_rows):
+        raise Malformed(f"logprobs speak of a row that is not below {num_rows}")
+    if not all_below(table.num_top, MAX_LOGPROBS + 1):
+        raise Malformed(f"a row of logprobs has more than {MAX_LOGPROBS} alternatives")
+    if not int(table.num_top.sum()) == table.top_token_id.size == table.top_logprob.size:
+        raise Malformed("the alternatives of logprobs do not add up to num_top")
+    return table
+
+
+def _hello_range(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise Malformed(f"{field} is {value}; it must be at least {low} and at most {high}")
+
+
+def encode_welcome(epoch: int) -> bytes:
+    """An AttachResponse that opens an epoch."""
+    return worker_pb2.AttachResponse(welcome=worker_pb2.Welcome(epoch=epoch)).SerializeToString()
+
+
+def encode_plan(plan: Plan, epoch: int) -> bytes:
+    """An AttachResponse with the plan; written as it is to every rank."""
+    response = worker_pb2.AttachResponse()
+    message = response.plan
+    message.epoch = epoch
+    message.step_id = plan.step_id
+    if plan.retire.size:
+        message.retire_slot = plan.retire.tobytes()
+    for admission in plan.admit:
+        entry = message.admit.add(
+            slot=admission.slot,
+            generation=admission.generation,
+            token_id=admission.token_ids.tobytes(),
+            num_prompt_tokens=admission.num_prompt_tokens,
+            max_total_tokens=admission.max_total_tokens,
+            block=admission.blocks.tobytes(),
+            num_computed=admission.num_computed,
+            seed=admission.seed,
+        )
+        assert isinstance(admission.sampling, sampling_pb2.SamplingParams)
+        entry.sampling.CopyFrom(admission.sampling)
+    if plan.append_slot.size:
+        message.append_slot = plan.append_slot.tobytes()
+        message.append_index = plan.append_index.tobytes()
+        message.append_block = plan.append_block.tobytes()
+    if plan.decode is not None:
+        message.decode_slot = plan.decode.tobytes()
+    if plan.chunk_slot.size:
+        message.chunk_slot = plan.chunk_slot.tobytes()
+        message.chunk_start = plan.chunk_start.tobytes()
+        message.chunk_length = plan.chunk_length.tobytes()
+    return response.SerializeToString()
