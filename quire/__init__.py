@@ -1,0 +1,40 @@
+"""What people import and type: `LLM`, `SamplingParams`, and the `quire` command.
+
+Names are resolved on first use, so that `import quire` (and `quire --help`) loads nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quire.errors import QuireError
+    from quire.llm import LLM
+    from quire.outputs import CompletionOutput, Logprob, RequestOutput
+    from quire.sampling import SamplingParams
+    from quire.version import __version__
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "QuireError",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
+
+_HOME = {
+    "__version__": "quire.version",
+    "LLM": "quire.llm",
+    "CompletionOutput": "quire.outputs",
+    "Logprob": "quire.outputs",
+    "QuireError": "quire.errors",
+    "RequestOutput": "quire.outputs",
+    "SamplingParams": "quire.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

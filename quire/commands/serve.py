@@ -1,0 +1,156 @@
+"""`quire serve`: the whole stack on this machine, supervised."""
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quire.commands import flags
+
+if TYPE_CHECKING:
+    from quire.stack import Stack, TcpDoor
+
+
+def serve(
+    context: typer.Context,
+    model: flags.ModelArgument,
+    *,
+    host: flags.Host = "127.0.0.1",
+    port: flags.Port = 8000,
+    grpc_port: flags.GrpcPort = 50050,
+    api_key: flags.ApiKey = None,
+    served_model_name: flags.ServedModelName = None,
+    max_body_bytes: flags.MaxBodyBytes = None,
+    max_in_flight: flags.MaxInFlight = None,
+    replicas: flags.Replicas = 1,
+    device: flags.DeviceFlag = None,
+    dtype: flags.DtypeFlag = None,
+    threads: flags.Threads = None,
+    max_model_len: flags.MaxModelLen = None,
+    block_size: flags.BlockSize = None,
+    num_blocks: flags.NumBlocks = None,
+    kv_cache_memory: flags.KvCacheMemory = None,
+    max_num_seqs: flags.MaxNumSeqs = None,
+    max_num_batched_tokens: flags.MaxNumBatchedTokens = None,
+    scheduling_policy: flags.SchedulingPolicy = None,
+    enable_prefix_caching: flags.EnablePrefixCaching = True,
+    watermark: flags.Watermark = None,
+    step_timeout: flags.StepTimeout = None,
+    max_queued: flags.MaxQueued = None,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds that requests in flight may take to finish at the end.")
+    ] = 30.0,
+) -> None:
+    """Serve a model: start scheduler, workers and router, and keep them running.
+
+    Prints the URLs and a curl line once a token has really been generated. Ctrl-C finishes what is
+    in flight and stops all processes; a second Ctrl-C stops them at once.
+
+    [bold]Examples[/bold]
+
+    quire serve smollm2
+    quire serve ./Llama-3.2-1B-Instruct --port 8080 --api-key secret
+    quire serve model.gguf --replicas 2 --threads 1 --max-model-len 2048
+    """
+    from quire.models import resolve
+    from quire.options import StackOptions
+    from quire.progress import announce
+    from quire.stack import Stack, TcpDoor
+
+    door = TcpDoor(host, port, grpc_port, api_key)
+    door.check_free()  # before minutes of downloading
+    resolved = resolve(model, announce)
+    options = StackOptions.among(context.params)
+
+    async def run() -> None:
+        from quire.commands.output import LogPrinter
+
+        stack = Stack(resolved, options, door=door, log=LogPrinter())
+        await _Session(stack, door, drain_timeout).run()
+
+    announce(f"starting {options.replicas + 2} processes for {resolved.path}")
+    asyncio.run(run())
+
+
+class _Session:
+    """A stack in the foreground, from its start to the signal that ends it."""
+
+    def __init__(self, stack: "Stack", door: "TcpDoor", drain_s: float) -> None:
+        self._stack = stack
+        self._door = door
+        self._drain_s = drain_s
+        self._asked = asyncio.Event()
+        self._asked_again = asyncio.Event()
+
+    async def run(self) -> None:
+        """Returns after a clean end. Raises StackFailed."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            await self._serve()
+        finally:
+            await self._end()
+
+    async def _serve(self) -> None:
+        stack = self._stack
+        await stack.start()
+        ready = asyncio.create_task(stack.until_ready())
+        asked = asyncio.create_task(self._asked.wait())
+        await asyncio.wait([ready, asked], return_when=asyncio.FIRST_COMPLETED)
+        if self._asked.is_set():
+            ready.cancel()
+            return
+        ready.result()
+        _show_ready(stack, self._door)
+        await asyncio.wait([asked, stack.failed], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if stack.failed.done():
+            raise stack.failed.result()
+
+    async def _end(self) -> None:
+        from quire.progress import announce
+
+        if not self._stack.failed.done():
+            announce("finishing what is in flight; once more to stop at once")
+        drain = asyncio.create_task(self._stack.stop(drain_s=self._drain_s))
+        again = asyncio.create_task(self._asked_again.wait())
+        await asyncio.wait([drain, again], return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        if not drain.done():
+            await self._stack.kill()
+        await drain
+        announce("stopped")
+
+    def _on_signal(self) -> None:
+        (self._asked_again if self._asked.is_set() else self._asked).set()
+
+
+def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
+    """The URLs, and a request that works as it is."""
+    import json
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    question = {"model": stack.name, "messages": [{"role": "user", "content": "Say hello."}]}
+    key = " -H 'Authorization: Bearer '\"$QUIRE_API_KEY\"" if door.api_key else ""
+    metrics = [f"{door.url}/metrics"]
+    metrics += [
+        member.ready.metrics
+        for member in stack.members
+        if member.ready and member.ready.metrics and member.spec.role != "router"
+    ]
+    seconds = time.time() - stack.started_at
+    console.print(f"\n[bold green]✓[/] [bold]{escape(stack.name)}[/] is ready ({seconds:.1f} s)\n")
+    console.print(f"  OpenAI API  [cyan]{door.url}/v1[/]")
+    console.print(f"  gRPC        [cyan]{door.grpc}[/]")
+    console.print("  metrics     " + "\n              ".join(f"[cyan]{url}[/]" for url in metrics))
+    console.print("\n  Try it:\n")
+    console.print(f"    curl {door.url}/v1/chat/completions{key} \\", markup=False)
+    console.print("      -H 'Content-Type: application/json' \\", markup=False)
+    console.print(f"      -d '{json.dumps(question)}'\n", markup=False)
+    console.print("  Ctrl-C finishes what is in flight and stops.\n")

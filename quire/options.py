@@ -1,0 +1,81 @@
+"""The flags of `quire serve` and `LLM(...)`, and which process each is handed to.
+
+A flag that was not given is not passed on, so every default lives in the process that uses it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    """How to run a stack; None leaves the process its own default."""
+
+    replicas: int = 1
+
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    max_model_len: int | None = None
+    block_size: int | None = None
+    num_blocks: int | None = None
+    kv_cache_memory: str | None = None
+
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    scheduling_policy: str | None = None
+    enable_prefix_caching: bool = True
+    watermark: float | None = None
+    step_timeout: float | None = None
+    max_queued: int | None = None
+
+    served_model_name: str | None = None
+    max_body_bytes: int | None = None
+    max_in_flight: int | None = None
+
+    def arguments(self, role: str) -> list[str]:
+        """The command-line arguments that this role is handed."""
+        arguments = []
+        for name in _TAKES[role]:
+            value = getattr(self, name)
+            if value is not None:
+                arguments += [f"--{name.replace('_', '-')}", str(value)]
+        if role == "scheduler" and not self.enable_prefix_caching:
+            arguments.append("--no-enable-prefix-caching")
+        return arguments
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every option."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def among(cls, parameters: Mapping[str, Any]) -> "StackOptions":
+        """Those of a command's parameters that are options of the stack."""
+        return cls(**{name: parameters[name] for name in cls.names() if name in parameters})
+
+
+_TAKES = {
+    "scheduler": (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "scheduling_policy",
+        "watermark",
+        "step_timeout",
+        "max_queued",
+    ),
+    "worker": (
+        "served_model_name",
+        "device",
+        "dtype",
+        "threads",
+        "max_model_len",
+        "block_size",
+        "num_blocks",
+        "kv_cache_memory",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+    ),
+    "router": ("served_model_name", "max_body_bytes", "max_in_flight"),
+}

@@ -1,0 +1,157 @@
+"""One child process: started so that it cannot outlive us, heard, and ended with certainty.
+
+A Quire process says on standard output, once, that it serves (`quire-ready {json}`) and logs to
+standard error. Each child leads a session of its own: Ctrl-C in a terminal reaches only the
+supervisor, which ends the children in order, and a signal to the group reaches whatever the child
+started itself.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import site
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+READY_PREFIX = "quire-ready "
+LINE_LIMIT_BYTES = 1 << 20
+
+_LAUNCHER = Path(__file__).with_name("launch.py")
+
+LogSink = Callable[[str, str], None]
+"""Called with a child's name and one line that it wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run."""
+
+    name: str
+    """Unique in the stack: "worker-0"."""
+    role: str
+    """"router", "scheduler" or "worker"."""
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    """Added to ours. What must not show in `ps` goes here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a process said when it began to serve."""
+
+    address: str
+    metrics: str | None
+
+
+def quire_command(role: str, *arguments: str) -> tuple[str, ...]:
+    """The command line of `python -m ROLE`.
+
+    `-P` keeps the working directory off the import path: a folder `worker/` there is not ours.
+    """
+    return (sys.executable, "-P", "-m", role, *arguments)
+
+
+def quire_environment() -> dict[str, str]:
+    """This environment, with the tree that holds this package on the import path."""
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    root = str(Path(__file__).resolve().parents[1])
+    if root not in site.getsitepackages():
+        inherited = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else root
+    return environment
+
+
+class ChildProcess:
+    """A running child. Make it with `start`, on the thread that shall keep it alive.
+
+    The kernel ties a child to the thread that started it, not to the process: were that thread to
+    end, so would the child.
+    """
+
+    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process, log: LogSink) -> None:
+        self.spec = spec
+        self.pid = process.pid
+        self.started_at = time.time()
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        """Resolved by the ready line; cancelled if the process ends without one."""
+        self.exited: asyncio.Task[int] = asyncio.create_task(self._run(process))
+        """The exit code, negative for a signal; done when its output has been read, too."""
+        self._log = log
+        self._tail: deque[str] = deque(maxlen=50)
+
+    @classmethod
+    async def start(cls, spec: ChildSpec, log: LogSink) -> "ChildProcess":
+        """Starts it; returns at once."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-S", str(_LAUNCHER), str(os.getpid())),
+            *spec.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=quire_environment() | dict(spec.environment),
+            start_new_session=True,
+            limit=LINE_LIMIT_BYTES,
+        )
+        return cls(spec, process, log)
+
+    def last_words(self) -> str:
+        """Its `error: ...` line without the word, or the last line it wrote, or nothing."""
+        for line in reversed(self._tail):
+            if line.startswith("error: "):
+                return line.removeprefix("error: ")
+        return next((line for line in reversed(self._tail) if line.strip()), "")
+
+    async def stop(self, timeout_s: float) -> None:
+        """Asks it to drain and end; after `timeout_s`, ends it."""
+        self._signal(signal.SIGTERM)
+        done, _ = await asyncio.wait([self.exited], timeout=timeout_s)
+        if not done:
+            self._log(self.spec.name, f"did not end within {timeout_s:g} s: killed")
+            await self.kill()
+
+    async def kill(self) -> None:
+        """Ends it, and all that it started, now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        await self.exited
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self.exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    async def _run(self, process: asyncio.subprocess.Process) -> int:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        readers = asyncio.gather(self._read(process.stdout), self._read(process.stderr))
+        code = await process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # a helper of its own that lingers
+        await readers
+        self.ready.cancel()
+        return code
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                raw = await stream.readline()
+            except ValueError:
+                raw = b"(a line over 1 MiB was dropped)\n"
+            if not raw:
+                return
+            self._heard(raw.decode(errors="replace").rstrip("\n"))
+
+    def _heard(self, line: str) -> None:
+        if line.startswith(READY_PREFIX) and not self.ready.done():
+            said = json.loads(line.removeprefix(READY_PREFIX))
+            self.ready.set_result(Ready(address=said["address"], metrics=said.get("metrics")))
+            return
+        self._tail.append(line)
+        self._log(self.spec.name, line)

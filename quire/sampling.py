@@ -1,0 +1,98 @@
+"""How to choose tokens, in vLLM's words.
+
+Checked when it is made: an error names the field, the limit and the value, before anything is sent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+MAX_SAMPLES = 128
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling parameters of a request. Raises ValueError for a value outside its range."""
+
+    n: int = 1
+    """Samples of the same prompt, 1 to 128."""
+    temperature: float = 1.0
+    """Divides the logits, 0 to 2; 0 is greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set with at least this probability; above 0, at most 1."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this share as likely as the likeliest, 0 to 1."""
+    seed: int | None = None
+    """The same seed gives the same tokens; sample i draws with seed + i. None: a random one."""
+    max_tokens: int | None = 16
+    """Output tokens at most; None: what is left of the model's length."""
+    min_tokens: int = 0
+    """Output tokens before which nothing ends the output."""
+    stop: str | Sequence[str] = ()
+    """Text that ends the output and is not part of it."""
+    stop_token_ids: Sequence[int] = ()
+    """Tokens that end the output."""
+    ignore_eos: bool = False
+    """Go on past the model's end token."""
+    presence_penalty: float = 0.0
+    """-2 to 2."""
+    frequency_penalty: float = 0.0
+    """-2 to 2."""
+    repetition_penalty: float = 1.0
+    """Above 0; 1 is off."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to a token's logit, -100 to 100."""
+    logprobs: int | None = None
+    """Alternatives per token, 0 to 20; None: no logprobs."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if any(not text for text in self.stop):
+            raise ValueError("stop has an empty text; each must have at least 1 character")
+        _check_integer("n", self.n, 1, MAX_SAMPLES)
+        _check_integer("top_k", self.top_k, 0, hint="0 keeps all")
+        _check_integer("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None:
+            _check_integer("max_tokens", self.max_tokens, max(1, self.min_tokens))
+        if self.seed is not None:
+            _check_integer("seed", self.seed, 0, 2**64 - 1)
+        if self.logprobs is not None:
+            _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for token_id in (*self.stop_token_ids, *self.logit_bias):
+            _check_integer("a token id", token_id, 0, 2**31 - 1)
+        self._check_reals()
+
+    def _check_reals(self) -> None:
+        _check_real("temperature", self.temperature, 0, 2)
+        _check_real("top_p", self.top_p, 0, 1, open_below=True)
+        _check_real("min_p", self.min_p, 0, 1)
+        _check_real("presence_penalty", self.presence_penalty, -2, 2)
+        _check_real("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_real("repetition_penalty", self.repetition_penalty, 0, math.inf, open_below=True)
+        for bias in self.logit_bias.values():
+            _check_real("logit_bias", bias, -100, 100)
+
+
+def _check_integer(
+    name: str, value: object, low: int, high: int | None = None, hint: str = ""
+) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be an integer")
+    limits = f"at least {low}" if high is None else f"{low} to {high}"
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} is {value}; it must be {limits}{hint and f' ({hint})'}")
+
+
+def _check_real(
+    name: str, value: object, low: float, high: float, *, open_below: bool = False
+) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    start = f"above {low}" if open_below else f"at least {low}"
+    limits = start if high == math.inf else f"{start} and at most {high}"
+    if not low <= value <= high or (open_below and value == low) or math.isinf(value):
+        raise ValueError(f"{name} is {value}; it must be {limits}")

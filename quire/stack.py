@@ -1,0 +1,203 @@
+"""The whole of Quire on this machine: a scheduler, workers and a router, over unix sockets.
+
+    router ──unix──▶ scheduler ◀──unix── worker × replicas
+
+Workers and routers dial and redial, so all start at once, and any of them may be restarted alone.
+The stack is ready when the router says that a token has really been generated. It ends in the
+order in which work flows, so that each finds its successor still there: router (answers what it
+has accepted), workers, scheduler.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+
+from quire.errors import ConfigurationError, StackFailed
+from quire.http import Endpoint, RequestFailed
+from quire.models import ResolvedModel
+from quire.options import StackOptions
+from quire.paths import make_run_dir
+from quire.process import ChildSpec, LogSink, quire_command
+from quire.registry import ProcessRecord, StackRecord, publish, start_ticks, withdraw
+from quire.supervisor import Member, Supervisor
+
+STOP_ORDER = ("router", "worker", "scheduler")
+READY_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class TcpDoor:
+    """The router answers on TCP."""
+
+    host: str
+    port: int
+    grpc_port: int
+    api_key: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the OpenAI API, from this machine."""
+        return f"http://{self.reachable_host}:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        """Target of InferenceService, from this machine."""
+        return f"{self.reachable_host}:{self.grpc_port}"
+
+    @property
+    def reachable_host(self) -> str:
+        """The host itself, or loopback where it means every interface."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
+
+    def check_free(self) -> None:
+        """Raises ConfigurationError for a port that is taken, before anything is started."""
+        for flag, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.host, port))
+                except OSError as error:
+                    raise ConfigurationError(
+                        f"{flag} {port} on {self.host}: {os.strerror(error.errno or 0)}"
+                    ) from error
+
+
+class Stack:
+    """A supervised stack; one event loop owns it, on a thread that outlives it."""
+
+    def __init__(
+        self,
+        model: ResolvedModel,
+        options: StackOptions,
+        *,
+        door: TcpDoor | None = None,
+        log: LogSink = lambda name, line: None,
+    ) -> None:
+        """Answers at `door`, or without one only on unix sockets. Nothing runs before `start`."""
+        if options.replicas < 1:
+            raise ConfigurationError(f"replicas is {options.replicas}; it must be at least 1")
+        self.name = options.served_model_name or model.name
+        self.run_dir = make_run_dir()
+        self.url = door.url if door else f"http+unix://{self.run_dir}/http.sock"
+        self.grpc = door.grpc if door else f"unix:{self.run_dir}/grpc.sock"
+        self.scheduler = f"unix:{self.run_dir}/scheduler.sock"
+        self.started_at = time.time()
+        self._model = model
+        self._options = options
+        self._door = door
+        self._supervisor = Supervisor(log=log, on_change=self._publish)
+
+    @property
+    def members(self) -> list[Member]:
+        """The processes, scheduler first."""
+        return self._supervisor.members
+
+    @property
+    def failed(self) -> "asyncio.Future[StackFailed]":
+        """Resolved when a process cannot be kept running: stop the stack."""
+        return self._supervisor.failed
+
+    async def start(self) -> None:
+        """Starts every process. Raises ConfigurationError if a port is taken."""
+        if self._door:
+            self._door.check_free()
+        for spec in self._specs():
+            self._supervisor.add(spec)
+        self._publish()
+
+    async def until_ready(self) -> None:
+        """Returns when a token has been generated end to end. Raises StackFailed."""
+        await self._supervisor.until_served()
+        endpoint = Endpoint(self.url)
+        while not self.failed.done():
+            with contextlib.suppress(RequestFailed):
+                status, _ = await endpoint.get("/ready")
+                if status == 200:
+                    return
+            await asyncio.wait([self.failed], timeout=READY_POLL_S)
+        raise self.failed.result()
+
+    async def stop(self, *, drain_s: float = 30.0) -> None:
+        """Ends every process; requests in flight may take `drain_s` to finish."""
+        try:
+            await self._supervisor.stop(STOP_ORDER, drain_s=drain_s)
+        finally:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """Ends every process now."""
+        await self._supervisor.kill()
+        withdraw(str(self.run_dir))
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def record(self) -> StackRecord:
+        """What `quire ps` shows."""
+        return StackRecord(
+            pid=os.getpid(),
+            start_ticks=start_ticks(os.getpid()),
+            model=self.name,
+            url=self.url,
+            grpc=self.grpc,
+            scheduler=self.scheduler,
+            run_dir=str(self.run_dir),
+            started_at=self.started_at,
+            processes=tuple(_process_record(member) for member in self.members),
+        )
+
+    def _publish(self) -> None:
+        if self.run_dir.exists():
+            publish(self.record())
+
+    def _specs(self) -> list[ChildSpec]:
+        workers = [
+            self._spec("worker", f"worker-{index}", "--replica-id", f"replica-{index}")
+            for index in range(self._options.replicas)
+        ]
+        return [self._scheduler_spec(), *workers, self._router_spec()]
+
+    def _scheduler_spec(self) -> ChildSpec:
+        arguments = self._options.arguments("scheduler")
+        listen = ("--listen", self.scheduler, "--metrics-port", "0")
+        return ChildSpec("scheduler", "scheduler", quire_command("scheduler", *listen, *arguments))
+
+    def _router_spec(self) -> ChildSpec:
+        environment: tuple[tuple[str, str], ...] = ()
+        if self._door is None:
+            where = ["--uds", f"{self.run_dir}/http.sock", "--grpc-listen", self.grpc]
+        else:
+            where = ["--host", self._door.host, "--port", str(self._door.port)]
+            where += ["--grpc-listen", f"{self._door.host}:{self._door.grpc_port}"]
+            if self._door.api_key:
+                environment = (("QUIRE_API_KEY", self._door.api_key),)
+        return self._spec("router", "router", *where, environment=environment)
+
+    def _spec(
+        self, role: str, name: str, *arguments: str, environment: tuple[tuple[str, str], ...] = ()
+    ) -> ChildSpec:
+        """A process that loads the model and dials the scheduler."""
+        served_name = () if self._options.served_model_name else ("--served-model-name", self.name)
+        metrics = ("--metrics-port", "0") if role == "worker" else ()
+        common = ("--model", str(self._model.path), "--scheduler", self.scheduler)
+        options = self._options.arguments(role)
+        command = quire_command(role, *common, *served_name, *metrics, *arguments, *options)
+        return ChildSpec(name, role, command, environment)
+
+
+def _process_record(member: Member) -> ProcessRecord:
+    process, ready = member.process, member.ready
+    return ProcessRecord(
+        name=member.spec.name,
+        role=member.spec.role,
+        pid=process.pid if process else None,
+        address=ready.address if ready else "",
+        metrics=ready.metrics if ready else None,
+        state=member.state.value,
+        restarts=member.restarts,
+        started_at=process.started_at if process else None,
+    )

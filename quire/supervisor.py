@@ -1,0 +1,183 @@
+"""Keeps a set of child processes running: restarts what dies, gives up where that cannot help.
+
+    starting ──ready line──▶ ready ──▶ stopping ──▶ stopped
+        ▲                      │
+        └── restarting ◀── it ended (any code but 2)
+
+A child that exits with code 2 says that its configuration is wrong; a child that dies several
+times in a row before it ever served is no better. Either resolves `failed`, and whoever runs the
+supervisor stops everything. All of it runs on one event loop, whose thread owns the children.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from quire.errors import StackFailed
+from quire.process import ChildProcess, ChildSpec, LogSink, Ready
+
+NOT_CURABLE = 2
+"""The exit code of a process whose configuration is wrong."""
+
+
+class State(StrEnum):
+    """Of a member."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Restarts:
+    """How eagerly a dead child is started again."""
+
+    first_delay_s: float = 0.1
+    max_delay_s: float = 5.0
+    max_failed_starts: int = 3
+    """Deaths in a row without ever having served after which it is given up."""
+
+    def delay_s(self, failed_starts: int) -> float:
+        """The pause after this many starts in a row that never served."""
+        return min(self.first_delay_s * 2.0**failed_starts, self.max_delay_s)
+
+
+class Member:
+    """One child that shall run, and the process that is it now."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        self.spec = spec
+        self.state = State.STARTING
+        self.process: ChildProcess | None = None
+        self.ready: Ready | None = None
+        """What it last said when it began to serve."""
+        self.served = asyncio.Event()
+        """Set while a process of it serves."""
+        self.stop_asked = asyncio.Event()
+        self.restarts = 0
+        self.failed_starts = 0
+        """In a row."""
+
+
+class Supervisor:
+    """Starts members and keeps them; one event loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        log: LogSink,
+        on_change: Callable[[], None] = lambda: None,
+        restarts: Restarts | None = None,
+    ) -> None:
+        self.members: list[Member] = []
+        self.failed: asyncio.Future[StackFailed] = asyncio.get_running_loop().create_future()
+        """Resolved when a member cannot be kept running."""
+        self._log = log
+        self._on_change = on_change
+        self._restarts = restarts or Restarts()
+        self._keepers: dict[Member, asyncio.Task[None]] = {}
+
+    def add(self, spec: ChildSpec) -> Member:
+        """Starts a child and keeps it running."""
+        member = Member(spec)
+        self.members.append(member)
+        self._keepers[member] = asyncio.create_task(self._keep(member))
+        return member
+
+    async def until_served(self) -> None:
+        """Returns when every member serves. Raises StackFailed."""
+        for member in self.members:
+            await self._or_failure(member.served.wait())
+
+    async def _or_failure(self, awaitable: Coroutine[None, None, object]) -> None:
+        task = asyncio.create_task(awaitable)
+        await asyncio.wait([task, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        if self.failed.done():
+            task.cancel()
+            raise self.failed.result()
+
+    async def stop(self, roles: Iterable[str], *, drain_s: float) -> None:
+        """Ends all members of each role together, role after role; each may drain for `drain_s`."""
+        for role in roles:
+            of_role = [member for member in self.members if member.spec.role == role]
+            await asyncio.gather(*(self._stop_member(member, drain_s) for member in of_role))
+
+    async def kill(self) -> None:
+        """Ends all members now."""
+        for member in self.members:
+            member.stop_asked.set()
+        processes = [member.process for member in self.members if member.process]
+        await asyncio.gather(*(process.kill() for process in processes))
+        await asyncio.gather(*self._keepers.values())
+
+    async def _stop_member(self, member: Member, drain_s: float) -> None:
+        member.stop_asked.set()
+        self._change(member, State.STOPPING)
+        if member.process:
+            await member.process.stop(drain_s)
+        await self._keepers[member]
+        self._change(member, State.STOPPED)
+
+    async def _keep(self, member: Member) -> None:
+        while not member.stop_asked.is_set():
+            process = member.process = await ChildProcess.start(member.spec, self._log)
+            if member.stop_asked.is_set():
+                await process.kill()  # asked while it was being started
+                return
+            self._change(member, State.STARTING)
+            code = await self._watch(member, process)
+            member.process = None
+            if member.stop_asked.is_set():
+                return
+            if failure := self._why_give_up(member, code, process.last_words()):
+                self._change(member, State.STOPPED)
+                if not self.failed.done():
+                    self.failed.set_result(failure)
+                return
+            await self._pause(member, code)
+
+    async def _watch(self, member: Member, process: ChildProcess) -> int:
+        """Follows a process to its end; returns its exit code."""
+        await asyncio.wait([process.ready, process.exited], return_when=asyncio.FIRST_COMPLETED)
+        if process.ready.done() and not process.ready.cancelled():
+            member.failed_starts = 0
+            member.ready = process.ready.result()
+            member.served.set()
+            if not member.stop_asked.is_set():
+                self._change(member, State.READY)
+        else:
+            member.failed_starts += 1
+        code = await process.exited
+        member.served.clear()
+        return code
+
+    async def _pause(self, member: Member, code: int) -> None:
+        """Waits before the next start, or until it shall stop."""
+        member.restarts += 1
+        self._log(member.spec.name, f"ended ({describe_exit(code)}); starting it again")
+        self._change(member, State.RESTARTING)
+        with contextlib.suppress(TimeoutError):
+            delay_s = self._restarts.delay_s(member.failed_starts)
+            await asyncio.wait_for(member.stop_asked.wait(), delay_s)
+
+    def _why_give_up(self, member: Member, code: int, last_words: str) -> StackFailed | None:
+        name = member.spec.name
+        if code == NOT_CURABLE:
+            return StackFailed(f"{name}: {last_words or 'wrong configuration'}", NOT_CURABLE)
+        if member.failed_starts >= self._restarts.max_failed_starts:
+            how = f"{name} ended {member.failed_starts} times before it served"
+            return StackFailed(f"{how} ({describe_exit(code)}): {last_words}")
+        return None
+
+    def _change(self, member: Member, state: State) -> None:
+        member.state = state
+        self._on_change()
+
+
+def describe_exit(code: int) -> str:
+    """The exit code in words: "exit code 1", "killed by signal 9"."""
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
