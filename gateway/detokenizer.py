@@ -1,0 +1,30 @@
+"""Tokens to text while they arrive.
+
+A character may span tokens: bytes that do not yet make one are held back until they do, or until
+it is certain that they never will (then U+FFFD stands for them). However the tokens are cut into
+calls, the texts put together are the text of the whole. Work is linear in the bytes, and at most
+three are held.
+"""
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Detokenizer:
+    """The text of one growing sequence."""
+
+    def __init__(self, bytes_of: Sequence[bytes]) -> None:
+        """`bytes_of[token]` is what a token stands for."""
+        self._bytes_of = bytes_of
+        self._utf8 = _Utf8Decoder("replace")
+
+    def feed(self, token_ids: Iterable[int]) -> str:
+        """The characters that these tokens complete."""
+        bytes_of = self._bytes_of
+        return self._utf8.decode(b"".join([bytes_of[token] for token in token_ids]))
+
+    def close(self) -> str:
+        """What is held back; nothing may be fed after it."""
+        return self._utf8.decode(b"", final=True)

@@ -1,0 +1,183 @@
+"""What the gateway knows of the model it serves, read once from its directory.
+
+config.json              vocab_size, eos
+generation_config.json   eos, recommended sampling (optional)
+tokenizer.json           the tokenizer
+tokenizer_config.json    special tokens by role, the chat template (optional)
+chat_template.jinja      the chat template, if it is not in tokenizer_config.json
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import Fault, ModelError, RequestError, invalid, quote
+from gateway.request import (
+    GenerateRequest,
+    Limits,
+    Options,
+    SamplingDefaults,
+    build_request,
+    check_token_ids,
+    too_long,
+)
+from gateway.template import ChatMessage, ChatTemplate
+from gateway.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One served model."""
+
+    name: str
+    """What clients ask for."""
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None: a base model, which has no conversations."""
+    eos_token_ids: frozenset[int]
+    defaults: SamplingDefaults
+
+    def check_name(self, name: str | None) -> None:
+        """Raises RequestError if a client asks for another model; not asking means this one."""
+        if name and name != self.name:
+            raise RequestError(
+                Fault.UNKNOWN_MODEL,
+                f"model {quote(name)} does not exist; this server has {quote(self.name)}",
+                field="model",
+            )
+
+    def chat_prompt(self, messages: Sequence[ChatMessage], max_model_len: int) -> list[int]:
+        """Tokens of a conversation. Raises RequestError if the model cannot take it."""
+        if self.template is None:
+            raise invalid(
+                "messages", f"model {quote(self.name)} has no chat template; use /v1/completions"
+            )
+        pieces = self.template.render(messages)
+        self._check_length(sum(map(len, pieces)), max_model_len, "messages")
+        return self.tokenizer.encode_pieces(pieces)
+
+    def text_prompt(self, text: str, max_model_len: int) -> list[int]:
+        """Tokens of a raw prompt, with the special tokens the model begins with."""
+        self._check_length(len(text), max_model_len, "prompt")
+        return self.tokenizer.encode(text, add_special_tokens=True)
+
+    def token_prompt(self, token_ids: Sequence[int]) -> list[int]:
+        """The tokens themselves. Raises RequestError if one is not the model's."""
+        check_token_ids("prompt", token_ids, self.tokenizer.vocab_size)
+        return list(token_ids)
+
+    def build(
+        self,
+        prompt_token_ids: Sequence[int],
+        options: Options,
+        max_model_len: int,
+        *,
+        request_id: str,
+        prompt_field: str,
+    ) -> GenerateRequest:
+        """`build_request` with this model's limits and defaults."""
+        limits = Limits(max_model_len, self.tokenizer.vocab_size, self.eos_token_ids)
+        return build_request(
+            prompt_token_ids,
+            options,
+            self.defaults,
+            limits,
+            request_id=request_id,
+            prompt_field=prompt_field,
+        )
+
+    def _check_length(self, num_characters: int, max_model_len: int, field: str) -> None:
+        """Megabytes that cannot fit are refused before they are tokenized."""
+        least = self.tokenizer.least_tokens(num_characters)
+        if least >= max_model_len:
+            raise too_long(least, max_model_len, field, at_least=True)
+
+
+def load_model(directory: Path, name: str | None = None) -> Model:
+    """Reads a model directory in Hugging Face's layout.
+
+    `name` is what clients ask for; the directory's own name if it is None.
+
+    Raises ModelError, with a message for the operator.
+    """
+    if not directory.is_dir():
+        raise ModelError(f"model directory {directory} does not exist")
+    config = _read_json(directory / "config.json")
+    generation = _read_json(directory / "generation_config.json", optional=True)
+    tokenizer_config = _read_json(directory / "tokenizer_config.json", optional=True)
+    vocab_size = config.get("vocab_size")
+    if not isinstance(vocab_size, int):
+        raise ModelError(f"{directory / 'config.json'}: vocab_size is {vocab_size}; not an integer")
+    tokenizer = Tokenizer(directory / "tokenizer.json", vocab_size)
+    variables = {
+        role: text
+        for role in ("bos_token", "eos_token", "pad_token", "unk_token")
+        if (text := _token_text(tokenizer_config.get(role))) is not None
+    }
+    special = frozenset(tokenizer.special_tokens.values())
+    source = _template_source(directory, tokenizer_config)
+    template = ChatTemplate(source, variables, special) if source else None
+    return Model(
+        name=name or directory.resolve().name,
+        tokenizer=tokenizer,
+        template=template,
+        eos_token_ids=_eos_token_ids(config, generation, tokenizer, variables.get("eos_token")),
+        defaults=_defaults(generation),
+    )
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if optional:
+            return {}
+        raise ModelError(f"{path.parent} has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} cannot be read: it is not a JSON object")
+    return content
+
+
+def _token_text(value: Any) -> str | None:
+    """Special tokens are written either as text or as {"content": text, ...}."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _template_source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        by_name = {entry.get("name"): entry.get("template") for entry in template}
+        template = by_name.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _eos_token_ids(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    eos_token: str | None,
+) -> frozenset[int]:
+    said = generation.get("eos_token_id")
+    if said is None:
+        said = config.get("eos_token_id")
+    tokens = set(said) if isinstance(said, list) else {said}
+    if eos_token is not None:
+        tokens.add(tokenizer.token_id(eos_token))
+    return frozenset(
+        token for token in tokens if isinstance(token, int) and 0 <= token < tokenizer.vocab_size
+    )
+
+
+def _defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    said = {name: generation[name] for name in names if generation.get(name) is not None}
+    return SamplingDefaults(**said)

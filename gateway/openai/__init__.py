@@ -1,0 +1,1 @@
+"""OpenAI's dialect: request bodies in, responses, stream chunks and errors out."""

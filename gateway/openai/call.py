@@ -1,0 +1,161 @@
+"""One call of an endpoint: the requests it stands for, and how its answer is written.
+
+An `Answer` is fed the pieces of all samples. It either writes each as an event of a stream or
+collects them for one response. Chunks are written by hand around the few values that change: at
+hundreds of tokens a second per stream, building and dumping whole dictionaries is what costs.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.output import Finish, Piece, TokenLogprob
+from gateway.request import GenerateRequest
+from gateway.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI writes for "as good as impossible"; JSON has no infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed body; its samples are numbered request by request."""
+
+    request_id: str
+    model: str
+    requests: tuple[GenerateRequest, ...]
+    streams: bool
+    include_usage: bool
+    wants_logprobs: bool
+    wants_token_ids: bool
+    prompts: tuple[str, ...] | None = None
+    """The text of each request's prompt, if it is to be echoed."""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def num_choices(self) -> int:
+        """Samples of all requests."""
+        return sum(request.n for request in self.requests)
+
+    def request_of(self, index: int) -> int:
+        """Which request sample `index` belongs to; all of a call have the same n."""
+        return index // self.requests[0].n
+
+
+@dataclass(slots=True)
+class Choice:
+    """What has been collected of one sample."""
+
+    text: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_characters: int = 0
+    """Characters of all tokens so far, for text offsets."""
+    opened: bool = False
+    """Its first chunk has been written."""
+    finish: Finish | None = None
+
+
+class Answer(ABC):
+    """The answer to one call, as stream or as one response."""
+
+    id_prefix: str
+    chunk_object: str
+    whole_object: str
+
+    def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
+        self.call = call
+        self.tokenizer = tokenizer
+        self.choices = [Choice() for _ in range(call.num_choices)]
+        self._opening = json.dumps(self._head(self.chunk_object))[:-1]
+        self._usage_null = ', "usage": null' if call.include_usage else ""
+
+    def events(self, pieces: Sequence[Piece]) -> bytes:
+        """Server-sent events of these pieces, one each; nothing for those that show nothing."""
+        events = []
+        for piece in pieces:
+            choice = self.choices[piece.index]
+            chunk = self.chunk(choice, piece)
+            choice.opened = choice.opened or chunk is not None
+            if piece.finish is not None:
+                choice.finish = piece.finish
+            if chunk is not None:
+                events.append(
+                    f'data: {self._opening}, "choices": [{chunk}]{self._usage_null}}}\n\n'
+                )
+        return "".join(events).encode()
+
+    def closing_events(self) -> bytes:
+        """The end of a stream that ended well."""
+        last = ""
+        if self.call.include_usage:
+            usage = json.dumps(self.usage())
+            last = f'data: {self._opening}, "choices": [], "usage": {usage}}}\n\n'
+        return f"{last}data: [DONE]\n\n".encode()
+
+    def collect(self, pieces: Sequence[Piece]) -> None:
+        """Keeps these pieces for `whole`."""
+        for piece in pieces:
+            choice = self.choices[piece.index]
+            choice.text.append(piece.text)
+            choice.token_ids += piece.token_ids
+            choice.logprobs += piece.logprobs or ()
+            choice.finish = piece.finish
+
+    def whole(self) -> dict[str, Any]:
+        """The response, when every sample has ended."""
+        choices = [self.whole_choice(index, choice) for index, choice in enumerate(self.choices)]
+        return self._head(self.whole_object) | {"choices": choices, "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens of all requests; a prompt counts once, however many samples it has."""
+        prompt = sum(len(request.prompt_token_ids) for request in self.call.requests)
+        ends = [choice.finish for choice in self.choices if choice.finish is not None]
+        output = sum(end.num_output_tokens for end in ends)
+        firsts = (
+            self.choices[index * self.call.requests[0].n]
+            for index in range(len(self.call.requests))
+        )
+        cached = sum(first.finish.num_cached_tokens for first in firsts if first.finish)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": output,
+            "total_tokens": prompt + output,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token as chat completions write it."""
+        content = self.tokenizer.bytes_of[token]
+        return {
+            "token": content.decode("utf-8", "replace"),
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": list(content),
+        }
+
+    @abstractmethod
+    def chunk(self, choice: Choice, piece: Piece) -> str | None:
+        """The JSON of one stream choice; None if there is nothing to show yet."""
+
+    @abstractmethod
+    def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """One choice of a response."""
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"{self.id_prefix}-{self.call.request_id}",
+            "object": kind,
+            "created": self.call.created,
+            "model": self.call.model,
+        }
+
+
+def ending(finish: Finish | None) -> str:
+    """The two fields that say whether and why a stream choice has ended."""
+    if finish is None:
+        return '"finish_reason": null'
+    stop_reason = json.dumps(finish.stop_reason)
+    return f'"finish_reason": "{finish.reason.value}", "stop_reason": {stop_reason}'

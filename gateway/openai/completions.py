@@ -1,0 +1,179 @@
+"""POST /v1/completions: raw prompts, as text or tokens, one or several."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.errors import RequestError, invalid, quote
+from gateway.model import Model
+from gateway.openai.call import LEAST_LOGPROB, Answer, Call, Choice, ending
+from gateway.openai.schema import (
+    REFUSED_IN_COMPLETION,
+    CompletionBody,
+    checked_text,
+    options_of,
+    parse_body,
+    refuse_unserved,
+)
+from gateway.output import Piece, TokenLogprob
+from gateway.request import check_range, check_request_id
+
+MAX_PROMPTS = 1024
+MAX_CHOICES = 1024
+"""Prompts times n of one call."""
+
+
+def parse_completion(content: bytes, model: Model, max_model_len: int, request_id: str) -> Call:
+    """A valid call out of a request body, with every prompt tokenized. Raises RequestError."""
+    body = parse_body(content, CompletionBody)
+    model.check_name(body.model)
+    refuse_unserved(body, REFUSED_IN_COMPLETION)
+    if body.request_id is not None:
+        request_id = check_request_id("request_id", body.request_id)
+    if body.echo and body.logprobs is not None:
+        raise invalid("echo", "echo is true; with logprobs it is not supported by this server")
+    _check_best_of(body)
+    options = options_of(body, num_logprobs=body.logprobs)
+    prompts = _prompts(body.prompt)
+    check_range("n", body.n, 1)
+    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+        raise invalid(
+            "n",
+            f"n is {quote(body.n or 1)} and prompt has {len(prompts)} entries; "
+            f"together they must make at most {MAX_CHOICES} choices",
+        )
+    requests = tuple(
+        model.build(
+            model.text_prompt(prompt, max_model_len)
+            if isinstance(prompt, str)
+            else model.token_prompt(prompt),
+            options,
+            max_model_len,
+            request_id=request_id,
+            prompt_field="prompt",
+        )
+        for prompt in prompts
+    )
+    return Call(
+        request_id=request_id,
+        model=model.name,
+        requests=requests,
+        streams=body.streams,
+        include_usage=body.include_usage,
+        wants_logprobs=body.logprobs is not None,
+        wants_token_ids=bool(body.return_token_ids),
+        prompts=tuple(_prompt_text(prompt, model) for prompt in prompts) if body.echo else None,
+    )
+
+
+class CompletionAnswer(Answer):
+    """A `text_completion`, whole or in chunks."""
+
+    id_prefix = "cmpl"
+    chunk_object = "text_completion"
+    whole_object = "text_completion"
+
+    def chunk(self, choice: Choice, piece: Piece) -> str | None:
+        """With echo the first chunk of a choice begins with its prompt."""
+        text = self._echo(piece.index) + piece.text if not choice.opened else piece.text
+        shows = self.call.wants_logprobs or self.call.wants_token_ids
+        if not (text or piece.finish or (shows and piece.token_ids)):
+            return None
+        extra = ""
+        if self.call.wants_logprobs:
+            extra = f', "logprobs": {json.dumps(self._logprobs(choice, piece.logprobs or ()))}'
+        if self.call.wants_token_ids:
+            extra += f', "token_ids": {piece.token_ids}'
+            if not choice.opened:
+                extra += f', "prompt_token_ids": {self._prompt_token_ids(piece.index)}'
+        written = json.dumps(text, ensure_ascii=False)
+        return f'{{"index": {piece.index}, "text": {written}, {ending(piece.finish)}{extra}}}'
+
+    def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        """One entry of `choices`."""
+        assert choice.finish is not None
+        wants = self.call.wants_logprobs
+        whole: dict[str, Any] = {
+            "index": index,
+            "text": self._echo(index) + "".join(choice.text),
+            "logprobs": self._logprobs(choice, choice.logprobs) if wants else None,
+            "finish_reason": choice.finish.reason.value,
+            "stop_reason": choice.finish.stop_reason,
+        }
+        if self.call.wants_token_ids:
+            whole["token_ids"] = choice.token_ids
+            whole["prompt_token_ids"] = self._prompt_token_ids(index)
+        return whole
+
+    def _echo(self, index: int) -> str:
+        return self.call.prompts[self.call.request_of(index)] if self.call.prompts else ""
+
+    def _prompt_token_ids(self, index: int) -> list[int]:
+        request = self.call.requests[self.call.request_of(index)]
+        tokens: list[int] = request.prompt_token_ids.tolist()
+        return tokens
+
+    def _logprobs(self, choice: Choice, rows: Sequence[TokenLogprob]) -> dict[str, Any]:
+        texts = [self._text(row.token_id) for row in rows]
+        offsets = []
+        for text in texts:
+            offsets.append(choice.num_characters)
+            choice.num_characters += len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [max(row.logprob, LEAST_LOGPROB) for row in rows],
+            "top_logprobs": [
+                {self._text(token): max(value, LEAST_LOGPROB) for token, value in row.top}
+                for row in rows
+            ],
+            "text_offset": offsets,
+        }
+
+    def _text(self, token: int) -> str:
+        return self.tokenizer.bytes_of[token].decode("utf-8", "replace")
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """A string, strings, tokens, or lists of tokens."""
+    if isinstance(value, str):
+        return [checked_text("prompt", value)]
+    if isinstance(value, list) and value:
+        if len(value) > MAX_PROMPTS and not _is_token(value[0]):
+            raise invalid(
+                "prompt", f"prompt has {len(value)} entries; it must have at most {MAX_PROMPTS}"
+            )
+        if all(map(_is_token, value)):
+            return [value]
+        if all(isinstance(prompt, str) for prompt in value):
+            return [checked_text("prompt", prompt) for prompt in value]
+        if all(isinstance(prompt, list) and all(map(_is_token, prompt)) for prompt in value):
+            return value
+    raise _wrong_prompt(value)
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong_prompt(value: Any) -> RequestError:
+    if value is None:
+        return invalid("prompt", "prompt is missing")
+    return invalid(
+        "prompt",
+        f"prompt is {quote(value)}; it must be a string, an array of strings, "
+        "an array of tokens or an array of arrays of tokens",
+    )
+
+
+def _check_best_of(body: CompletionBody) -> None:
+    best_of = (body.model_extra or {}).get("best_of")
+    if best_of is not None and best_of != (body.n or 1):
+        raise invalid(
+            "best_of", f"best_of is {quote(best_of)}; it must equal n, which is {body.n or 1}"
+        )
+
+
+def _prompt_text(prompt: str | list[int], model: Model) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return model.tokenizer.decode(prompt, skip_special_tokens=False)

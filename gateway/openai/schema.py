@@ -1,0 +1,257 @@
+"""The request bodies of OpenAI's API (with vLLM's extra fields): types only.
+
+Types are strict: "0.5" is not a number. Ranges are `gateway.request`'s. Fields that exist in these
+APIs but would change the answer in a way that is not served are refused by name; any other
+unknown field is ignored, as clients expect.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.request import Options
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries beside the text."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+
+
+class GenerationBody(BaseModel):
+    """What both endpoints share."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    user: str | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream."""
+        return bool(self.stream)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class MessageBody(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    role: str
+    content: Any = None
+    name: str | None = None
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: list[MessageBody]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: Any = None
+    logprobs: int | None = None
+    echo: bool | None = None
+
+
+_NEITHER = (None, False)
+_EMPTY: tuple[Any, ...] = (None, [], {})
+
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    # field: the values that ask for nothing
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": _EMPTY,
+    "guided_json": _EMPTY,
+    "guided_regex": (None, ""),
+    "guided_choice": _EMPTY,
+    "guided_grammar": (None, ""),
+    "allowed_token_ids": (None,),
+    "bad_words": _EMPTY,
+    "prompt_logprobs": _NEITHER,
+    "truncate_prompt_tokens": (None,),
+    "use_beam_search": _NEITHER,
+    "logits_processors": _EMPTY,
+}
+
+REFUSED_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
+    **_REFUSED,
+    "tools": _EMPTY,
+    "tool_choice": (None, "none", "auto"),
+    "functions": _EMPTY,
+    "function_call": (None, "none", "auto"),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "documents": _EMPTY,
+    "chat_template": (None,),
+    "chat_template_kwargs": _EMPTY,
+    "add_generation_prompt": (None, True),
+    "continue_final_message": _NEITHER,
+}
+
+REFUSED_IN_COMPLETION: Mapping[str, tuple[Any, ...]] = {
+    **_REFUSED,
+    "suffix": (None, ""),
+    "prompt_embeds": (None,),
+}
+
+_EXPECTED = {
+    "string_type": "a string",
+    "string_unicode": "a string of valid Unicode",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "an array",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+_EXPECTED_OF_FIELD = {"stop": "a string or an array of strings"}
+_MAX_ID_DIGITS = 10
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def parse_body(content: bytes, schema: type[Body]) -> Body:
+    """Reads a request body. Raises RequestError: not JSON, or a field of a wrong type."""
+    value = _parse_json(content)
+    if not isinstance(value, dict):
+        raise RequestError(Fault.INVALID, f"the body is {quote(value)}; it must be a JSON object")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _wrong_type(error.errors(include_url=False)[0]) from error
+
+
+def refuse_unserved(
+    body: BaseModel, refused: Mapping[str, Sequence[Any]], prefix: str = ""
+) -> None:
+    """Raises RequestError if `body` asks for something that would have to be ignored."""
+    for name, value in (body.model_extra or {}).items():
+        if name in refused and value not in refused[name]:
+            field = prefix + name
+            raise invalid(field, f"{field} is {quote(value)}; it is not supported by this server")
+
+
+def checked_text(field: str, text: str) -> str:
+    """The text itself. Raises RequestError: JSON can write half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(
+            field, f"{field} has a lone surrogate at character {error.start}; it must be Unicode"
+        ) from error
+    return text
+
+
+def options_of(body: GenerationBody, **said: Any) -> Options:
+    """The shared fields; `said` are the dialect's own."""
+    stop = body.stop
+    options: dict[str, Any] = {
+        "n": body.n,
+        "max_tokens": body.max_tokens,
+        "min_tokens": body.min_tokens,
+        "temperature": body.temperature,
+        "top_k": body.top_k,
+        "top_p": body.top_p,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "seed": body.seed,
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
+        "stop_token_ids": body.stop_token_ids or (),
+        "ignore_eos": bool(body.ignore_eos),
+        "logit_bias": _logit_bias(body.logit_bias or {}),
+        "include_stop_str_in_output": bool(body.include_stop_str_in_output),
+        "skip_special_tokens": body.skip_special_tokens is not False,
+        "priority": body.priority,
+        "cache_salt": body.cache_salt,
+    }
+    return Options(**(options | said))
+
+
+def _parse_json(content: bytes) -> Any:
+    try:
+        return json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise _not_json("it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise _not_json("it is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise _not_json("it has a number of too many digits") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _not_json(f"{name} is not a JSON number")
+
+
+def _not_json(reason: str) -> RequestError:
+    return RequestError(Fault.INVALID, f"the body is not valid JSON: {reason}")
+
+
+def _wrong_type(details: ErrorDetails) -> RequestError:
+    field = ""
+    for step in details["loc"]:
+        if isinstance(step, int):
+            field += f"[{step}]"
+        else:
+            field += f".{step}" if field else step
+        if field in _EXPECTED_OF_FIELD:
+            break  # what follows names members of a union
+    if details["type"] == "missing":
+        return invalid(field, f"{field} is missing")
+    expected = _EXPECTED_OF_FIELD.get(field) or _EXPECTED.get(details["type"], details["msg"])
+    return invalid(field, f"{field} is {quote(details['input'])}; it must be {expected}")
+
+
+def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
+    by_token = {}
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS):
+            raise invalid("logit_bias", f"logit_bias has key {quote(key)}; keys must be token ids")
+        by_token[int(key)] = value
+    return by_token

@@ -1,0 +1,315 @@
+"""From what a client said (`Options`) to a request that is known to be right (`GenerateRequest`).
+
+Both dialects, OpenAI's JSON and `InferenceService`, become `Options`; `build_request` is the one
+place that knows defaults and ranges. Whoever holds a `GenerateRequest` need not check anything.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.errors import Fault, RequestError, invalid, quote
+
+Int32Column = npt.NDArray[np.int32]
+
+MAX_SAMPLES = 128
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_STOP_TOKENS = 128
+MAX_BIASED_TOKENS = 1024
+MAX_LOGPROBS = 20
+
+LEAST_TEMPERATURE = 1e-3
+"""Anything colder is greedy: dividing float32 logits by less could overflow."""
+
+_SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_UINT64 = (1 << 64) - 1
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose the next token; every value is in range."""
+
+    temperature: float
+    """0 is greedy."""
+    top_k: int
+    """0 keeps all."""
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    min_tokens: int
+    logit_bias: tuple[tuple[int, float], ...]
+    num_logprobs: int | None
+    """None: no logprobs. 0: the chosen token's alone."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateRequest:
+    """A valid request: `n` samples of one prompt. Sample i draws with `seed + i`."""
+
+    request_id: str
+    """What the client and the logs see; never a key of ours."""
+    prompt_token_ids: Int32Column
+    """At least one."""
+    n: int
+    max_tokens: int
+    """At least one; prompt and output fit into the model's length."""
+    seed: int
+    """0 to 2**64 - 1."""
+    sampling: Sampling
+    stop: tuple[str, ...]
+    eos_token_ids: frozenset[int]
+    """Empty when the client wants to go on past the end token."""
+    stop_token_ids: frozenset[int]
+    """The client's own."""
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
+    priority: int
+    cache_salt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a client said about one generation, unchecked; None is "not said"."""
+
+    n: int | None = None
+    max_tokens: int | None = None
+    max_tokens_field: str = "max_tokens"
+    """The name by which the client said it."""
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    """0 and -1 both keep all."""
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    num_logprobs: int | None = None
+    logprobs_field: str = "logprobs"
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    priority: int | None = None
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What the model's authors recommend (generation_config.json), else what OpenAI does."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model can take."""
+
+    max_model_len: int
+    """Prompt and output tokens together."""
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+def build_request(
+    prompt_token_ids: Sequence[int],
+    options: Options,
+    defaults: SamplingDefaults,
+    limits: Limits,
+    *,
+    request_id: str,
+    prompt_field: str,
+) -> GenerateRequest:
+    """Checks everything and fills in the defaults.
+
+    Raises RequestError naming the field, the limit and the value given.
+    """
+    check_range("n", options.n, 1, MAX_SAMPLES)
+    check_range("seed", options.seed, -(1 << 63), _UINT64)
+    check_range("priority", options.priority, -(1 << 31), (1 << 31) - 1)
+    max_tokens = _max_tokens(len(prompt_token_ids), options, limits, prompt_field)
+    _check_stop(options, limits)
+    if options.cache_salt and not _SALT.fullmatch(options.cache_salt):
+        raise invalid(
+            "cache_salt",
+            f"cache_salt is {quote(options.cache_salt)}; "
+            "it must be 1 to 64 letters, digits, '-' or '_'",
+        )
+    seed = random.getrandbits(64) if options.seed is None else options.seed & _UINT64
+    return GenerateRequest(
+        request_id=request_id,
+        prompt_token_ids=np.array(prompt_token_ids, np.int32),
+        n=1 if options.n is None else options.n,
+        max_tokens=max_tokens,
+        seed=seed,
+        sampling=_sampling(options, defaults, limits, max_tokens),
+        stop=tuple(options.stop),
+        eos_token_ids=frozenset() if options.ignore_eos else limits.eos_token_ids,
+        stop_token_ids=frozenset(options.stop_token_ids),
+        include_stop_str_in_output=options.include_stop_str_in_output,
+        skip_special_tokens=options.skip_special_tokens,
+        priority=options.priority or 0,
+        cache_salt=options.cache_salt or "",
+    )
+
+
+def check_range(
+    name: str,
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+) -> None:
+    """Raises RequestError if `value` is said and not in low..high (both allowed) or not > above."""
+    if value is None:
+        return
+    if low is not None and not value >= low:
+        raise invalid(name, f"{name} is {_number(value)}; it must be at least {_number(low)}")
+    if above is not None and not value > above:
+        raise invalid(name, f"{name} is {_number(value)}; it must be above {_number(above)}")
+    if high is not None and not value <= high:
+        raise invalid(name, f"{name} is {_number(value)}; it must be at most {_number(high)}")
+
+
+def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises RequestError if one is not a token of the model."""
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
+        raise invalid(
+            name, f"{name} has {_number(wrong)}; token ids of this model are 0 to {vocab_size - 1}"
+        )
+
+
+def check_request_id(name: str, value: str) -> str:
+    """The id itself. Raises RequestError if it could not stand in a header or a log line."""
+    if not _REQUEST_ID.fullmatch(value):
+        raise invalid(
+            name, f"{name} is {quote(value)}; it must be 1 to 128 visible ASCII characters"
+        )
+    return value
+
+
+def too_long(
+    num_prompt_tokens: int, max_model_len: int, field: str, *, at_least: bool = False
+) -> RequestError:
+    """The error of a prompt that leaves no room for a single token of output."""
+    count = f"at least {num_prompt_tokens}" if at_least else str(num_prompt_tokens)
+    return RequestError(
+        Fault.TOO_LONG,
+        f"the prompt has {count} tokens; "
+        f"this model accepts at most {max_model_len} for prompt and output together",
+        field=field,
+    )
+
+
+def _max_tokens(num_prompt: int, options: Options, limits: Limits, prompt_field: str) -> int:
+    if num_prompt == 0:
+        raise invalid(prompt_field, f"{prompt_field} has 0 tokens; it must have at least 1")
+    left = limits.max_model_len - num_prompt
+    if left < 1:
+        raise too_long(num_prompt, limits.max_model_len, prompt_field)
+    if options.max_tokens is None:
+        return left
+    name = options.max_tokens_field
+    check_range(name, options.max_tokens, 1)
+    if options.max_tokens > left:
+        raise RequestError(
+            Fault.TOO_LONG,
+            f"{name} is {_number(options.max_tokens)} and the prompt has {num_prompt} tokens; "
+            f"this model accepts at most {limits.max_model_len} for both together",
+            field=name,
+        )
+    return options.max_tokens
+
+
+def _check_stop(options: Options, limits: Limits) -> None:
+    if len(options.stop) > MAX_STOP_STRINGS:
+        raise invalid(
+            "stop", f"stop has {len(options.stop)} strings; it must have at most {MAX_STOP_STRINGS}"
+        )
+    for text in options.stop:
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            raise invalid(
+                "stop",
+                f"stop has a string of {len(text)} characters; "
+                f"each must have 1 to {MAX_STOP_CHARACTERS}",
+            )
+    if len(options.stop_token_ids) > MAX_STOP_TOKENS:
+        raise invalid(
+            "stop_token_ids",
+            f"stop_token_ids has {len(options.stop_token_ids)} tokens; "
+            f"it must have at most {MAX_STOP_TOKENS}",
+        )
+    check_token_ids("stop_token_ids", options.stop_token_ids, limits.vocab_size)
+
+
+def _sampling(
+    options: Options, defaults: SamplingDefaults, limits: Limits, max_tokens: int
+) -> Sampling:
+    check_range("temperature", options.temperature, 0, 2)
+    check_range("top_k", options.top_k, -1, (1 << 31) - 1)
+    check_range("top_p", options.top_p, above=0, high=1)
+    check_range("min_p", options.min_p, 0, 1)
+    check_range("repetition_penalty", options.repetition_penalty, above=0, high=100)
+    check_range("presence_penalty", options.presence_penalty, -2, 2)
+    check_range("frequency_penalty", options.frequency_penalty, -2, 2)
+    check_range(options.logprobs_field, options.num_logprobs, 0, MAX_LOGPROBS)
+    check_range("min_tokens", options.min_tokens, 0)
+    if options.min_tokens is not None and options.min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens",
+            f"min_tokens is {_number(options.min_tokens)}; "
+            f"it must be at most max_tokens, which is {max_tokens}",
+        )
+    temperature = _said(options.temperature, defaults.temperature)
+    return Sampling(
+        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+        top_k=max(0, _said(options.top_k, defaults.top_k)),
+        top_p=_said(options.top_p, defaults.top_p),
+        min_p=_said(options.min_p, defaults.min_p),
+        repetition_penalty=_said(options.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=_said(options.presence_penalty, 0.0),
+        frequency_penalty=_said(options.frequency_penalty, 0.0),
+        min_tokens=_said(options.min_tokens, 0),
+        logit_bias=_logit_bias(options.logit_bias, limits.vocab_size),
+        num_logprobs=options.num_logprobs,
+    )
+
+
+def _logit_bias(bias: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if len(bias) > MAX_BIASED_TOKENS:
+        raise invalid(
+            "logit_bias",
+            f"logit_bias has {len(bias)} tokens; it must have at most {MAX_BIASED_TOKENS}",
+        )
+    check_token_ids("logit_bias", list(bias), vocab_size)
+    for token, value in bias.items():
+        check_range(f"logit_bias[{token}]", value, -100, 100)
+    return tuple(sorted(bias.items()))
+
+
+def _said(value: _Value | None, default: _Value) -> _Value:
+    return default if value is None else value
+
+
+def _number(value: float) -> str:
+    return quote(value) if isinstance(value, int) else f"{value:g}"
