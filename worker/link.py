@@ -31,14 +31,11 @@ import grpc.aio
 import uvloop
 
 from worker import logs
-from worker.pipe import MARK, AsyncPipe, PipeClosedError
+from worker.pipe import MARK, REFUSED, AsyncPipe, PipeClosedError
 
 log = logging.getLogger(__name__)
 
 ATTACH = "/quire.v1.WorkerService/Attach"
-REFUSED = 2
-"""Exit code: dialling again cannot help."""
-
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
 _FAREWELL_S = 1.0

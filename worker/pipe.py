@@ -18,6 +18,9 @@ _READ_BYTES = 1 << 18
 MARK = b""
 """The frame with which the executor answers each Welcome."""
 
+REFUSED = 2
+"""Exit code of a transport child whose hello the scheduler refused: dialling again cannot help."""
+
 
 class PipeClosedError(Exception):
     """The other side has gone."""

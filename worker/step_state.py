@@ -72,6 +72,11 @@ class SampledColumns:
     row: Int64Column
     """Index among the step's sampled rows, ended ones included."""
 
+    @classmethod
+    def none(cls) -> "SampledColumns":
+        """Of a step in which no row sampled."""
+        return cls(_NONE, _NONE, _NONE, np.empty(0, np.uint8), np.empty(0, np.int64))
+
 
 class StepState:
     """Fixed-size tables indexed by slot.

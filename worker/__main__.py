@@ -1,0 +1,142 @@
+"""`python -m worker`: the command line of the worker process."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+class DType(StrEnum):
+    """Number formats of weights and KV."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@app.command()
+def main(
+    model: Annotated[
+        Path, typer.Option(help="Model directory: config.json and safetensors.", metavar="DIR")
+    ],
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDR", help="Scheduler to dial: HOST:PORT or unix:PATH.")
+    ] = "127.0.0.1:50051",
+    served_model_name: Annotated[
+        str | None,
+        typer.Option(help=r"Name clients ask for. \[default: the directory's]", show_default=False),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=r"Tokens of the longest sequence. \[default: the model's limit]",
+            show_default=False,
+        ),
+    ] = None,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
+    num_blocks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="KV blocks, exactly; stands above --kv-cache-memory. "
+            r"\[default: what the memory gives]",
+            show_default=False,
+        ),
+    ] = None,
+    kv_cache_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for KV, like 2GiB. "
+            r"\[default: what full slots need, within a share of what is free]",
+            show_default=False,
+        ),
+    ] = None,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, help="Sequences running at once, at most.")
+    ] = 256,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens computed in one step, at most.")
+    ] = 2048,
+    dtype: Annotated[DType, typer.Option(help="Number format of weights and KV.")] = DType.AUTO,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=r"Compute threads on a CPU. \[default: the physical cores it may use]",
+            show_default=False,
+        ),
+    ] = None,
+    replica_id: Annotated[
+        str | None,
+        typer.Option(
+            help=r"Names the replica this worker is of. \[default: one of its own]",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address that /metrics is served on.")
+    ] = "127.0.0.1",
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes any free one.")
+    ] = 9402,
+) -> None:
+    """Runs a worker: it holds a model and its KV, dials the scheduler and executes its plans."""
+    from worker import logs
+    from worker.cores import usable_cores
+
+    logs.configure("worker")
+    num_threads = threads or usable_cores()
+    _set_threads(num_threads)  # before torch and numba load: they read it then, and only then
+
+    from worker.process import Options, StartError, run
+
+    options = Options(
+        model=model,
+        scheduler=scheduler,
+        served_model_name=served_model_name or model.resolve().name,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        kv_cache_memory=kv_cache_memory,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        dtype=dtype.value,
+        device=device.value,
+        num_threads=num_threads,
+        replica_id=replica_id,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+    )
+    try:
+        exit_code = run(options)
+    except StartError as error:
+        sys.stderr.write(f"error: {error}\n")
+        exit_code = 2
+    raise typer.Exit(exit_code)
+
+
+def _set_threads(num_threads: int) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(num_threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,164 @@
+"""The worker's memory, byte by byte: what weights take, what KV gets, what a step needs.
+
+The number of KV blocks follows from it. A worker that could not hold one sequence of full length
+does not start; `MemoryShortError` says how much it would need.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from worker.kv_cache import KVCache
+from worker.loader import LoadedModel
+
+_UNITS = {
+    "": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
+}
+_CPU_SHARE = 0.25
+_DEVICE_SHARE = 0.9
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class MemoryShortError(Exception):
+    """KV for one sequence of full length does not fit; the message has both figures."""
+
+
+@dataclass(frozen=True)
+class KVRequest:
+    """What the operator asked for; None leaves it to the ledger.
+
+    Attributes:
+        num_blocks: exactly so many.
+        memory_bytes: as many as fit in these bytes.
+    """
+
+    num_blocks: int | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Where the bytes go.
+
+    Attributes:
+        free_bytes: what the machine or the device had left once the weights were there.
+        weight_bytes: the model.
+        kv_bytes: all KV blocks, the null block included.
+        workspace_bytes: step tables, and activations and logits of the largest step.
+        num_blocks: usable KV blocks.
+        block_size: tokens per block.
+        max_model_len: tokens of the longest sequence.
+    """
+
+    free_bytes: int
+    weight_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+    def lines(self) -> list[str]:
+        """The ledger for people, one entry a line."""
+        tokens = self.num_blocks * self.block_size
+        return [
+            f"memory: weights    {_gib(self.weight_bytes):>11}",
+            f"memory: KV cache   {_gib(self.kv_bytes):>11}   {self.num_blocks:,} blocks of "
+            f"{self.block_size} tokens = {tokens:,} tokens, "
+            f"{tokens / self.max_model_len:.1f} sequences of {self.max_model_len:,}",
+            f"memory: workspace  {_gib(self.workspace_bytes):>11}   at most",
+            f"memory: free       {_gib(self.free_bytes - self.kv_bytes):>11}   "
+            "before the workspace is touched",
+        ]
+
+
+def settle(
+    loaded: LoadedModel,
+    request: KVRequest,
+    *,
+    device: torch.device,
+    block_size: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> Ledger:
+    """Decides how many KV blocks the worker has.
+
+    By default: enough for every slot at full length, within a quarter of the free memory of a
+    machine (its other processes want some) or nine tenths of a device's.
+
+    Raises `MemoryShortError` when one sequence of `max_model_len` does not fit.
+    """
+    free = free_bytes(device)
+    block_bytes = KVCache.bytes_per_block(loaded.config, block_size, loaded.dtype)
+    workspace = _workspace_bytes(loaded, block_size, max_num_seqs, max_num_batched_tokens)
+    blocks_each = -(-loaded.max_model_len // block_size)
+    if request.num_blocks is not None:
+        given, whence = (request.num_blocks + 1) * block_bytes, "--num-blocks gives"
+    elif request.memory_bytes is not None:
+        given, whence = request.memory_bytes, "--kv-cache-memory gives"
+    elif device.type == "cpu":
+        given, whence = int(free * _CPU_SHARE), "a quarter of the free memory is"
+    else:
+        given, whence = int(free * _DEVICE_SHARE) - workspace, "free device memory leaves"
+    if given > free:
+        raise MemoryShortError(f"KV memory is {_gib(given)}; only {_gib(free)} are free")
+    num_blocks = given // block_bytes - 1
+    if num_blocks < blocks_each:
+        raise MemoryShortError(
+            f"one sequence of max_model_len {loaded.max_model_len} needs "
+            f"{_gib((blocks_each + 1) * block_bytes)} of KV memory; {whence} {_gib(given)}"
+        )
+    if request.num_blocks is None and request.memory_bytes is None:
+        num_blocks = min(num_blocks, blocks_each * max_num_seqs)
+    return Ledger(
+        free_bytes=free,
+        weight_bytes=loaded.weight_bytes,
+        kv_bytes=(num_blocks + 1) * block_bytes,
+        workspace_bytes=workspace,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_model_len=loaded.max_model_len,
+    )
+
+
+def _workspace_bytes(
+    loaded: LoadedModel, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
+) -> int:
+    config, length = loaded.config, loaded.max_model_len
+    tables = 4 * max_num_seqs * (length + -(-length // block_size))
+    # Residual, normed, gate and up side by side, their product; and two copies of the logits.
+    width = 2 * config.hidden_size + 3 * config.intermediate_size
+    activations = loaded.dtype.itemsize * max_num_batched_tokens * width
+    return tables + activations + 2 * 4 * max_num_seqs * config.vocab_size
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that could still be had: the device's, or the machine's within its container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    machine = int(found[1]) * 1024 if found else 0
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return machine
+    return min(machine, max(0, limit - used))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GiB", "512 MiB", "1.5GB" or "1073741824"; raises `ValueError` for the rest."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write it like 2GiB or 512MiB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _gib(num_bytes: int) -> str:
+    if num_bytes >= 1 << 30:
+        return f"{num_bytes / (1 << 30):.2f} GiB"
+    return f"{num_bytes / (1 << 20):.1f} MiB"

@@ -1,0 +1,248 @@
+"""The worker as a process: load, warm up, attach, serve until told to leave.
+
+Two processes in fact: this one owns the device, and `worker.link`, its child, owns the network.
+Neither outlives the other. SIGTERM and SIGINT finish the plan at hand and leave in order; a second
+one ends at once. The child ignores both and follows its parent.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from worker import wire
+from worker.executor import Executor, Runner
+from worker.kv_cache import KVCache
+from worker.ledger import KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.loader import LoadedModel, LoadError, load_model
+from worker.metrics import StepTotals, serve_metrics
+from worker.pipe import REFUSED, Pipe, PipeClosedError
+from worker.plans import Hello, PlanError
+from worker.sampler import Sampler
+from worker.step_state import StepState
+from worker.warm_up import warm_up
+
+log = logging.getLogger(__name__)
+
+_CHILD_EXIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line says; None where the worker decides."""
+
+    model: Path
+    scheduler: str
+    served_model_name: str
+    max_model_len: int | None
+    block_size: int
+    num_blocks: int | None
+    kv_cache_memory: str | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    dtype: str
+    device: str
+    num_threads: int
+    replica_id: str | None
+    metrics_host: str
+    metrics_port: int
+
+
+class StartError(Exception):
+    """The worker cannot start and a restart would not help; the message is one line."""
+
+
+class _StopSignal:
+    """Turns SIGTERM and SIGINT into a flag and a readable socket."""
+
+    def __init__(self) -> None:
+        self._stopping = False
+        self.wake, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> bool:
+        return self._stopping
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            os._exit(1)
+        self._stopping = True
+
+
+def run(options: Options) -> int:
+    """Serves; returns the process's exit code. Raises `StartError` where a restart cannot help."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))  # nothing to finish yet
+    device = _device(options.device)
+    torch.set_num_threads(options.num_threads)
+    totals = StepTotals()
+    metrics_url = _serve_metrics(options, totals)
+    try:
+        loaded = load_model(
+            options.model,
+            dtype=options.dtype,
+            device=device,
+            max_model_len=options.max_model_len,
+        )
+    except LoadError as error:
+        raise StartError(str(error)) from error
+    ledger = _settle(options, loaded, device)
+    for line in ledger.lines():
+        log.info("%s", line)
+    runner = _make_runner(options, loaded, ledger, device)
+    stop = _StopSignal()
+    child, pipe = _start_link(options.scheduler, stop.wake)
+    pipe.send(wire.encode_hello(_hello(options, loaded, ledger, device)))
+    executor = Executor(runner, pipe, totals, _ready_once(options.scheduler, metrics_url))
+    return _serve(executor, pipe, child, stop)
+
+
+def _serve(
+    executor: Executor, pipe: Pipe, child: subprocess.Popen[bytes], should_stop: Callable[[], bool]
+) -> int:
+    try:
+        executor.run(should_stop)
+        exit_code = 0
+    except PipeClosedError:
+        # The link has said why: a refusal is final, anything else is a crash.
+        exit_code = 2 if child.wait(_CHILD_EXIT_S) == REFUSED else 1
+        if exit_code == 1:
+            log.error("the transport process ended with code %d", child.returncode)
+    except PlanError as error:
+        log.error("the scheduler's plan contradicts this worker's state: %s", error)
+        exit_code = 1
+    finally:
+        pipe.close()
+        child.wait(_CHILD_EXIT_S)
+    return exit_code
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise StartError("--device is cuda; this machine has no CUDA device that torch can use")
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(asked)
+
+
+def _serve_metrics(options: Options, totals: StepTotals) -> str:
+    host, port = options.metrics_host, options.metrics_port
+    try:
+        port = serve_metrics(totals, options.served_model_name, host, port)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+    return f"http://{host}:{port}/metrics"
+
+
+def _settle(options: Options, loaded: LoadedModel, device: torch.device) -> Ledger:
+    try:
+        size = options.kv_cache_memory
+        return settle(
+            loaded,
+            KVRequest(options.num_blocks, None if size is None else parse_size(size)),
+            device=device,
+            block_size=options.block_size,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+        )
+    except ValueError as error:
+        raise StartError(f"--kv-cache-memory is {error}") from error
+    except MemoryShortError as error:
+        raise StartError(str(error)) from error
+
+
+def _make_runner(
+    options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device
+) -> Runner:
+    vocab_size = loaded.config.vocab_size
+    kv = KVCache(loaded.config, ledger.num_blocks, ledger.block_size, loaded.dtype, device)
+    state = StepState(
+        max_num_seqs=options.max_num_seqs,
+        max_model_len=loaded.max_model_len,
+        num_blocks=ledger.num_blocks,
+        block_size=ledger.block_size,
+        vocab_size=vocab_size,
+        device=device,
+    )
+    sampler = Sampler(max_num_seqs=options.max_num_seqs, vocab_size=vocab_size, device=device)
+    runner = Runner(loaded.model, kv, state, sampler)
+    warm_up(
+        runner,
+        max_num_seqs=options.max_num_seqs,
+        max_model_len=loaded.max_model_len,
+        block_size=ledger.block_size,
+        vocab_size=vocab_size,
+    )
+    return runner
+
+
+def _hello(options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device) -> Hello:
+    worker_id = f"{socket.gethostname()}-{os.getpid()}"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({options.num_threads} threads)"
+    )
+    return Hello(
+        worker_id=worker_id,
+        replica_id=options.replica_id or worker_id,
+        model_name=options.served_model_name,
+        model_revision=loaded.revision,
+        max_model_len=loaded.max_model_len,
+        vocab_size=loaded.config.vocab_size,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        num_blocks=ledger.num_blocks,
+        block_size=ledger.block_size,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        pid=os.getpid(),
+        device=name,
+    )
+
+
+def _start_link(scheduler: str, wake: socket.socket) -> tuple[subprocess.Popen[bytes], Pipe]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        fd = theirs.fileno()
+        command = [sys.executable, "-m", "worker.link", "--fd", str(fd), "--scheduler", scheduler]
+        child = subprocess.Popen(
+            command,
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            env={"GRPC_VERBOSITY": "NONE", **os.environ},  # the link reports gRPC's errors itself
+        )
+    return child, Pipe(ours, wake)
+
+
+def _ready_once(scheduler: str, metrics_url: str) -> Callable[[], None]:
+    """Says on standard output, at the first Welcome alone, that this worker serves."""
+    said = False
+
+    def on_welcome() -> None:
+        nonlocal said
+        log.info("attached to the scheduler at %s", scheduler)
+        if said:
+            return
+        said = True
+        ready = {
+            "role": "worker",
+            "pid": os.getpid(),
+            "address": scheduler,
+            "metrics": metrics_url,
+        }
+        sys.stdout.write(f"quire-ready {json.dumps(ready)}\n")
+        sys.stdout.flush()
+
+    return on_welcome

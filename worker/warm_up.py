@@ -1,0 +1,63 @@
+"""Runs a few steps before the first real one, so that nobody waits for compilers.
+
+The steps go through what a served step does: a prompt, decoding, greedy and drawn tokens. What they
+leave in the mirror is forgotten; the KV they write is overwritten before anyone reads it.
+"""
+
+import numpy as np
+
+from worker.executor import Runner
+from worker.plans import Admission, BatchPlan, Int32Column, Sampling
+
+_PROMPT_TOKENS = 8
+_NUM_STEPS = 3
+
+
+def warm_up(
+    runner: Runner, *, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int
+) -> None:
+    """Computes a short prompt and decodes from it, greedily and by drawing."""
+    num_prompt = min(_PROMPT_TOKENS, max_model_len - _NUM_STEPS)
+    if num_prompt < 1:
+        return
+    samplings = (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9))
+    slots = _column(*range(min(len(samplings), max_num_seqs)))
+    num_blocks = -(-(num_prompt + _NUM_STEPS) // block_size)
+    admissions = tuple(
+        Admission(
+            slot=slot,
+            generation=0,
+            token_ids=np.arange(num_prompt, dtype=np.int32) % vocab_size,
+            num_prompt_tokens=num_prompt,
+            max_total_tokens=max_model_len,
+            blocks=np.arange(1, num_blocks + 1, dtype=np.int32),
+            num_computed=0,
+            seed=slot,
+            sampling=sampling,
+        )
+        for slot, sampling in zip(slots.tolist(), samplings, strict=False)
+    )
+    runner.reset()
+    none = _column()
+    for step in range(_NUM_STEPS):
+        first = step == 0
+        runner.step(
+            BatchPlan(
+                epoch=0,
+                step_id=step + 1,
+                retire=none,
+                admit=admissions if first else (),
+                append_slot=none,
+                append_index=none,
+                append_block=none,
+                decode=slots if step == 1 else None,
+                chunk_slot=slots if first else none,
+                chunk_start=np.zeros_like(slots) if first else none,
+                chunk_length=np.full_like(slots, num_prompt) if first else none,
+            )
+        )
+    runner.reset()
+
+
+def _column(*values: int) -> Int32Column:
+    return np.array(values, np.int32)
