@@ -1,0 +1,233 @@
+"""A scheduler with fake workers, and a router that checks all it is told."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scheduler.core.config import CoreConfig
+from scheduler.core.decisions import Finished, Outputs, Plan
+from scheduler.core.events import Capacity, FinishReason, Request
+from scheduler.core.scheduler import Scheduler
+from tests.scheduler.core.fake_worker import FakeSampling, FakeWorker, generate_alone, token_column
+
+Key = tuple[int, int]
+"""(router, sequence id)."""
+
+
+@dataclass
+class Link:
+    """One attached replica: the worker, and the plans that are on their way to it."""
+
+    worker: FakeWorker
+    sent: deque[Plan] = field(default_factory=deque)
+    tenants: dict[int, Key] = field(default_factory=dict)
+    """Who holds each slot once every sent plan has run."""
+    decode_set: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Watched:
+    """What the router knows of a sequence."""
+
+    request: Request
+    sample: int
+    output: list[int]
+    finished: Finished | None = None
+
+
+class Cell:
+    """Drives the core one event at a time; integrity is checked after each."""
+
+    def __init__(self, **config: object) -> None:
+        self.scheduler = Scheduler(CoreConfig(**{"hash_seed": b"test"} | config))
+        self.links: dict[str, Link] = {}
+        self.watched: dict[Key, Watched] = {}
+        self.now = 0.0
+        self._num_requests = 0
+
+    # ---- events
+
+    def attach(
+        self,
+        name: str = "a",
+        *,
+        num_blocks: int = 16,
+        block_size: int = 4,
+        max_num_seqs: int = 8,
+        max_num_batched_tokens: int = 32,
+        max_model_len: int = 48,
+        model_revision: str = "",
+    ) -> list[Finished]:
+        capacity = Capacity(
+            num_blocks,
+            block_size,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            model_revision,
+        )
+        outputs = self.scheduler.attach(name, capacity, self._tick())
+        self.links[name] = Link(FakeWorker(capacity))
+        return self._hear(outputs)
+
+    def detach(self, name: str = "a") -> list[Finished]:
+        del self.links[name]
+        return self._hear(self.scheduler.detach(name, self._tick()))
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int = 8,
+        *,
+        router: int = 1,
+        output: Sequence[int] = (),
+        num_samples: int = 1,
+        priority: int = 0,
+        adapter: str = "",
+        cache_salt: str = "",
+        eos_period: int = 0,
+        broken_at: int | None = None,
+        seed: int | None = None,
+    ) -> Key:
+        """Accept a request; returns the key of its first sample. Raises Refused."""
+        self._num_requests += 1
+        sequence_id = (self._num_requests * 1000 - 2**31) % 2**32
+        request = Request(
+            router=router,
+            sequence_id=sequence_id,
+            token_ids=token_column([*prompt, *output]),
+            num_prompt_tokens=len(prompt),
+            max_tokens=max_tokens,
+            seed=self._num_requests * 100 if seed is None else seed,
+            num_samples=num_samples,
+            priority=priority,
+            cache_salt=cache_salt,
+            adapter=adapter,
+            sampling=FakeSampling(self._num_requests, adapter, eos_period, broken_at),
+        )
+        outputs = self.scheduler.accept(request, self._tick())
+        for sample in range(num_samples):
+            self.watched[router, sequence_id + sample] = Watched(request, sample, list(output))
+        self._hear(outputs)
+        return router, sequence_id
+
+    def abort(self, key: Key) -> list[Finished]:
+        return self._hear(self.scheduler.abort(*key, self._tick()))
+
+    def finish(self, key: Key, num_tokens: int) -> list[Finished]:
+        return self._hear(self.scheduler.finish(*key, num_tokens, self._tick()))
+
+    def drop_router(self, router: int) -> list[Finished]:
+        return self._hear(self.scheduler.drop_router(router, self._tick()))
+
+    def schedule(self, name: str = "a") -> Plan | None:
+        """Make a plan and send it."""
+        plan = self.scheduler.schedule(name, self._tick())
+        self.scheduler.check_integrity()
+        link = self.links[name]
+        if plan is not None:
+            link.sent.append(plan)
+            self._watch(link, plan)
+        assert self.scheduler.in_flight(name) == len(link.sent)
+        return plan
+
+    def deliver(self, name: str = "a") -> list[Finished]:
+        """Execute the oldest plan on its way and apply the result."""
+        link = self.links[name]
+        result = link.worker.execute(link.sent.popleft())
+        return self._hear(self.scheduler.apply(name, result, self._tick()))
+
+    def step(self, name: str = "a") -> Plan | None:
+        """One plan and its result, with nothing else in flight."""
+        plan = self.schedule(name)
+        if plan is not None:
+            self.deliver(name)
+        return plan
+
+    def run(self, *, depth: int = 1, max_steps: int = 5000) -> None:
+        """Step every replica, with up to `depth` plans in flight, until nothing is left to do."""
+        for _ in range(max_steps):
+            idle = True
+            for name, link in self.links.items():
+                while len(link.sent) < depth and self.schedule(name) is not None:
+                    pass
+                if link.sent:
+                    idle = False
+                    self.deliver(name)
+            if idle:
+                return
+        raise AssertionError("the cell does not come to rest")
+
+    # ---- what was seen
+
+    def output(self, key: Key, sample: int = 0) -> list[int]:
+        return self.watched[key[0], key[1] + sample].output
+
+    def end(self, key: Key, sample: int = 0) -> Finished:
+        finished = self.watched[key[0], key[1] + sample].finished
+        assert finished is not None, "it has not ended"
+        return finished
+
+    def unfinished(self) -> list[Key]:
+        return [key for key, watched in self.watched.items() if watched.finished is None]
+
+    def assert_at_rest(self) -> None:
+        """Everyone ended, and every block is free or cached."""
+        assert not self.unfinished()
+        state = self.scheduler.state()
+        assert (state.num_running, state.num_waiting, state.num_blocks_used) == (0, 0, 0)
+        assert state.num_blocks_free + state.num_blocks_cached == state.num_blocks_total
+
+    def _tick(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def _watch(self, link: Link, plan: Plan) -> None:
+        """Every row belongs to a sequence that has not ended."""
+        for slot in plan.retire.tolist():
+            del link.tenants[slot]
+        for admission in plan.admit:
+            link.tenants[admission.slot] = self._key_of(admission.sampling, admission.seed)
+        if plan.decode is not None:
+            link.decode_set = plan.decode.tolist()
+        for slot in [*link.decode_set, *plan.chunk_slot.tolist()]:
+            assert self.watched[link.tenants[slot]].finished is None, "planned after its end"
+
+    def _key_of(self, sampling: object, seed: int) -> Key:
+        [key] = [
+            key
+            for key, watched in self.watched.items()
+            if watched.request.sampling is sampling
+            and watched.request.seed + watched.sample == seed
+        ]
+        return key
+
+    def _hear(self, outputs: Outputs) -> list[Finished]:
+        """Check the news against what the fake model says when it is alone."""
+        self.scheduler.check_integrity()
+        ids = outputs.sequence_id.view(np.uint32).tolist()
+        assert len(set(zip(outputs.router.tolist(), ids, strict=True))) == len(ids)
+        for router, sequence_id, token in zip(
+            outputs.router.tolist(), ids, outputs.token_id.tolist(), strict=True
+        ):
+            watched = self.watched[router, sequence_id]
+            assert watched.finished is None, "a token after the end"
+            watched.output.append(token)
+        for finished in outputs.finished:
+            self._hear_end(finished)
+        return list(outputs.finished)
+
+    def _hear_end(self, finished: Finished) -> None:
+        watched = self.watched[finished.router, finished.sequence_id]
+        assert watched.finished is None, "it ended twice"
+        watched.finished = finished
+        alone = generate_alone(watched.request, watched.sample)
+        assert watched.output == alone[: len(watched.output)], "other tokens than alone"
+        assert finished.num_output_tokens <= len(watched.output)
+        assert finished.num_prompt_tokens == watched.request.num_prompt_tokens
+        assert min(finished.queue_s, finished.prefill_s, finished.decode_s) >= 0
+        if finished.reason is FinishReason.LENGTH or watched.output[-1:] == [0]:
+            assert watched.output == alone
+            assert finished.num_output_tokens == len(alone)

@@ -1,0 +1,205 @@
+"""A worker without a model: it executes plans exactly as worker.proto says, and watches them.
+
+In place of KV it remembers, for each position of each block, which prefix was written there. Every
+row then checks that all positions it attends to hold precisely its own sequence's prefix. The next
+token is a hash of seed and prefix, so it shows at once whether any history was mixed up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+
+from scheduler.core.decisions import Admission, Plan
+from scheduler.core.events import Capacity, FinishReason, Request, StepResult
+
+EOS = 0
+
+
+@dataclass(frozen=True)
+class FakeSampling:
+    """What the fake model knows of a request."""
+
+    key: int
+    """Names the request."""
+    adapter: str = ""
+    """Changes every KV entry, as a real one would."""
+    eos_period: int = 0
+    """One token in this many ends the sequence; 0: none does."""
+    broken_at: int | None = None
+    """Number of tokens at which the logits are not finite."""
+
+
+def root(sampling: FakeSampling) -> int:
+    """Name of the empty prefix."""
+    return crc32(sampling.adapter.encode())
+
+
+def extend(prefix: int, token: int) -> int:
+    """Name of the prefix with one more token."""
+    return hash((prefix, token))
+
+
+def next_token(sampling: FakeSampling, seed: int, prefix: int) -> int:
+    """What the fake model samples after a prefix."""
+    draw = hash((seed, prefix, 17)) & 0xFFFFFFFF
+    if sampling.eos_period and draw % sampling.eos_period == 0:
+        return EOS
+    return 1 + (draw >> 8) % 5
+
+
+def generate_alone(request: Request, sample: int) -> list[int]:
+    """All output tokens of a sample, with nobody else in the world."""
+    sampling = request.sampling
+    assert isinstance(sampling, FakeSampling)
+    prefix = root(sampling)
+    for token in request.token_ids.tolist():
+        prefix = extend(prefix, token)
+    output = request.token_ids[request.num_prompt_tokens :].tolist()
+    while len(output) < request.max_tokens:
+        output.append(next_token(sampling, request.seed + sample, prefix))
+        if output[-1] == EOS:
+            break
+        prefix = extend(prefix, output[-1])
+    return output
+
+
+@dataclass
+class Tenant:
+    """The mirror of one slot."""
+
+    admission: Admission
+    sampling: FakeSampling
+    tokens: list[int]
+    prefixes: list[int]
+    """Name of the prefix that ends at each position."""
+    table: list[int]
+    num_computed: int
+    done: bool = False
+
+
+@dataclass
+class FakeWorker:
+    """One replica's executor. Raises AssertionError for a plan that breaks the contract."""
+
+    capacity: Capacity
+    tenants: dict[int, Tenant] = field(default_factory=dict)
+    decode_set: list[int] = field(default_factory=list)
+    num_steps: int = 0
+    kv: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Prefix held by (block, offset)."""
+
+    def execute(self, plan: Plan) -> StepResult:
+        """One step."""
+        self.num_steps += 1
+        assert plan.step_id == self.num_steps, "a plan is missing"
+        self._mirror(plan)
+        rows = self._rows(plan)
+        assert sum(len(span) for _, span in rows) == plan.num_tokens
+        assert 0 < plan.num_tokens <= self.capacity.max_num_batched_tokens
+        assert len({slot for slot, _ in rows}) == len(rows), "a slot has two rows"
+        for slot, span in rows:
+            self._write(self.tenants[slot], span)
+        for slot, span in rows:
+            self._attend(self.tenants[slot], span)
+        sampled = [(slot, *news) for slot, span in rows if (news := self._sample(slot, span))]
+        slots = [slot for slot, _, _ in sampled]
+        return StepResult(
+            step_id=plan.step_id,
+            slot=np.array(slots, np.int32),
+            generation=np.array([self.tenants[s].admission.generation for s in slots], np.int32),
+            token_id=np.array([token for _, token, _ in sampled], np.int32),
+            finish=np.array([finish for _, _, finish in sampled], np.uint8),
+        )
+
+    def _mirror(self, plan: Plan) -> None:
+        for slot in plan.retire.tolist():
+            del self.tenants[slot]
+        for admission in plan.admit:
+            self._admit(admission)
+        appends = (plan.append_slot, plan.append_index, plan.append_block)
+        for slot, index, block in zip(*(c.tolist() for c in appends), strict=True):
+            assert index == len(self.tenants[slot].table), "block tables are append-only"
+            assert 1 <= block <= self.capacity.num_blocks
+            self.tenants[slot].table.append(block)
+        if plan.decode is not None:
+            self.decode_set = plan.decode.tolist()
+
+    def _admit(self, admission: Admission) -> None:
+        assert admission.slot not in self.tenants, "the slot was not retired"
+        assert 0 <= admission.slot < self.capacity.max_num_seqs
+        assert admission.num_computed == len(admission.blocks) * self.capacity.block_size
+        assert admission.num_computed < len(admission.token_ids)
+        sampling = admission.sampling
+        assert isinstance(sampling, FakeSampling)
+        prefixes, prefix = [], root(sampling)
+        for token in admission.token_ids.tolist():
+            prefix = extend(prefix, token)
+            prefixes.append(prefix)
+        self.tenants[admission.slot] = Tenant(
+            admission,
+            sampling,
+            admission.token_ids.tolist(),
+            prefixes,
+            admission.blocks.tolist(),
+            admission.num_computed,
+        )
+
+    def _rows(self, plan: Plan) -> list[tuple[int, range]]:
+        """(slot, positions) of each row; live rows advance their slot."""
+        rows = []
+        for slot in self.decode_set:
+            tenant = self.tenants[slot]
+            position = tenant.num_computed
+            assert position < tenant.admission.max_total_tokens - 1, "planned beyond the limit"
+            assert tenant.done or position == len(tenant.tokens) - 1, "decodes an unknown token"
+            rows.append((slot, range(position, position + 1)))
+        chunks = (plan.chunk_slot, plan.chunk_start, plan.chunk_length)
+        for slot, start, length in zip(*(c.tolist() for c in chunks), strict=True):
+            tenant = self.tenants[slot]
+            assert length >= 1
+            assert start == tenant.num_computed, "a chunk does not start where the last ended"
+            assert start + length <= len(tenant.tokens), "a chunk of unknown tokens"
+            rows.append((slot, range(start, start + length)))
+        for slot, span in rows:
+            self.tenants[slot].num_computed = span.stop
+        return rows
+
+    def _place(self, tenant: Tenant, position: int) -> tuple[int, int]:
+        index, offset = divmod(position, self.capacity.block_size)
+        return tenant.table[index], offset
+
+    def _write(self, tenant: Tenant, span: range) -> None:
+        if not tenant.done:
+            for position in span:
+                self.kv[self._place(tenant, position)] = tenant.prefixes[position]
+
+    def _attend(self, tenant: Tenant, span: range) -> None:
+        if not tenant.done:
+            held = [self.kv.get(self._place(tenant, position)) for position in range(span.stop)]
+            assert held == tenant.prefixes[: span.stop], "attends to somebody else's KV"
+
+    def _sample(self, slot: int, span: range) -> tuple[int, int] | None:
+        """(token, finish) if the row computes the newest known token."""
+        tenant = self.tenants[slot]
+        if tenant.done or span.stop < len(tenant.tokens):
+            return None
+        if tenant.sampling.broken_at == len(tenant.tokens):
+            tenant.done = True
+            return EOS, FinishReason.ERROR
+        token = next_token(tenant.sampling, tenant.admission.seed, tenant.prefixes[-1])
+        tenant.tokens.append(token)
+        tenant.prefixes.append(extend(tenant.prefixes[-1], token))
+        finish = 0
+        if token == EOS:
+            finish = FinishReason.STOP
+        elif len(tenant.tokens) == tenant.admission.max_total_tokens:
+            finish = FinishReason.LENGTH
+        tenant.done = finish != 0
+        return token, finish
+
+
+def token_column(tokens: Sequence[int]) -> np.ndarray:
+    """An int32 column."""
+    return np.array(tokens, np.int32)

@@ -1,0 +1,131 @@
+"""Any order of events: everyone ends once, with the tokens it would have had alone."""
+
+from contextlib import suppress
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from scheduler.core.events import Refused
+from tests.scheduler.core.cell import Cell, Key
+
+PREFIXES = [[], [7, 8, 9, 7, 8, 9, 7, 8], [7, 8, 9, 7, 1, 1, 1, 1, 1, 1, 1, 1, 1]]
+REPLICAS = ["a", "b"]
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """The core between routers and replicas that do as they like."""
+
+    @initialize(
+        policy=st.sampled_from(["fcfs", "priority"]),
+        caching=st.booleans(),
+        watermark=st.sampled_from([0.0, 0.1]),
+        num_blocks=st.integers(6, 20),
+        block_size=st.sampled_from([1, 4]),
+        budget=st.integers(3, 24),
+    )
+    def start(
+        self,
+        policy: str,
+        caching: bool,
+        watermark: float,
+        num_blocks: int,
+        block_size: int,
+        budget: int,
+    ) -> None:
+        self.cell = Cell(
+            policy=policy,
+            enable_prefix_caching=caching,
+            watermark=watermark,
+            aging_s=0.01,
+            max_crashes=2,
+        )
+        self.capacity = {
+            "num_blocks": num_blocks * (4 // block_size),
+            "block_size": block_size,
+            "max_num_batched_tokens": budget,
+            "max_num_seqs": 6,
+            "max_model_len": 40,
+        }
+        self.cell.attach("a", **self.capacity)
+
+    def _some_sequence(self, data: st.DataObject) -> Key:
+        return data.draw(st.sampled_from(sorted(self.cell.unfinished())))
+
+    @rule(
+        prefix=st.sampled_from(PREFIXES),
+        suffix=st.lists(st.integers(1, 3), min_size=1, max_size=8),
+        max_tokens=st.integers(1, 16),
+        num_samples=st.sampled_from([1, 1, 1, 2, 3]),
+        router=st.integers(1, 2),
+        priority=st.integers(-1, 1),
+        adapter=st.sampled_from(["", "", "french"]),
+        eos_period=st.sampled_from([0, 3, 12]),
+        broken=st.sampled_from([False] * 7 + [True]),
+    )
+    def submit(self, prefix, suffix, max_tokens, broken, **options) -> None:
+        broken_at = len(prefix) + len(suffix) + 1 if broken else None
+        with suppress(Refused):  # it may never fit; then nothing of it is kept
+            self.cell.submit(prefix + suffix, max_tokens, broken_at=broken_at, **options)
+
+    @rule(replica=st.sampled_from(REPLICAS), count=st.integers(1, 3))
+    def send_plans(self, replica: str, count: int) -> None:
+        for _ in range(count):
+            if replica in self.cell.links and len(self.cell.links[replica].sent) < 4:
+                self.cell.schedule(replica)
+
+    @rule(replica=st.sampled_from(REPLICAS), count=st.integers(1, 3))
+    def deliver_results(self, replica: str, count: int) -> None:
+        for _ in range(count):
+            if replica in self.cell.links and self.cell.links[replica].sent:
+                self.cell.deliver(replica)
+
+    @rule(depth=st.integers(1, 3), count=st.integers(1, 6))
+    def run_for_a_while(self, depth: int, count: int) -> None:
+        for _ in range(count):
+            for replica, link in self.cell.links.items():
+                while len(link.sent) < depth and self.cell.schedule(replica) is not None:
+                    pass
+                if link.sent:
+                    self.cell.deliver(replica)
+
+    @precondition(lambda self: self.cell.unfinished())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.cell.abort(self._some_sequence(data))
+
+    @precondition(lambda self: self.cell.unfinished())
+    @rule(data=st.data(), num_tokens=st.integers(0, 16))
+    def finish(self, data: st.DataObject, num_tokens: int) -> None:
+        self.cell.finish(self._some_sequence(data), num_tokens)
+
+    @rule(router=st.sampled_from([2, 3]))
+    def drop_router(self, router: int) -> None:
+        self.cell.drop_router(router)
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def attach(self, replica: str) -> None:
+        if replica not in self.cell.links:
+            self.cell.attach(replica, **self.capacity)
+
+    @rule(replica=st.sampled_from(REPLICAS))
+    def detach(self, replica: str) -> None:
+        if replica in self.cell.links:
+            self.cell.detach(replica)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "cell"):
+            return
+        if not self.cell.links:
+            self.cell.attach("a", **self.capacity)
+        self.cell.run(depth=2)
+        self.cell.assert_at_rest()
+
+
+CoreMachine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestCoreMachine = CoreMachine.TestCase
