@@ -18,7 +18,8 @@ token in any batch. A row knows nothing of its neighbours in any step.
 
 Log-probabilities are of the raw logits, before step 1.
 
-What is here is the specification; on a CPU `draw` takes the fused loop of `kernels.sampling_cpu`.
+What is here is the specification; on a CPU the costly steps take the fused loops of
+`kernels.sampling_cpu`.
 """
 
 from dataclasses import dataclass
@@ -45,6 +46,19 @@ class DrawParams:
     top_p: torch.Tensor
     min_p: torch.Tensor
     seed: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PenaltyTables:
+    """Which tokens sequences have seen, by slot.
+
+    Attributes:
+        in_prompt: [slots, vocab_size] bool.
+        output_count: [slots, vocab_size] int32, occurrences in the output.
+    """
+
+    in_prompt: torch.Tensor
+    output_count: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -94,29 +108,40 @@ def add_at_(
     logits.index_put_((row, token_id), value, accumulate=True)
 
 
-def penalize(
+def penalize_(
     logits: torch.Tensor,
-    in_prompt: torch.Tensor,
-    output_count: torch.Tensor,
-    repetition: torch.Tensor,
-    presence: torch.Tensor,
-    frequency: torch.Tensor,
-) -> torch.Tensor:
-    """Steps 3 and 4.
+    row: torch.Tensor,
+    slot: torch.Tensor,
+    tables: PenaltyTables,
+    penalties: torch.Tensor,
+) -> None:
+    """Steps 3 and 4, in place on some rows.
 
     Args:
-        logits: [rows, vocab_size] float32.
-        in_prompt: [rows, vocab_size] bool, tokens of the prompt.
-        output_count: [rows, vocab_size] int32, occurrences in the output.
-        repetition, presence, frequency: [rows] float32.
-
-    Returns:
-        New logits, [rows, vocab_size] float32.
+        logits: [rows, vocab_size] float32, contiguous.
+        row: [penalized] int64, which rows.
+        slot: [penalized] int64, where in the tables each of them is.
+        tables: what has been seen.
+        penalties: [3, penalized] float32: repetition, presence, frequency.
     """
-    in_output = output_count > 0
-    factor = torch.where(in_prompt | in_output, repetition[:, None], 1.0)
+    if logits.device.type == "cpu":
+        from kernels.sampling_cpu import penalize_rows  # numba: wanted on a CPU alone
+
+        penalize_rows(logits, row, slot, tables, penalties)
+    else:
+        logits[row] = penalize_specification(logits[row], slot, tables, penalties)
+
+
+def penalize_specification(
+    logits: torch.Tensor, slot: torch.Tensor, tables: PenaltyTables, penalties: torch.Tensor
+) -> torch.Tensor:
+    """Steps 3 and 4 as written in the module's text, for logits of the penalized rows alone."""
+    repetition, presence, frequency = penalties[:, :, None]
+    count = tables.output_count[slot]
+    in_output = count > 0
+    factor = torch.where(tables.in_prompt[slot] | in_output, repetition, 1.0)
     penalized = torch.where(logits > 0, logits / factor, logits * factor)
-    return penalized - frequency[:, None] * output_count - presence[:, None] * in_output
+    return penalized.sub(frequency * count + presence * in_output)
 
 
 def draw(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) -> torch.Tensor:
@@ -164,12 +189,12 @@ def token_logprobs(logits: torch.Tensor, token_id: torch.Tensor, k: int) -> Toke
         token_id: [rows] int64, the chosen tokens.
         k: how many of the likeliest to name; 0 for none.
     """
-    logprobs = logits.log_softmax(dim=1)
-    chosen = logprobs.gather(1, token_id[:, None])
-    top_logprob, top_token_id = logprobs.topk(min(k, logits.shape[1]), dim=1)
+    total = logits.logsumexp(dim=1, keepdim=True)
+    chosen = logits.gather(1, token_id[:, None])
+    top, top_token_id = logits.topk(min(k, logits.shape[1]), dim=1)
     return TokenLogprobs(
-        logprob=chosen[:, 0],
-        rank=(logprobs > chosen).sum(dim=1) + 1,
+        logprob=(chosen - total)[:, 0],
+        rank=(logits > chosen).sum(dim=1) + 1,
         top_token_id=top_token_id,
-        top_logprob=top_logprob,
+        top_logprob=top - total,
     )

@@ -1,4 +1,6 @@
-"""`kernels.sampling.draw` for a CPU: one fused pass per row, noise only where it can matter.
+"""Penalties and draws of `kernels.sampling` for a CPU: fused passes over a row, in place.
+
+Noise is drawn only where it can matter.
 
 No filters. The winner so far scores s. A token with z beats it only if its noise exceeds s - z, and
 32-bit noise never exceeds 22.9: most tokens need no random word, and a word needs its two
@@ -9,8 +11,6 @@ Filters. A histogram of z (a quarter wide each bin) tells how far down the ranki
 can reach; the tokens above that point are sorted, the rest is never looked at again.
 """
 
-# mypy: disable-error-code="untyped-decorator, no-any-return"
-
 import math
 
 import numba
@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.jit import jit
 from kernels.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1
-from kernels.sampling import DrawParams
+from kernels.sampling import DrawParams, PenaltyTables
 
 _M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
 _W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
@@ -33,6 +34,24 @@ _BOUND = np.array(
 )
 _BINS = 512
 _BINS_PER_UNIT = 4.0
+
+
+def penalize_rows(
+    logits: torch.Tensor,
+    row: torch.Tensor,
+    slot: torch.Tensor,
+    tables: PenaltyTables,
+    penalties: torch.Tensor,
+) -> None:
+    """`kernels.sampling.penalize_` for tensors on the CPU; the same arguments."""
+    _penalize_rows(
+        logits.numpy(),
+        row.numpy(),
+        slot.numpy(),
+        tables.in_prompt.numpy(),
+        tables.output_count.numpy(),
+        *penalties.numpy(),
+    )
 
 
 def draw_rows(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) -> torch.Tensor:
@@ -51,7 +70,7 @@ def draw_rows(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) 
     return torch.from_numpy(tokens)
 
 
-@numba.njit(cache=True, inline="always")
+@jit(fast=False)
 def _words(key: np.uint64, position: np.uint64, block: np.uint64):  # type: ignore[no-untyped-def]
     k0, k1 = key & _WORD, key >> _32
     c0, c1, c2, c3 = position & _WORD, block, np.uint64(0), np.uint64(0)
@@ -62,17 +81,17 @@ def _words(key: np.uint64, position: np.uint64, block: np.uint64):  # type: igno
     return c0, c1, c2, c3
 
 
-@numba.njit(cache=True, inline="always")
+@jit(fast=False)
 def _noise(word: np.uint64) -> float:
     return -math.log(-math.log((np.float64(word) + 0.5) * 2.0**-32))
 
 
-@numba.njit(cache=True)
+@jit(fast=False)
 def _noise_of(key: np.uint64, position: np.uint64, token: int) -> float:
     return _noise(_words(key, position, np.uint64(token >> 2))[token & 3])
 
 
-@numba.njit(cache=True)
+@jit(fast=False)
 def _draw_from_all(z: npt.NDArray[np.float32], key: np.uint64, position: np.uint64) -> int:
     winner = int(np.argmax(z))
     best = np.float64(z[winner]) + _noise_of(key, position, winner)
@@ -95,7 +114,7 @@ def _draw_from_all(z: npt.NDArray[np.float32], key: np.uint64, position: np.uint
     return winner
 
 
-@numba.njit(cache=True)
+@jit(fast=False)
 def _ranked(
     z: npt.NDArray[np.float32], top_k: int, top_p: float, min_p: float
 ) -> npt.NDArray[np.int64]:
@@ -136,7 +155,7 @@ def _ranked(
     return tokens
 
 
-@numba.njit(cache=True, parallel=True)
+@jit(parallel=True, fast=False)
 def _draw_rows(  # type: ignore[no-untyped-def]
     logits, temperature, top_k, top_p, min_p, seed, position, tokens
 ) -> None:
@@ -156,3 +175,19 @@ def _draw_rows(  # type: ignore[no-untyped-def]
             if score > best or (score == best and token < tokens[row]):
                 best = score
                 tokens[row] = token
+
+
+@jit(parallel=True, fast=False)
+def _penalize_rows(  # type: ignore[no-untyped-def]
+    logits, row, slot, in_prompt, output_count, repetition, presence, frequency
+) -> None:
+    for i in numba.prange(len(row)):
+        values, seen, counts = logits[row[i]], in_prompt[slot[i]], output_count[slot[i]]
+        for token in range(len(values)):
+            count = counts[token]
+            if count > 0 or seen[token]:
+                value = values[token]
+                value = value / repetition[i] if value > 0 else value * repetition[i]
+                if count > 0:
+                    value -= frequency[i] * np.float32(count) + presence[i]
+                values[token] = value

@@ -19,6 +19,7 @@ from types import FrameType
 
 import torch
 
+from kernels.jit import set_threads
 from worker import wire
 from worker.executor import Executor, Runner
 from worker.kv_cache import KVCache
@@ -86,7 +87,7 @@ def run(options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # nothing to finish yet
     device = _device(options.device)
-    torch.set_num_threads(options.num_threads)
+    set_threads(options.num_threads)
     totals = StepTotals()
     metrics_url = _serve_metrics(options, totals)
     try:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from kernels import sampling
-from kernels.sampling import DrawParams, TokenLogprobs
+from kernels.sampling import DrawParams, PenaltyTables, TokenLogprobs
 from worker.plans import Admission, Float32Column, Logprobs, Sampling
 from worker.step_state import Int64Column, SampledColumns, SampledRows
 
@@ -108,8 +108,7 @@ class Sampler:
         self._ban_until = np.zeros(max_num_seqs, np.int64)
         self._num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
         # Made when a sequence first needs them: slots × vocabulary is large.
-        self._output_count: torch.Tensor | None = None
-        self._in_prompt: torch.Tensor | None = None
+        self._tables: PenaltyTables | None = None
         self._needs: _Needs | None = None
         self._needs_of: int | None = None
 
@@ -138,10 +137,12 @@ class Sampler:
             self._count_known_tokens(admission)
 
     def _count_known_tokens(self, admission: Admission) -> None:
-        if self._output_count is None or self._in_prompt is None:
+        if self._tables is None:
             shape = (self._max_num_seqs, self._vocab_size)
-            self._output_count = torch.zeros(shape, dtype=torch.int32, device=self._device)
-            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
+            self._tables = PenaltyTables(
+                in_prompt=torch.zeros(shape, dtype=torch.bool, device=self._device),
+                output_count=torch.zeros(shape, dtype=torch.int32, device=self._device),
+            )
         tokens = admission.token_ids
         in_vocabulary = (tokens >= 0) & (tokens < self._vocab_size)
         tokens = np.where(in_vocabulary, tokens, 0)
@@ -150,8 +151,8 @@ class Sampler:
         output = np.bincount(
             tokens[admission.num_prompt_tokens :], minlength=self._vocab_size
         ).astype(np.int32)
-        self._in_prompt[admission.slot] = torch.from_numpy(prompt)
-        self._output_count[admission.slot] = torch.from_numpy(output)
+        self._tables.in_prompt[admission.slot] = torch.from_numpy(prompt)
+        self._tables.output_count[admission.slot] = torch.from_numpy(output)
 
     def sample(self, logits: torch.Tensor, rows: SampledRows) -> Sampled:
         """Chooses a token for every row.
@@ -172,10 +173,10 @@ class Sampler:
             token_id = sampling.argmax(logits)
         if needs.random is not None and needs.draw is not None:
             token_id[needs.random] = self._draw(logits, needs.random, needs.draw, rows)
-        if needs.penalized is not None and self._output_count is not None:
+        if needs.penalized is not None and self._tables is not None:
             live = rows.live[needs.penalized].int()
             where = (rows.slot[needs.penalized], token_id[needs.penalized])
-            self._output_count.index_put_(where, live, accumulate=True)
+            self._tables.output_count.index_put_(where, live, accumulate=True)
         logprobs = None
         if raw is not None:
             chosen = token_id[self._upload(needs.logprob_rows)]
@@ -195,15 +196,9 @@ class Sampler:
             sampling.add_at_(logits, ban.row, ban.token_id, value)
             changed = True
         if needs.penalized is not None:
-            assert self._in_prompt is not None
-            assert self._output_count is not None
+            assert self._tables is not None
             slot = rows.slot[needs.penalized]
-            logits[needs.penalized] = sampling.penalize(
-                logits[needs.penalized],
-                self._in_prompt[slot],
-                self._output_count[slot],
-                *needs.penalties,
-            )
+            sampling.penalize_(logits, needs.penalized, slot, self._tables, needs.penalties)
             changed = True
         return changed
 
