@@ -31,11 +31,11 @@ _MIN_DISK_BYTES = 2 << 30
 
 _ASK_TORCH = """
 import json, torch
-cuda = torch.cuda.is_available()
+gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
 print(json.dumps({
     "version": torch.__version__,
     "threads": torch.get_num_threads(),
-    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
 }))
 """
 

@@ -56,7 +56,7 @@ class LLM:
         of them, or one for each. `use_tqdm` shows a progress bar on a terminal. Raises
         RequestFailed if any of them is refused (the others are then aborted).
         """
-        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)  # type: ignore[arg-type]
+        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
         return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
 
     def chat(

@@ -74,13 +74,19 @@ class ChildProcess:
     end, so would the child.
     """
 
-    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process, log: LogSink) -> None:
+    def __init__(
+        self,
+        spec: ChildSpec,
+        process: asyncio.subprocess.Process,
+        outputs: list[asyncio.StreamReader],
+        log: LogSink,
+    ) -> None:
         self.spec = spec
         self.pid = process.pid
         self.started_at = time.time()
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         """Resolved by the ready line; cancelled if the process ends without one."""
-        self.exited: asyncio.Task[int] = asyncio.create_task(self._run(process))
+        self.exited: asyncio.Task[int] = asyncio.create_task(self._run(process, outputs))
         """The exit code, negative for a signal; done when its output has been read, too."""
         self._log = log
         self._tail: deque[str] = deque(maxlen=50)
@@ -88,18 +94,23 @@ class ChildProcess:
     @classmethod
     async def start(cls, spec: ChildSpec, log: LogSink) -> "ChildProcess":
         """Starts it; returns at once."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-I", "-S", str(_LAUNCHER), str(os.getpid())),
-            *spec.command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=quire_environment() | dict(spec.environment),
-            start_new_session=True,
-            limit=LINE_LIMIT_BYTES,
-        )
-        return cls(spec, process, log)
+        stdout, stdout_end = await _open_pipe()
+        stderr, stderr_end = await _open_pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-I", "-S", str(_LAUNCHER), str(os.getpid())),
+                *spec.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout_end,
+                stderr=stderr_end,
+                env=quire_environment() | dict(spec.environment),
+                start_new_session=True,
+            )
+        finally:
+            os.close(stdout_end)
+            os.close(stderr_end)
+        return cls(spec, process, [stdout, stderr], log)
 
     def last_words(self) -> str:
         """Its `error: ...` line without the word, or the last line it wrote, or nothing."""
@@ -127,13 +138,13 @@ class ChildProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    async def _run(self, process: asyncio.subprocess.Process) -> int:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        readers = asyncio.gather(self._read(process.stdout), self._read(process.stderr))
+    async def _run(
+        self, process: asyncio.subprocess.Process, outputs: list[asyncio.StreamReader]
+    ) -> int:
+        readers = asyncio.gather(*(self._read(output) for output in outputs))
         code = await process.wait()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # a helper of its own that lingers
+            os.killpg(self.pid, signal.SIGKILL)  # what it started, and may hold its pipes open
         await readers
         self.ready.cancel()
         return code
@@ -155,3 +166,17 @@ class ChildProcess:
             return
         self._tail.append(line)
         self._log(self.spec.name, line)
+
+
+async def _open_pipe() -> tuple[asyncio.StreamReader, int]:
+    """A pipe: its reader, and the descriptor to give to a child.
+
+    asyncio's own pipes to a child would make waiting for the child wait for their end as well, and
+    so for whatever the child started and left behind.
+    """
+    loop = asyncio.get_running_loop()
+    ours, theirs = os.pipe()
+    reader = asyncio.StreamReader(limit=LINE_LIMIT_BYTES)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    await loop.connect_read_pipe(lambda: protocol, os.fdopen(ours, "rb", 0))
+    return reader, theirs

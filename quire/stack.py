@@ -16,8 +16,8 @@ import socket
 import time
 from dataclasses import dataclass
 
-from quire.errors import ConfigurationError, StackFailed
-from quire.http import Endpoint, RequestFailed
+from quire.errors import ConfigurationError, RequestFailed, StackFailed
+from quire.http import Endpoint
 from quire.models import ResolvedModel
 from quire.options import StackOptions
 from quire.paths import make_run_dir

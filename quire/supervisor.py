@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from quire.errors import StackFailed
 from quire.process import ChildProcess, ChildSpec, LogSink, Ready
@@ -95,7 +96,7 @@ class Supervisor:
 
     async def _or_failure(self, awaitable: Coroutine[None, None, object]) -> None:
         task = asyncio.create_task(awaitable)
-        await asyncio.wait([task, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(task, self.failed)
         if self.failed.done():
             task.cancel()
             raise self.failed.result()
@@ -142,7 +143,7 @@ class Supervisor:
 
     async def _watch(self, member: Member, process: ChildProcess) -> int:
         """Follows a process to its end; returns its exit code."""
-        await asyncio.wait([process.ready, process.exited], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(process.ready, process.exited)
         if process.ready.done() and not process.ready.cancelled():
             member.failed_starts = 0
             member.ready = process.ready.result()
@@ -176,6 +177,11 @@ class Supervisor:
     def _change(self, member: Member, state: State) -> None:
         member.state = state
         self._on_change()
+
+
+async def first_of(*futures: "asyncio.Future[Any]") -> None:
+    """Returns when one of them is done, and leaves the others as they are."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 def describe_exit(code: int) -> str:

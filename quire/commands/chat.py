@@ -109,7 +109,7 @@ def _talk(conversation: _Conversation, model: str) -> None:
     """Reads turns from a terminal until it is left."""
     from rich.console import Console
 
-    from quire.http import RequestFailed
+    from quire.errors import RequestFailed
 
     console = Console(highlight=False)
     console.print(f"[bold]{model}[/]  [dim]{HELP_LINE}[/]\n")

@@ -15,8 +15,8 @@ def doctor(
 ) -> None:
     """Check what this machine has: packages, torch, CPU, memory, ports, cache.
 
-    ✓ is well, ! is worth knowing, ✗ must be cured before `quire serve` can work; with any ✗ the
-    exit code is 1.
+    ✓ is well, ! is worth knowing, ✗ must be cured before `quire serve` can
+    work; with any ✗ the exit code is 1.
 
     [bold]Examples[/bold]
 

@@ -5,13 +5,10 @@ it decides (`quire worker --help` and its like show what).
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-
-_MODEL_PANEL = "Model and worker"
-_SCHEDULER_PANEL = "Scheduler"
-_ROUTER_PANEL = "Router"
+from typer.models import OptionInfo
 
 MODEL_HELP = "An alias (smollm2), a Hugging Face directory, a .gguf file or a hub id (org/name)."
 
@@ -40,80 +37,76 @@ class Policy(StrEnum):
     PRIORITY = "priority"
 
 
-def _option(help_text: str, panel: str, minimum: float | None = None) -> typer.models.OptionInfo:
-    option = typer.Option(help=help_text, rich_help_panel=panel, min=minimum, show_default=False)
-    assert isinstance(option, typer.models.OptionInfo)
+def _option(help_text: str, panel: str, metavar: str | None = None, **more: Any) -> OptionInfo:
+    option = typer.Option(help=help_text, rich_help_panel=panel, metavar=metavar, **more)
+    assert isinstance(option, OptionInfo)
     return option
+
+
+def _model(help_text: str, metavar: str | None = None) -> OptionInfo:
+    return _option(help_text, "Model and workers", metavar)
+
+
+def _scheduler(help_text: str, metavar: str | None = None) -> OptionInfo:
+    return _option(help_text, "Scheduler", metavar)
+
+
+def _router(help_text: str, metavar: str | None = None, **more: Any) -> OptionInfo:
+    return _option(help_text, "Router", metavar, **more)
 
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 
+Replicas = Annotated[int, _model("Workers, each with the whole model.", "N")]
+DeviceFlag = Annotated[Device | None, _model("Where workers compute.", "auto|cpu|cuda")]
+DtypeFlag = Annotated[
+    Dtype | None, _model("Of weights and KV: auto, float32, bfloat16 or float16.", "DTYPE")
+]
+Threads = Annotated[int | None, _model("Compute threads per worker.", "N")]
 MaxModelLen = Annotated[
-    int | None, _option("Prompt and output tokens together, per request.", _MODEL_PANEL, 1)
+    int | None, _model("Prompt and output tokens of a request, at most.", "TOKENS")
 ]
-DeviceFlag = Annotated[Device | None, _option("Where workers compute.", _MODEL_PANEL)]
-DtypeFlag = Annotated[Dtype | None, _option("Of weights and KV cache.", _MODEL_PANEL)]
-Threads = Annotated[int | None, _option("Compute threads per worker.", _MODEL_PANEL, 1)]
-BlockSize = Annotated[int | None, _option("Tokens per KV block.", _MODEL_PANEL, 1)]
-NumBlocks = Annotated[int | None, _option("KV blocks per worker.", _MODEL_PANEL, 1)]
+BlockSize = Annotated[int | None, _model("Of a KV block.", "TOKENS")]
+NumBlocks = Annotated[int | None, _model("KV blocks per worker.", "N")]
 KvCacheMemory = Annotated[
-    str | None, _option("KV cache per worker, like 2GiB (instead of --num-blocks).", _MODEL_PANEL)
-]
-Replicas = Annotated[
-    int, typer.Option(help="Workers, each with the whole model.", rich_help_panel=_MODEL_PANEL)
+    str | None, _model("KV cache per worker, like 2GiB (instead of --num-blocks).", "SIZE")
 ]
 
-MaxNumSeqs = Annotated[
-    int | None, _option("Sequences that run at once, per worker.", _SCHEDULER_PANEL, 1)
-]
-MaxNumBatchedTokens = Annotated[
-    int | None, _option("Tokens computed in one step, at most.", _SCHEDULER_PANEL, 1)
-]
-SchedulingPolicy = Annotated[Policy | None, _option("Who is next.", _SCHEDULER_PANEL)]
-EnablePrefixCaching = Annotated[
+MaxNumSeqs = Annotated[int | None, _scheduler("Sequences that run at once, per worker.", "N")]
+MaxNumBatchedTokens = Annotated[int | None, _scheduler("Computed in one step, at most.", "TOKENS")]
+SchedulingPolicy = Annotated[Policy | None, _scheduler("Who is next.", "fcfs|priority")]
+NoPrefixCaching = Annotated[
     bool,
     typer.Option(
-        "--enable-prefix-caching/--no-enable-prefix-caching",
-        help="Reuse the KV of prompts that begin alike.",
-        rich_help_panel=_SCHEDULER_PANEL,
+        "--no-enable-prefix-caching",
+        help="Compute prompts that begin alike each time anew.",
+        rich_help_panel="Scheduler",
     ),
 ]
 Watermark = Annotated[
-    float | None,
-    _option("Share of KV blocks kept free when a request is admitted.", _SCHEDULER_PANEL, 0),
+    float | None, _scheduler("Share of KV blocks kept free when admitting.", "SHARE")
 ]
 StepTimeout = Annotated[
-    float | None,
-    _option("Seconds, at least, before a worker that does not answer is fenced.", _SCHEDULER_PANEL),
+    float | None, _scheduler("A worker silent for this long is fenced.", "SECONDS")
 ]
-MaxQueued = Annotated[
-    int | None, _option("Requests that may wait; more are refused.", _SCHEDULER_PANEL, 0)
-]
+MaxQueued = Annotated[int | None, _scheduler("Requests that may wait; more are refused.", "N")]
 
-Host = Annotated[str, typer.Option(help="Address to answer on.", rich_help_panel=_ROUTER_PANEL)]
-Port = Annotated[int, typer.Option(help="Of the OpenAI API.", rich_help_panel=_ROUTER_PANEL)]
-GrpcPort = Annotated[
-    int, typer.Option(help="Of InferenceService (gRPC).", rich_help_panel=_ROUTER_PANEL)
-]
+Host = Annotated[str, _router("Address to answer on.", "HOST")]
+Port = Annotated[int, _router("Of the OpenAI API.", "PORT")]
+GrpcPort = Annotated[int, _router("Of InferenceService (gRPC).", "PORT")]
 ApiKey = Annotated[
     str | None,
-    typer.Option(
-        envvar="QUIRE_API_KEY",
-        show_envvar=True,
-        help="Bearer token that clients must send.",
-        rich_help_panel=_ROUTER_PANEL,
-    ),
+    _router("Bearer token that clients must send.", "KEY", envvar="QUIRE_API_KEY"),
 ]
 ServedModelName = Annotated[
-    str | None, _option("What clients put in `model` (else MODEL's name).", _ROUTER_PANEL)
+    str | None, _router("What clients put in `model` (else MODEL's name).", "NAME")
 ]
-MaxBodyBytes = Annotated[int | None, _option("Largest HTTP body.", _ROUTER_PANEL, 1)]
+MaxBodyBytes = Annotated[int | None, _router("Largest HTTP body.", "BYTES")]
 MaxInFlight = Annotated[
-    int | None, _option("Requests the router holds at once; more get 429.", _ROUTER_PANEL, 1)
+    int | None, _router("Requests the router holds at once; more get 429.", "N")
 ]
 
 UrlFlag = Annotated[
-    str | None,
-    typer.Option(help="A running server, like http://127.0.0.1:8000.", show_default=False),
+    str | None, typer.Option(metavar="URL", help="A running server, like http://127.0.0.1:8000.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="For programs: print JSON.")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quire.commands import flags
+from quire.supervisor import first_of
 
 if TYPE_CHECKING:
     from quire.stack import Stack, TcpDoor
@@ -35,7 +36,7 @@ def serve(
     max_num_seqs: flags.MaxNumSeqs = None,
     max_num_batched_tokens: flags.MaxNumBatchedTokens = None,
     scheduling_policy: flags.SchedulingPolicy = None,
-    enable_prefix_caching: flags.EnablePrefixCaching = True,
+    no_prefix_caching: flags.NoPrefixCaching = False,
     watermark: flags.Watermark = None,
     step_timeout: flags.StepTimeout = None,
     max_queued: flags.MaxQueued = None,
@@ -45,8 +46,9 @@ def serve(
 ) -> None:
     """Serve a model: start scheduler, workers and router, and keep them running.
 
-    Prints the URLs and a curl line once a token has really been generated. Ctrl-C finishes what is
-    in flight and stops all processes; a second Ctrl-C stops them at once.
+    Prints the URLs and a curl line once a token has really been generated.
+    Ctrl-C finishes what is in flight and stops all processes; a second
+    Ctrl-C stops them at once.
 
     [bold]Examples[/bold]
 
@@ -62,7 +64,7 @@ def serve(
     door = TcpDoor(host, port, grpc_port, api_key)
     door.check_free()  # before minutes of downloading
     resolved = resolve(model, announce)
-    options = StackOptions.among(context.params)
+    options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
 
     async def run() -> None:
         from quire.commands.output import LogPrinter
@@ -99,13 +101,13 @@ class _Session:
         await stack.start()
         ready = asyncio.create_task(stack.until_ready())
         asked = asyncio.create_task(self._asked.wait())
-        await asyncio.wait([ready, asked], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(ready, asked)
         if self._asked.is_set():
             ready.cancel()
             return
         ready.result()
         _show_ready(stack, self._door)
-        await asyncio.wait([asked, stack.failed], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(asked, stack.failed)
         asked.cancel()
         if stack.failed.done():
             raise stack.failed.result()
@@ -117,7 +119,7 @@ class _Session:
             announce("finishing what is in flight; once more to stop at once")
         drain = asyncio.create_task(self._stack.stop(drain_s=self._drain_s))
         again = asyncio.create_task(self._asked_again.wait())
-        await asyncio.wait([drain, again], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(drain, again)
         again.cancel()
         if not drain.done():
             await self._stack.kill()

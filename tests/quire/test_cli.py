@@ -1,0 +1,174 @@
+"""The `quire` command: help that teaches, JSON for programs, one clear line for an error."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from quire import registry
+from quire.cli import app
+from quire.registry import ProcessRecord, StackRecord
+from quire.version import __version__
+
+COMMANDS = [
+    "serve", "router", "scheduler", "worker", "chat", "generate", "bench", "ps", "state", "doctor",
+]  # fmt: skip
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def quire(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The real command, in a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "quire", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_names_every_command_and_where_to_start():
+    shown = run("--help").output
+    assert all(command in shown for command in COMMANDS)
+    assert "quire serve smollm2" in shown
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "generate", "ps", "state", "doctor"])
+def test_every_command_teaches_by_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Examples" in result.output
+    assert f"quire {command}" in result.output
+
+
+def test_serve_has_the_flags_that_vllm_users_know():
+    shown = run("serve", "--help").output
+    for flag in (
+        "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--dtype",
+        "--api-key", "--host", "--port", "--served-model-name", "--grpc-port", "--replicas",
+        "--device", "--threads", "--num-blocks",
+    ):  # fmt: skip
+        assert flag in shown, flag
+
+
+def test_version():
+    assert run("--version").output == f"quire {__version__}\n"
+
+
+def test_the_command_never_loads_torch_and_help_loads_little():
+    program = (
+        "import sys; sys.argv = ['quire', '--help']\n"
+        "from quire.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'grpc', 'numpy', 'starlette', 'transformers', 'asyncio'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert finished.stderr.strip() in ("[]", "['asyncio']")
+
+
+def test_the_python_api_never_loads_torch():
+    program = "import sys, quire; quire.LLM; quire.SamplingParams; print('torch' in sys.modules)"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout == "False\n"
+
+
+def test_an_unknown_model_is_one_line_and_exit_code_2():
+    finished = quire("serve", "/no/such/model", "--port", "0", "--grpc-port", "0")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: model '/no/such/model' is no directory")
+    assert finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_a_port_in_use_is_told_at_once(flag):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"--port": "0", "--grpc-port": "0"} | {flag: str(port)}
+        finished = quire("serve", "smollm2", *(word for pair in ports.items() for word in pair))
+    assert finished.returncode == 2
+    assert finished.stderr == f"error: {flag} {port} on 127.0.0.1: Address already in use\n"
+
+
+def test_ps_is_an_array_with_one_object_per_process(tmp_path):
+    _publish_a_stack(tmp_path)
+    rows = json.loads(run("ps", "--json").output)
+    assert [{key: row[key] for key in ("role", "pid", "address", "state")} for row in rows] == [
+        {"role": "scheduler", "pid": 11, "address": "unix:/s", "state": "ready"},
+        {"role": "worker", "pid": None, "address": "", "state": "restarting"},
+    ]
+
+
+def test_ps_without_a_stack():
+    assert json.loads(run("ps", "--json").output) == []
+    assert "quire serve smollm2" in run("ps").output
+
+
+def test_ps_shows_people_where_to_look(tmp_path):
+    _publish_a_stack(tmp_path)
+    shown = run("ps").output
+    assert "tiny at http://127.0.0.1:8000" in shown
+    assert "http://127.0.0.1:9401/metrics" in shown
+    assert "restarting" in shown
+
+
+def test_state_without_a_stack_asks_for_an_address():
+    finished = quire("state")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: no stack runs here; name a scheduler with --address\n"
+
+
+def test_state_of_nobody_says_who_does_not_answer(tmp_path):
+    finished = quire("state", "--address", f"unix:{tmp_path}/nobody.sock")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(f"error: the scheduler at unix:{tmp_path}/nobody.sock")
+
+
+def test_chat_with_model_and_url_is_refused():
+    finished = quire("chat", "smollm2", "--url", "http://127.0.0.1:1")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: give MODEL or --url, not both\n"
+
+
+def test_generate_refuses_a_bad_parameter_before_it_starts_anything():
+    finished = quire("generate", "smollm2", "hello", "--max-tokens", "0")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: max_tokens is 0; it must be at least 1\n"
+
+
+def test_doctor_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("quire.doctor._PACKAGES", {"worker": ("no-such-package",)})
+    result = run("doctor", "--port", "1")
+    assert result.exit_code == 1
+    assert "✗ worker packages" in result.output
+    assert "missing no-such-package: pip install 'quire[worker]'" in result.output
+
+
+def _publish_a_stack(tmp_path) -> None:
+    run_dir = tmp_path / "run-tiny"
+    run_dir.mkdir()
+    metrics = "http://127.0.0.1:9401/metrics"
+    registry.publish(
+        StackRecord(
+            pid=os.getpid(),
+            start_ticks=registry.start_ticks(os.getpid()),
+            model="tiny",
+            url="http://127.0.0.1:8000",
+            grpc="127.0.0.1:50050",
+            scheduler="unix:/s",
+            run_dir=str(run_dir),
+            started_at=1.0,
+            processes=(
+                ProcessRecord("scheduler", "scheduler", 11, "unix:/s", metrics, "ready", 0, 2.0),
+                ProcessRecord("worker-0", "worker", None, "", None, "restarting", 1, None),
+            ),
+        )
+    )

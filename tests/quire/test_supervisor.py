@@ -1,0 +1,202 @@
+"""The supervisor with real children: small Python programs that serve, die or refuse."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quire.process import ChildSpec
+from quire.supervisor import Restarts, State, Supervisor
+
+QUICK = Restarts(first_delay_s=0.001, max_delay_s=0.01)
+
+SERVE = """
+import signal, sys
+print('quire-ready {"role": "worker", "pid": 1, "address": "here"}', flush=True)
+"""
+SERVE_UNTIL_TERM = SERVE + "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nsignal.pause()"
+SERVE_AND_IGNORE_TERM = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    + SERVE
+    + """
+while True:
+    signal.pause()
+"""
+)
+REFUSE = "import sys; print('error: the port is taken', file=sys.stderr); sys.exit(2)"
+DIE = "import sys; print('Traceback: it broke', file=sys.stderr); sys.exit(1)"
+
+
+def child(program: str, *, name: str = "worker-0", role: str = "worker") -> ChildSpec:
+    return ChildSpec(name, role, (sys.executable, "-c", program))
+
+
+class Watched:
+    """A supervisor, and what was seen of it."""
+
+    def __init__(self, restarts: Restarts = QUICK) -> None:
+        self.lines: list[str] = []
+        self.states: list[tuple[str, State]] = []
+        self.changed = asyncio.Event()
+        self._last: dict[str, State] = {}
+        self.supervisor = Supervisor(
+            log=lambda name, line: self.lines.append(f"{name}: {line}"),
+            on_change=self._on_change,
+            restarts=restarts,
+        )
+
+    def _on_change(self) -> None:
+        self.changed.set()
+        for member in self.supervisor.members:
+            if self._last.get(member.spec.name) is not member.state:
+                self._last[member.spec.name] = member.state
+                self.states.append((member.spec.name, member.state))
+
+    async def until(self, condition) -> None:
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
+
+
+@pytest.fixture
+async def watched():
+    watched = Watched()
+    yield watched
+    await watched.supervisor.kill()
+
+
+async def test_a_child_serves_and_ends_when_asked(watched):
+    member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
+    await watched.supervisor.until_served()
+    assert member.ready is not None
+    assert member.ready.address == "here"
+    await watched.supervisor.stop(["worker"], drain_s=60)
+    assert [state for _, state in watched.states] == [
+        State.STARTING,
+        State.READY,
+        State.STOPPING,
+        State.STOPPED,
+    ]
+    assert not any("killed" in line for line in watched.lines)
+
+
+async def test_a_killed_child_is_started_again(watched):
+    member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
+    await watched.supervisor.until_served()
+    first = member.process.pid
+    os.kill(first, signal.SIGKILL)
+    await watched.until(lambda: member.restarts == 1 and member.state is State.READY)
+    assert member.process.pid != first
+    assert "worker-0: ended (killed by signal 9); starting it again" in watched.lines
+
+
+async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(watched):
+    member = watched.supervisor.add(child(SERVE))
+    await watched.until(lambda: member.restarts >= 2)
+    assert not watched.supervisor.failed.done()
+
+
+async def test_exit_code_2_is_final_and_its_line_is_told(watched):
+    watched.supervisor.add(child(SERVE_UNTIL_TERM, name="other"))
+    watched.supervisor.add(child(REFUSE))
+    failure = await watched.supervisor.failed
+    assert (str(failure), failure.exit_code) == ("worker-0: the port is taken", 2)
+
+
+async def test_a_child_that_never_serves_is_given_up(watched):
+    member = watched.supervisor.add(child(DIE))
+    failure = await watched.supervisor.failed
+    assert member.restarts == QUICK.max_failed_starts - 1
+    assert failure.exit_code == 1
+    assert "worker-0 ended 3 times before it served (exit code 1)" in str(failure)
+    assert "it broke" in str(failure)
+
+
+async def test_waiting_for_service_ends_with_the_failure(watched):
+    watched.supervisor.add(child(REFUSE))
+    with pytest.raises(Exception, match="the port is taken"):
+        await watched.supervisor.until_served()
+
+
+async def test_a_child_that_does_not_end_is_killed_after_its_time(watched):
+    member = watched.supervisor.add(child(SERVE_AND_IGNORE_TERM))
+    await watched.supervisor.until_served()
+    await watched.supervisor.stop(["worker"], drain_s=0.05)
+    assert member.state is State.STOPPED
+    assert "worker-0: did not end within 0.05 s: killed" in watched.lines
+
+
+async def test_roles_end_in_order(watched):
+    for role in ("scheduler", "worker", "router"):
+        watched.supervisor.add(child(SERVE_UNTIL_TERM, name=role, role=role))
+    await watched.supervisor.until_served()
+    await watched.supervisor.stop(["router", "worker", "scheduler"], drain_s=60)
+    ended = [name for name, state in watched.states if state is State.STOPPED]
+    assert ended == ["router", "worker", "scheduler"]
+
+
+async def test_a_child_that_waits_to_be_started_again_can_be_stopped():
+    watched = Watched(Restarts(first_delay_s=3600, max_delay_s=3600))
+    member = watched.supervisor.add(child(DIE))
+    await watched.until(lambda: member.state is State.RESTARTING)
+    await watched.supervisor.stop(["worker"], drain_s=60)
+    assert member.state is State.STOPPED
+
+
+async def test_what_a_child_started_dies_with_it(watched, tmp_path):
+    fifo = tmp_path / "held-open"
+    os.mkfifo(fifo)
+    helper = f"import os, signal; os.open({str(fifo)!r}, os.O_WRONLY); signal.pause()"
+    start_helper = f"import subprocess; subprocess.Popen([sys.executable, '-c', {helper!r}])\n"
+    member = watched.supervisor.add(child("import sys\n" + start_helper + SERVE_UNTIL_TERM))
+    await watched.supervisor.until_served()
+    reader = await asyncio.to_thread(os.open, fifo, os.O_RDONLY)
+    os.kill(member.process.pid, signal.SIGKILL)
+    assert await asyncio.to_thread(os.read, reader, 1) == b""  # the helper's end was closed
+    os.close(reader)
+
+
+SUPERVISE = """
+import asyncio, sys
+sys.path.insert(0, {root!r})
+from quire.process import ChildSpec
+from quire.supervisor import Supervisor
+
+async def main():
+    supervisor = Supervisor(log=lambda *_: None)
+    for name in ("one", "two"):
+        supervisor.add(ChildSpec(name, "worker", (sys.executable, "-c", {program!r})))
+    await supervisor.until_served()
+    print(*(member.process.pid for member in supervisor.members), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_no_child_outlives_a_killed_supervisor():
+    root = str(Path(__file__).parents[2])
+    source = SUPERVISE.format(root=root, program=SERVE_AND_IGNORE_TERM)
+    command = [sys.executable, "-c", source]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        children = [int(pid) for pid in supervisor.stdout.readline().split()]
+        watches = [os.pidfd_open(pid) for pid in children]
+        supervisor.kill()
+    assert len(watches) == 2
+    for watch in watches:
+        with contextlib.closing(os.fdopen(watch)):
+            assert _ended(watch)
+
+
+def _ended(pidfd: int) -> bool:
+    """Waits for the process behind a pidfd; readable means that it has ended."""
+    import select
+
+    return bool(select.select([pidfd], [], [], 60)[0])
