@@ -67,7 +67,9 @@ class BlockHasher:
         """Name every full block of `tokens` that has no name yet."""
         if chain.root is None:
             return
-        stride = 4 * chain.space.block_size
+        stride = tokens.itemsize * chain.space.block_size
         data = tokens.tobytes()
+        name = chain.keys[-1] if chain.keys else chain.root
         for start in range(stride * len(chain.keys), len(data) - stride + 1, stride):
-            self.append(chain, data[start : start + stride])
+            name = self._digest(name + data[start : start + stride])
+            chain.keys.append(name)

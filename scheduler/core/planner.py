@@ -89,10 +89,13 @@ class Planner:
             if len(crossers) > replica.pool.num_available:
                 return False
             slots = [sequence.slot for sequence in crossers]
-        for slot, block in zip(slots, replica.pool.allocate(len(slots)), strict=True):
-            blocks = replica.slots.tenant(slot).blocks
-            self._draft.append(slot, len(blocks), [block])
-            blocks.append(block)
+        tables = [replica.slots.tenant(slot).blocks for slot in slots]
+        gained = replica.pool.allocate(len(slots))
+        self._draft.append_slot = slots
+        self._draft.append_index = [len(table) for table in tables]
+        self._draft.append_block = gained
+        for table, block in zip(tables, gained, strict=True):
+            table.append(block)
         return True
 
     def _continue_prefills(self) -> None:

@@ -13,6 +13,8 @@ from scheduler.core.events import FinishReason, Int32Column, StepResult
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence
 
+_ERROR = int(FinishReason.ERROR)
+
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
@@ -33,8 +35,8 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     replica.settle(result.step_id)
     live = slots.generation[result.slot] == result.generation
     # Rows whose logits were not finite have no token.
-    row = np.flatnonzero(live & (result.finish != FinishReason.ERROR))
-    slot, token = result.slot[row], result.token_id[row]
+    row = np.flatnonzero(live & (result.finish != _ERROR))
+    slot, token, finish = result.slot[row], result.token_id[row], result.finish[row]
     num_tokens = _append(replica, slot, token)
     for first in slot[slots.awaits_first_token[slot]].tolist():
         slots.awaits_first_token[first] = False
@@ -42,11 +44,13 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     replica.counters.num_generated_tokens += len(row)
     replica.counters.num_overrun_tokens += len(live) - int(np.count_nonzero(live))
 
+    ended = []
     full = num_tokens >= slots.max_total_tokens[slot]
-    reason = np.where(full & (result.finish[row] == 0), FinishReason.LENGTH, result.finish[row])
-    ended = [(slots.tenant(slot[i]), FinishReason(reason[i])) for i in np.flatnonzero(reason)]
+    for i in np.flatnonzero((finish != 0) | full).tolist():
+        reason = FinishReason(finish[i]) if finish[i] else FinishReason.LENGTH
+        ended.append((slots.tenant(slot[i]), reason))
     if len(row) < len(live):
-        broken = result.slot[live & (result.finish == FinishReason.ERROR)]
+        broken = result.slot[live & (result.finish == _ERROR)]
         ended += [(slots.tenant(s), FinishReason.ERROR) for s in broken.tolist()]
     return Confirmed(
         router=slots.router[slot],
