@@ -7,6 +7,7 @@ Neither side may import torch or grpc from here: both processes use this module.
 """
 
 import asyncio
+import contextlib
 import select
 import socket
 import struct
@@ -123,3 +124,9 @@ class AsyncPipe:
             return await self._reader.readexactly(_LENGTH.unpack(header)[0])
         except (asyncio.IncompleteReadError, OSError) as error:
             raise PipeClosedError from error
+
+    async def close(self) -> None:
+        """Closes this end."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
