@@ -1,0 +1,99 @@
+"""`python -m router`: the flags of the router process."""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from router.server import ConfigurationError, Settings, serve
+
+Option = typer.Option
+
+
+def main(
+    model: Annotated[Path, Option(help="Model directory in Hugging Face's layout.")],
+    scheduler: Annotated[
+        str, Option(help="Scheduler to dial: HOST:PORT or unix:/PATH.", metavar="ADDR")
+    ] = "127.0.0.1:50051",
+    served_model_name: Annotated[
+        str | None, Option(help="Name clients ask for.", show_default="the directory's name")
+    ] = None,
+    host: Annotated[str, Option(help="Address to serve HTTP on.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to serve HTTP on; 0: any free one.", min=0)] = 8000,
+    uds: Annotated[
+        Path | None, Option(help="Unix socket to serve HTTP on, instead of host and port.")
+    ] = None,
+    grpc_port: Annotated[
+        int, Option(help="Port to serve gRPC on, on the same host; 0: any free one.", min=0)
+    ] = 50050,
+    grpc_listen: Annotated[
+        str | None,
+        Option(help="HOST:PORT or unix:/PATH to serve gRPC on, instead.", metavar="ADDR"),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        Option(
+            envvar="QUIRE_API_KEY",
+            help="Clients must send it as a bearer token, to every route but /health, /ready and "
+            "/metrics.",
+        ),
+    ] = None,
+    max_body_bytes: Annotated[int, Option(help="Largest request body, in bytes.", min=1024)] = 8
+    * 1024
+    * 1024,
+    max_in_flight: Annotated[
+        int, Option(help="Requests in flight beyond which new ones get 429.", min=1)
+    ] = 1024,
+    drain_timeout: Annotated[
+        float, Option(help="Seconds that running requests get when told to end.", min=0)
+    ] = 30.0,
+    scheduler_timeout: Annotated[
+        float, Option(help="Seconds that running requests wait for a lost scheduler.", min=0)
+    ] = 120.0,
+) -> None:
+    """Serve OpenAI's API over HTTP, and InferenceService over gRPC.
+
+    Holds no model: dials the scheduler, which owns the workers. Any number of routers may dial the
+    same scheduler.
+    """
+    _configure_log()
+    settings = Settings(
+        model=model,
+        scheduler=scheduler,
+        served_model_name=served_model_name,
+        host=host,
+        port=port,
+        uds=uds,
+        grpc_listen=grpc_listen or f"{f'[{host}]' if ':' in host else host}:{grpc_port}",
+        api_key=api_key,
+        max_body_bytes=max_body_bytes,
+        max_in_flight=max_in_flight,
+        drain_timeout_s=drain_timeout,
+        scheduler_timeout_s=scheduler_timeout,
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _configure_log() -> None:
+    """One plain line per record on standard error."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s router %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logging.addLevelName(level, logging.getLevelName(level).lower())
+
+
+if __name__ == "__main__":
+    typer.run(main)

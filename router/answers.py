@@ -1,0 +1,139 @@
+"""Answering one generation call over HTTP: as one response, or as server-sent events.
+
+The response begins with the first tokens and not before, so whatever goes wrong until then still
+gets its proper status. After that, an error is an event of the stream, which then ends without
+`[DONE]`.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import Fault, RequestError
+from gateway.model import Model
+from gateway.openai.call import Answer, Call
+from gateway.openai.errors import error_body
+from gateway.tokenizer import Tokenizer
+from router.body import read_body
+from router.core import Core
+from router.generation import Generation
+from router.http_protocol import HANG_UP
+
+SEND_S = 60.0
+"""A client that does not take a single byte for so long is hung up on."""
+
+_log = logging.getLogger(__name__)
+
+Parse = Callable[[bytes, Model, int, str], Call]
+MakeAnswer = Callable[[Call, Tokenizer], Answer]
+
+
+class GenerationResponse(Response):
+    """Reads, runs and answers one call; everything happens when it is sent."""
+
+    def __init__(
+        self, core: Core, parse: Parse, make_answer: MakeAnswer, arrived_at: float
+    ) -> None:
+        self._core = core
+        self._parse = parse
+        self._make_answer = make_answer
+        self._arrived_at = arrived_at
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call. Raises RequestError if it fails before the response has begun."""
+        core = self._core
+        request = Request(scope, receive)
+        try:
+            with core.admission.permit():
+                max_model_len = core.engine.check_available()
+                content = await read_body(request, core.max_body_bytes)
+                call = await core.in_thread(
+                    self._parse, content, core.model, max_model_len, scope["state"]["request_id"]
+                )
+                scope["state"]["request_id"] = call.request_id
+                answer = self._make_answer(call, core.model.tokenizer)
+                with core.engine.generate(call.requests, self._arrived_at) as generation:
+                    async with _watch(receive, generation):
+                        if call.streams:
+                            await _stream(answer, generation, scope, send)
+                        else:
+                            await _whole(answer, generation, send)
+        except RequestError as error:
+            if error.fault is not Fault.CLIENT_GONE:
+                raise
+
+
+@asynccontextmanager
+async def _watch(receive: Receive, generation: Generation) -> AsyncIterator[None]:
+    """Ends the generation as soon as the client has left."""
+
+    async def until_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        generation.fail(RequestError(Fault.CLIENT_GONE, "the client left"))
+
+    task = asyncio.create_task(until_gone())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
+    async for pieces in generation.batches():
+        answer.collect(pieces)
+    body = json.dumps(answer.whole(), ensure_ascii=False).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _stream(answer: Answer, generation: Generation, scope: Scope, send: Send) -> None:
+    hang_up = scope.get("extensions", {}).get(HANG_UP, {}).get("call", _nothing)
+
+    async def write(body: bytes, *, more: bool = True) -> None:
+        try:
+            async with asyncio.timeout(SEND_S):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError as error:
+            hang_up()
+            raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
+
+    started = False
+    try:
+        async for pieces in generation.batches():
+            events = answer.events(pieces)
+            if not started:
+                started = True
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS}
+                )
+            if events:
+                await write(events)
+        await write(answer.closing_events(), more=False)
+    except RequestError as error:
+        if not started or error.fault is Fault.CLIENT_GONE:
+            raise
+        _log.warning("request %s failed in its stream: %s", answer.call.request_id, error.message)
+        await write(f"data: {json.dumps(error_body(error))}\n\n".encode(), more=False)
+
+
+def _nothing() -> None:
+    """Where there is no connection to hang up."""
+
+
+_EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]

@@ -1,0 +1,95 @@
+"""What a router and its scheduler tell each other, without protobuf."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from gateway.output import TokenLogprob
+from gateway.request import GenerateRequest
+
+
+class EndReason(IntEnum):
+    """Why a sequence ended; the numbers are those of `quire.v1.FinishReason`."""
+
+    STOP = 1
+    LENGTH = 2
+    ABORT = 3
+    ERROR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceEnd:
+    """The one end of a sequence."""
+
+    reason: EndReason
+    num_cached_tokens: int = 0
+    message: str = ""
+    """For ERROR: what happened, fit for a client."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellStatus:
+    """What is known of the cell, as of a moment."""
+
+    received_at: float
+    """On this process's monotonic clock, seconds."""
+    max_model_len: int
+    """Prompt and output tokens together; 0 until a replica has attached."""
+    vocab_size: int
+    num_replicas: int
+    last_seen_s: float
+    """Age of the freshest replica's last sign of life, when the status was sent."""
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """`num_samples` consecutive sequences of one request, from sample `first_sample` on."""
+
+    sequence_id: int
+    request: GenerateRequest
+    first_sample: int
+    num_samples: int
+    output_token_ids: Sequence[int]
+    """What the client already has, when it is submitted anew."""
+
+
+class Uplink(Protocol):
+    """What can be told to the scheduler. While there is no connection, nothing is."""
+
+    def submit(self, submission: Submission) -> None:
+        """A request."""
+
+    def abort(self, sequence_ids: Sequence[int]) -> None:
+        """The client left."""
+
+    def finish(self, sequence_id: int, num_tokens: int) -> None:
+        """A stop string matched; output tokens beyond `num_tokens` do not count."""
+
+
+class Listener(Protocol):
+    """Who hears the scheduler. All calls come from the event loop and return at once."""
+
+    def welcomed(self, incarnation: int) -> None:
+        """Connected; nothing of an earlier connection is known there any more."""
+
+    def lost(self) -> None:
+        """Disconnected."""
+
+    def status(self, status: CellStatus) -> None:
+        """The cell changed, or a second has passed."""
+
+    def tokens(
+        self,
+        sequence_ids: Sequence[int],
+        token_ids: Sequence[int],
+        logprobs: Mapping[int, TokenLogprob],
+    ) -> None:
+        """One step's tokens: columns that share an index, which is the key of `logprobs`."""
+
+    def finished(self, sequence_id: int, end: SequenceEnd) -> None:
+        """A sequence ended; its tokens have been told before."""
+
+    def refused(self, sequence_id: int, message: str, field: str, *, retry: bool) -> None:
+        """A submission was not accepted; `retry` if it may be later."""

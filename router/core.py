@@ -1,0 +1,54 @@
+"""What both fronts, HTTP and gRPC, serve from."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from gateway.model import Model
+from router.admission import Admission
+from router.engine import Engine
+from router.metrics import Metrics
+from router.middleware import ApiKey
+from router.readiness import Readiness
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def _tokenizer_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="tokenize")
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The router without its fronts."""
+
+    model: Model
+    engine: Engine
+    admission: Admission
+    readiness: Readiness
+    metrics: Metrics
+    max_body_bytes: int
+    api_key: ApiKey | None
+    """None: everybody may ask."""
+    version: str
+    started_at: int
+    """Seconds since 1970."""
+    _pool: ThreadPoolExecutor = field(default_factory=_tokenizer_pool)
+
+    async def in_thread(
+        self,
+        function: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        """Runs what takes long (templates, tokenizing) off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,322 @@
+"""Every call in flight, and what happens to it: submit, hear tokens, abort, survive a restart.
+
+The engine hears the scheduler (`router.cell.Listener`) and belongs to the event loop: no method
+blocks and none is called from another thread. A sequence is in `_samples` from its submission to
+its end, and in `_leaving` from an abort until the scheduler confirms it, so that its id is not
+used again too early.
+
+When the scheduler is lost, calls stay; when one is back and has a worker, each unfinished sequence
+is submitted anew by itself, with all its tokens, and goes on where it was. Clients see a pause.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from gateway.errors import Fault, RequestError
+from gateway.model import Model
+from gateway.output import SampleOutput, TokenLogprob
+from gateway.request import GenerateRequest
+from router.cell import CellStatus, EndReason, SequenceEnd, Submission, Uplink
+from router.generation import Generation, Sample
+from router.metrics import Metrics
+
+FRESH_S = 5.0
+"""A replica that gave no sign of life for longer does not count as ready."""
+MAX_UNREAD_TOKENS = 4096
+"""A sequence this far ahead of its reader is ended."""
+RETRY_S = 0.25
+"""Between two attempts to submit anew what an overloaded scheduler refused."""
+
+_SEQUENCE_IDS = 1 << 32
+_ENDED_BY_SERVER = "the server ended the request before it was complete; try again"
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Implements `router.cell.Listener`; `uplink` is set before anything is started."""
+
+    uplink: Uplink
+
+    def __init__(self, model: Model, metrics: Metrics, *, scheduler_timeout_s: float) -> None:
+        """`scheduler_timeout_s`: how long calls in flight wait for a lost scheduler."""
+        self.model = model
+        self.metrics = metrics
+        self.draining = False
+        self.incarnation: int | None = None
+        """Of the connected scheduler; None while there is none."""
+        self.on_change = asyncio.Event()
+        """Set whenever the cell's state is heard of; for whoever watches readiness."""
+        self._scheduler_timeout_s = scheduler_timeout_s
+        self._status: CellStatus | None = None
+        self._samples: dict[int, Sample] = {}
+        self._leaving: set[int] = set()
+        self._next_id = 1
+        self._patience: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    # What callers ask.
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Prompt and output tokens together; None until a replica has attached."""
+        return (self._status and self._status.max_model_len) or None
+
+    def check_available(self) -> int:
+        """`max_model_len`, if a request can be accepted now. Raises RequestError otherwise."""
+        if self.draining:
+            raise _unavailable("the server is draining and accepts no new requests")
+        if self.incarnation is None or self._status is None:
+            raise _unavailable("the scheduler is not connected")
+        if self._status.draining:
+            raise _unavailable("the scheduler is draining and accepts no new requests")
+        if self._status.num_replicas == 0 or self._status.max_model_len == 0:
+            raise _unavailable("no worker is attached")
+        if self._status.vocab_size != self.model.tokenizer.vocab_size:
+            raise _unavailable("the attached worker serves another model than this router")
+        return self._status.max_model_len
+
+    def is_fresh(self) -> bool:
+        """Whether requests can be accepted and a replica has just been seen alive."""
+        try:
+            self.check_available()
+        except RequestError:
+            return False
+        assert self._status is not None
+        age_s = time.monotonic() - self._status.received_at + self._status.last_seen_s
+        return age_s < FRESH_S
+
+    @contextmanager
+    def generate(
+        self, requests: Sequence[GenerateRequest], arrived_at: float, *, counted: bool = True
+    ) -> Iterator[Generation]:
+        """Starts a call; leaving the context aborts what has not ended.
+
+        Raises RequestError when nobody can serve it now.
+        """
+        self.check_available()
+        generation = Generation(arrived_at, counted=counted)
+        samples: list[Sample] = []
+        for request in requests:
+            first = self._unused_ids(request.n)
+            for number in range(request.n):
+                output = SampleOutput(request, self.model.tokenizer)
+                sample = Sample(first + number, len(samples), number, request, output, generation)
+                samples.append(sample)
+                self._samples[sample.sequence_id] = sample
+                sample.submitted = True
+            self.uplink.submit(Submission(first, request, 0, request.n, ()))
+        generation.open(samples, self._stopped)
+        try:
+            yield generation
+        finally:
+            self._close(generation)
+
+    def end_all(self, message: str) -> None:
+        """Ends every call in flight with an error."""
+        for generation in {sample.generation for sample in self._samples.values()}:
+            self._fail(generation, _unavailable(message))
+
+    # What the link tells (Listener).
+
+    def welcomed(self, incarnation: int) -> None:
+        """See `Listener`."""
+        self.incarnation = incarnation
+        self.on_change.set()
+
+    def lost(self) -> None:
+        """See `Listener`."""
+        self.incarnation = None
+        self._status = None
+        self._leaving.clear()
+        for sample in list(self._samples.values()):
+            sample.submitted = False
+            if (end := sample.complete()) is not None:
+                self._end(sample, end)
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(
+                self._scheduler_timeout_s, self._give_up
+            )
+        self.on_change.set()
+
+    def status(self, status: CellStatus) -> None:
+        """See `Listener`."""
+        self._status = status
+        if status.num_replicas and status.vocab_size != self.model.tokenizer.vocab_size:
+            _log.error(
+                "a worker's vocabulary has %d tokens, this router's model %d: not the same model",
+                status.vocab_size,
+                self.model.tokenizer.vocab_size,
+            )
+        elif status.num_replicas and not status.draining and self._retry is None:
+            self._resubmit()
+        self.on_change.set()
+
+    def tokens(
+        self,
+        sequence_ids: Sequence[int],
+        token_ids: Sequence[int],
+        logprobs: Mapping[int, TokenLogprob],
+    ) -> None:
+        """See `Listener`."""
+        now = time.monotonic()
+        samples = self._samples
+        for row, sequence_id in enumerate(sequence_ids):
+            sample = samples.get(sequence_id)
+            if sample is None:
+                continue  # it left; what was on its way is dropped
+            sample.tokens.append(token_ids[row])
+            if logprobs and (logprob := logprobs.get(row)) is not None:
+                sample.logprobs.append(logprob)
+            self._time_token(sample, now)
+            sample.generation.heard(sample)
+            if len(sample.tokens) - sample.num_taken > MAX_UNREAD_TOKENS:
+                self._fail(sample.generation, _too_slow())
+
+    def finished(self, sequence_id: int, end: SequenceEnd) -> None:
+        """See `Listener`."""
+        self._leaving.discard(sequence_id)
+        sample = self._samples.get(sequence_id)
+        if sample is not None:
+            self._end(sample, end)
+
+    def refused(self, sequence_id: int, message: str, field: str, *, retry: bool) -> None:
+        """See `Listener`."""
+        self._leaving.discard(sequence_id)
+        sample = self._samples.get(sequence_id)
+        if sample is None:
+            return
+        if sample.resubmitted and retry:
+            sample.submitted = False
+            if self._retry is None:
+                self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._retry_now)
+            return
+        for refused in sample.generation.samples:
+            if refused is sample or (refused.request is sample.request and not sample.resubmitted):
+                self._samples.pop(refused.sequence_id, None)
+        if retry:
+            error = RequestError(Fault.OVERLOADED, message, retry_after_s=1)
+        else:
+            error = RequestError(Fault.INVALID, message, field=field or None)
+        self._fail(sample.generation, error)
+
+    # What happens to calls.
+
+    def _stopped(self, sample: Sample, num_tokens: int) -> None:
+        """A stop string matched; the sample ends when the scheduler confirms it."""
+        if isinstance(sample.output.stop_reason, str) and sample.submitted:
+            self.uplink.finish(sample.sequence_id, num_tokens)
+        elif not sample.submitted:
+            self._end(sample, SequenceEnd(EndReason.STOP))
+
+    def _end(self, sample: Sample, end: SequenceEnd) -> None:
+        del self._samples[sample.sequence_id]
+        self._count_end(sample, end)
+        if end.reason is EndReason.ERROR:
+            message = end.message or "the server could not finish the request"
+            self._fail(sample.generation, RequestError(Fault.INTERNAL, message))
+        elif end.reason is EndReason.ABORT:
+            self._fail(sample.generation, _unavailable(_ENDED_BY_SERVER))
+        else:
+            sample.end = end
+            sample.generation.heard(sample)
+
+    def _fail(self, generation: Generation, error: RequestError) -> None:
+        self._abort(generation)
+        generation.fail(error)
+
+    def _close(self, generation: Generation) -> None:
+        """The consumer is gone, or has all it wanted."""
+        self._abort(generation)
+        if generation.counted and all(sample.end is not None for sample in generation.samples):
+            elapsed_s = time.monotonic() - generation.arrived_at
+            self.metrics.e2e_request_latency.observe(elapsed_s)
+
+    def _abort(self, generation: Generation) -> None:
+        """Withdraws what has not ended; harmless when all has."""
+        open_samples = [
+            sample
+            for sample in generation.samples
+            if self._samples.pop(sample.sequence_id, None) is not None
+        ]
+        if open_samples and generation.counted:
+            self.metrics.aborted += 1
+            self.metrics.finished["abort"] += len(open_samples)
+        withdrawn = [sample.sequence_id for sample in open_samples if sample.submitted]
+        if withdrawn:
+            self._leaving.update(withdrawn)
+            self.uplink.abort(withdrawn)
+
+    def _resubmit(self) -> None:
+        """Whatever the scheduler of this connection does not know yet."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        for sample in list(self._samples.values()):
+            if sample.submitted:
+                continue
+            sample.submitted = True
+            sample.resubmitted = True
+            self.metrics.resubmitted += sample.generation.counted
+            self.uplink.submit(
+                Submission(sample.sequence_id, sample.request, sample.number, 1, sample.tokens)
+            )
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        if self._status is not None and self._status.num_replicas:
+            self._resubmit()
+
+    def _give_up(self) -> None:
+        """The scheduler did not come back in time."""
+        self._patience = None
+        self.end_all("the scheduler was lost and did not come back")
+
+    def _unused_ids(self, count: int) -> int:
+        """First of `count` consecutive ids that nothing in flight has."""
+        while True:
+            first = self._next_id
+            if first + count > _SEQUENCE_IDS:
+                first = 1
+            self._next_id = first + count
+            ids = range(first, first + count)
+            if not any(i in self._samples or i in self._leaving for i in ids):
+                return first
+
+    def _time_token(self, sample: Sample, now: float) -> None:
+        generation = sample.generation
+        if not generation.counted:
+            return
+        metrics = self.metrics
+        metrics.generation_tokens += 1
+        if sample.last_token_at:
+            metrics.inter_token_latency.observe(now - sample.last_token_at)
+        else:
+            sample.first_token_at = now
+            if sample.number == 0:
+                metrics.time_to_first_token.observe(now - generation.arrived_at)
+                metrics.prompt_tokens += len(sample.request.prompt_token_ids)
+        sample.last_token_at = now
+
+    def _count_end(self, sample: Sample, end: SequenceEnd) -> None:
+        if not sample.generation.counted:
+            return
+        reason = EndReason.STOP if sample.output.stopped else end.reason
+        self.metrics.finished[reason.name.lower()] += 1
+        if len(sample.tokens) > 1:
+            span_s = sample.last_token_at - sample.first_token_at
+            self.metrics.time_per_output_token.observe(span_s / (len(sample.tokens) - 1))
+
+
+def _too_slow() -> RequestError:
+    return RequestError(
+        Fault.SLOW_READER,
+        f"more than {MAX_UNREAD_TOKENS} tokens wait to be read: the client reads too slowly",
+    )
+
+
+def _unavailable(message: str) -> RequestError:
+    return RequestError(Fault.UNAVAILABLE, message, retry_after_s=2)

@@ -1,0 +1,142 @@
+"""One call in flight: its sequences, what has arrived, and what the client has been given.
+
+The link appends tokens as they arrive and wakes the consumer; the consumer takes whatever is there,
+so tokens coalesce by themselves when it is slower. Detokenizing happens here, in the consumer's own
+task. All tokens of a sequence are kept to its end: they are what is submitted anew when the
+scheduler is lost.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from gateway.errors import RequestError
+from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob
+from gateway.request import GenerateRequest
+from router.cell import EndReason, SequenceEnd
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One sequence as the router sees it."""
+
+    sequence_id: int
+    index: int
+    """Of the sample, over all requests of the call."""
+    number: int
+    """Of the sample, within its request."""
+    request: GenerateRequest
+    output: SampleOutput
+    generation: "Generation"
+    tokens: list[int] = field(default_factory=list)
+    num_taken: int = 0
+    """Tokens the consumer has seen."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of the tokens it has not seen."""
+    end: SequenceEnd | None = None
+    submitted: bool = False
+    """The scheduler of this connection knows it."""
+    resubmitted: bool = False
+    """It was accepted before, so it may not be refused now."""
+    has_news: bool = False
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+
+    def complete(self) -> SequenceEnd | None:
+        """Its end, if the tokens at hand are all there will be whatever the scheduler says."""
+        ends = self.request.eos_token_ids | self.request.stop_token_ids
+        if self.output.stopped or (self.tokens and self.tokens[-1] in ends):
+            return SequenceEnd(EndReason.STOP)
+        if len(self.tokens) >= self.request.max_tokens:
+            return SequenceEnd(EndReason.LENGTH)
+        return None
+
+
+class Generation:
+    """The pieces of one call, in order of arrival. Whoever starts one must `close` it."""
+
+    def __init__(self, arrived_at: float, *, counted: bool) -> None:
+        """`arrived_at` is when the call reached us; `counted` if it is a client's."""
+        self.arrived_at = arrived_at
+        self.counted = counted
+        self.samples: Sequence[Sample] = ()
+        self.on_stop: Callable[[Sample, int], None] = _ignore
+        """Told when a stop string has ended a sample after so many tokens."""
+        self._news: list[Sample] = []
+        self._num_open = 0
+        self._error: RequestError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def open(self, samples: Sequence[Sample], on_stop: Callable[[Sample, int], None]) -> None:
+        """Takes its sequences, once."""
+        self.samples = samples
+        self.on_stop = on_stop
+        self._num_open = len(samples)
+
+    async def batches(self) -> AsyncIterator[list[Piece]]:
+        """What has arrived since the last batch, until every sample has ended.
+
+        Raises RequestError when the call cannot be completed.
+        """
+        while self._num_open:
+            if self._error is None and not self._news:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            if self._error is not None:
+                raise self._error
+            news, self._news = self._news, []
+            yield [self._advance(sample) for sample in news]
+
+    def heard(self, sample: Sample) -> None:
+        """Something has been added to `sample`."""
+        if not sample.has_news:
+            sample.has_news = True
+            self._news.append(sample)
+            self._wake()
+
+    def fail(self, error: RequestError) -> None:
+        """Ends the call; what the consumer has not seen is dropped."""
+        if self._error is None:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _advance(self, sample: Sample) -> Piece:
+        """Turns the news of one sequence into a piece."""
+        sample.has_news = False
+        end = sample.end
+        fresh = [] if sample.output.stopped else sample.tokens[sample.num_taken :]
+        text, count = sample.output.feed(fresh)
+        if fresh and sample.output.stopped and end is None:
+            self.on_stop(sample, sample.num_taken + count)
+        sample.num_taken = len(sample.tokens)
+        logprobs, sample.logprobs = sample.logprobs[:count], []
+        finish = None
+        if end is not None:
+            text += sample.output.close()
+            finish = self._finish(sample, end)
+        return Piece(
+            index=sample.index,
+            text=text,
+            token_ids=fresh[:count],
+            logprobs=logprobs if sample.request.sampling.num_logprobs is not None else None,
+            finish=finish,
+        )
+
+    def _finish(self, sample: Sample, end: SequenceEnd) -> Finish:
+        self._num_open -= 1
+        stopped = sample.output.stopped or end.reason is EndReason.STOP
+        return Finish(
+            reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+            stop_reason=sample.output.stop_reason,
+            num_prompt_tokens=len(sample.request.prompt_token_ids),
+            num_output_tokens=sample.output.num_tokens,
+            num_cached_tokens=end.num_cached_tokens,
+        )
+
+
+def _ignore(sample: Sample, num_tokens: int) -> None:
+    """Before it is opened nothing can stop."""

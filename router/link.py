@@ -1,0 +1,163 @@
+"""The connection to the scheduler: one multiplexed stream, dialled again whenever it breaks.
+
+What has not been written when the stream breaks is dropped: the listener knows what is in flight
+and submits it anew. The scheduler says something about once a second, so silence means that it
+hangs, and is treated as a break.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+import grpc
+
+from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
+from router.cell import Listener, Submission
+from router.wire import (
+    cell_status,
+    frame_columns,
+    frame_logprobs,
+    hello_message,
+    sequence_end,
+    submit_message,
+)
+
+SILENCE_S = 15.0
+"""After so long without a word the scheduler is taken for hanging."""
+WELCOME_S = 5.0
+FIRST_BACKOFF_S = 0.1
+LAST_BACKOFF_S = 2.0
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_log = logging.getLogger(__name__)
+
+Call = grpc.aio.StreamStreamCall[scheduler_pb2.ConnectRequest, scheduler_pb2.ConnectResponse]
+
+
+class Link:
+    """Holds the stream while `run` runs; implements `router.cell.Uplink`."""
+
+    def __init__(self, address: str, router_id: str, listener: Listener) -> None:
+        self._address = address
+        self._router_id = router_id
+        self._listener = listener
+        self._outbox: asyncio.Queue[scheduler_pb2.ConnectRequest] | None = None
+        """None while not connected."""
+
+    async def run(self) -> NoReturn:
+        """Connects and listens until cancelled."""
+        backoff_s = FIRST_BACKOFF_S
+        last_reason = ""
+        while True:
+            try:
+                await self._session()
+                reason = "the scheduler closed the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = f"{error.code().name}: {error.details()}"
+            except TimeoutError:
+                reason = "the scheduler does not answer"
+            if self._outbox is not None:
+                self._outbox = None
+                self._listener.lost()
+                backoff_s, last_reason = FIRST_BACKOFF_S, ""
+            if reason != last_reason:
+                _log.warning("no scheduler at %s (%s); dialling again", self._address, reason)
+                last_reason = reason
+            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
+            backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+
+    def submit(self, submission: Submission) -> None:
+        """See `Uplink`."""
+        self._send(submit_message(submission))
+
+    def abort(self, sequence_ids: Sequence[int]) -> None:
+        """See `Uplink`."""
+        self._send(
+            scheduler_pb2.ConnectRequest(abort=scheduler_pb2.Abort(sequence_id=sequence_ids))
+        )
+
+    def finish(self, sequence_id: int, num_tokens: int) -> None:
+        """See `Uplink`."""
+        self._send(
+            scheduler_pb2.ConnectRequest(
+                finish=scheduler_pb2.Finish(sequence_id=sequence_id, num_tokens=num_tokens)
+            )
+        )
+
+    def _send(self, message: scheduler_pb2.ConnectRequest) -> None:
+        if self._outbox is not None:
+            self._outbox.put_nowait(message)
+
+    async def _session(self) -> None:
+        """One stream, from dialling to its end."""
+        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
+            call: Call = stub.Connect()
+            try:
+                async with asyncio.timeout(WELCOME_S):
+                    await call.write(hello_message(self._router_id))
+                    first = await _next(call)
+                if first is None or not first.HasField("welcome"):
+                    return
+                outbox: asyncio.Queue[scheduler_pb2.ConnectRequest] = asyncio.Queue()
+                self._outbox = outbox
+                _log.info("connected to the scheduler at %s", self._address)
+                self._listener.welcomed(first.welcome.incarnation)
+                writer = asyncio.create_task(self._write(call, outbox))
+                try:
+                    await self._read(call)
+                finally:
+                    writer.cancel()
+            finally:
+                call.cancel()
+
+    async def _read(self, call: Call) -> None:
+        clock = asyncio.get_running_loop().time
+        async with asyncio.timeout(SILENCE_S) as silence:
+            while (message := await _next(call)) is not None:
+                silence.reschedule(clock() + SILENCE_S)
+                self._dispatch(message)
+
+    async def _write(self, call: Call, outbox: asyncio.Queue[scheduler_pb2.ConnectRequest]) -> None:
+        """Ends with the stream; the reader learns why."""
+        try:
+            while True:
+                await call.write(await outbox.get())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            call.cancel()
+
+    def _dispatch(self, message: scheduler_pb2.ConnectResponse) -> None:
+        listener = self._listener
+        match message.WhichOneof("message"):
+            case "frame":
+                frame = message.frame
+                if frame.token_id:
+                    sequence_ids, token_ids = frame_columns(frame)
+                    listener.tokens(sequence_ids, token_ids, frame_logprobs(frame, token_ids))
+                for finished in frame.finished:
+                    listener.finished(finished.sequence_id, sequence_end(finished))
+            case "status":
+                listener.status(cell_status(message.status, time.monotonic()))
+            case "refusal":
+                refusal = message.refusal
+                listener.refused(
+                    refusal.sequence_id,
+                    refusal.message,
+                    refusal.field,
+                    retry=refusal.code == scheduler_pb2.REFUSAL_CODE_OVERLOADED,
+                )
+
+
+async def _next(call: Call) -> scheduler_pb2.ConnectResponse | None:
+    """The next message; None at the end of the stream."""
+    message = await call.read()
+    return message if isinstance(message, scheduler_pb2.ConnectResponse) else None

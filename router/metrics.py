@@ -1,0 +1,129 @@
+"""What the router measures, under vLLM's names where vLLM has one.
+
+Everything is observed on the event loop, up to once per token, so histograms here are two list
+operations without a lock; they take the client library's form only when scraped.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+_FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+_TOKEN_S = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+_REQUEST_S = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+
+
+class Histogram:
+    """Counts observations in buckets; a value equal to a bound lies within it."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self, model_name: str) -> HistogramMetricFamily:
+        """As the client library exports it."""
+        buckets: list[tuple[str, float]] = []
+        total = 0
+        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            total += count
+            buckets.append((str(bound) if bound != float("inf") else "+Inf", total))
+        family = HistogramMetricFamily(self._name, self._documentation, labels=["model_name"])
+        family.add_metric([model_name], buckets, self._sum)
+        return family
+
+
+class Metrics(Collector):
+    """All of one router's metrics."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self.time_to_first_token = Histogram(
+            "vllm:time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            _FIRST_TOKEN_S,
+        )
+        self.inter_token_latency = Histogram(
+            "vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", _TOKEN_S
+        )
+        self.time_per_output_token = Histogram(
+            "vllm:request_time_per_output_token_seconds",
+            "Mean time between two tokens of a finished sequence.",
+            _TOKEN_S,
+        )
+        self.e2e_request_latency = Histogram(
+            "vllm:e2e_request_latency_seconds",
+            "From a request's arrival to the end of its last sequence.",
+            _REQUEST_S,
+        )
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
+        self.in_flight = 0
+        self.aborted = 0
+        self.resubmitted = 0
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """For the client library."""
+        yield self.time_to_first_token.family(self._model_name)
+        yield self.inter_token_latency.family(self._model_name)
+        yield self.time_per_output_token.family(self._model_name)
+        yield self.e2e_request_latency.family(self._model_name)
+        yield self._counter("vllm:prompt_tokens", "Prompt tokens.", self.prompt_tokens)
+        yield self._counter("vllm:generation_tokens", "Output tokens.", self.generation_tokens)
+        finished = CounterMetricFamily(
+            "vllm:request_success",
+            "Sequences that ended, by reason.",
+            labels=["model_name", "finished_reason"],
+        )
+        for reason, count in self.finished.items():
+            finished.add_metric([self._model_name, reason], count)
+        yield finished
+        in_flight = GaugeMetricFamily(
+            "quire:requests_in_flight", "Requests being answered.", labels=["model_name"]
+        )
+        in_flight.add_metric([self._model_name], self.in_flight)
+        yield in_flight
+        yield self._counter(
+            "quire:aborted_requests", "Requests ended before they were complete.", self.aborted
+        )
+        yield self._counter(
+            "quire:resubmitted_requests",
+            "Sequences submitted anew after the scheduler was lost.",
+            self.resubmitted,
+        )
+
+    def _counter(self, name: str, documentation: str, value: int) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, documentation, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family

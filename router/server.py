@@ -1,0 +1,278 @@
+"""The process: both fronts on their addresses, the link, and an orderly end.
+
+    listen (HTTP, gRPC) → say so → serve until told to end → refuse new requests → finish the
+    running ones, up to the drain timeout → close
+
+It does not wait for scheduler or worker: they may come and go, and /ready says whether they are
+here.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import grpc
+import uvicorn
+
+from gateway.errors import ModelError
+from gateway.model import Model, load_model
+from router.admission import Admission
+from router.app import create_app
+from router.core import Core
+from router.engine import Engine
+from router.http_protocol import BoundedHttpProtocol
+from router.link import Link
+from router.metrics import Metrics
+from router.middleware import ApiKey
+from router.readiness import Readiness
+from router.service import create_server
+
+_BACKLOG = 2048
+
+_log = logging.getLogger(__name__)
+
+
+class ConfigurationError(Exception):
+    """Something that a restart cannot cure; the message is for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one router process was told to be."""
+
+    model: Path
+    scheduler: str
+    """host:port or unix:/path."""
+    served_model_name: str | None
+    """None: the directory's name."""
+    host: str
+    port: int
+    """0: any free one."""
+    uds: Path | None
+    """A Unix socket instead of host and port."""
+    grpc_listen: str
+    """host:port (0: any free one) or unix:/path."""
+    api_key: str | None
+    max_body_bytes: int
+    max_in_flight: int
+    drain_timeout_s: float
+    scheduler_timeout_s: float
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Raises ConfigurationError."""
+    try:
+        model = load_model(settings.model, settings.served_model_name)
+    except ModelError as error:
+        raise ConfigurationError(str(error)) from error
+    core = create_core(settings, model)
+    link = Link(settings.scheduler, f"{socket.gethostname()}-{os.getpid()}", core.engine)
+    core.engine.uplink = link
+    with _http_socket(settings) as http_socket:
+        grpc_server = create_server(core)
+        grpc_address = _bind_grpc(grpc_server, settings.grpc_listen)
+        http_server = _HttpServer(core)
+        await grpc_server.start()
+        running = [
+            asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http"),
+            asyncio.create_task(link.run(), name="link"),
+            asyncio.create_task(core.readiness.run(), name="readiness"),
+        ]
+        try:
+            await http_server.listening.wait()
+            told = _told_to_end()
+            gc.collect()
+            gc.freeze()  # what exists now stays; the collector need not look at it again
+            _announce(_address(settings, http_socket), grpc_address)
+            await _until_told(told, running)
+            await _drain(core, settings.drain_timeout_s)
+        finally:
+            await _close(core, http_server, grpc_server, running)
+
+
+def create_core(settings: Settings, model: Model) -> Core:
+    """The router without its fronts and its link."""
+    metrics = Metrics(model.name)
+    engine = Engine(model, metrics, scheduler_timeout_s=settings.scheduler_timeout_s)
+    return Core(
+        model=model,
+        engine=engine,
+        admission=Admission(settings.max_in_flight, metrics),
+        readiness=Readiness(engine),
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        api_key=ApiKey(settings.api_key) if settings.api_key else None,
+        version=_version(),
+        started_at=int(time.time()),
+    )
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, with the signals left to us."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(core),
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does not."""
+        yield
+
+
+def _told_to_end() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
+    told = asyncio.Event()
+
+    def hear() -> None:
+        if told.is_set():
+            os._exit(1)
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, hear)
+    return told
+
+
+async def _until_told(told: asyncio.Event, running: list[asyncio.Task[None]]) -> None:
+    """Returns when told to end; raises what ended a task that should run for ever."""
+    waiting = asyncio.create_task(told.wait())
+    done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for task in done - {waiting}:
+        task.result()
+        raise RuntimeError(f"{task.get_name()} ended by itself")
+
+
+async def _drain(core: Core, timeout_s: float) -> None:
+    """New requests are refused from now on; running ones get their time."""
+    core.engine.draining = True
+    if core.metrics.in_flight:
+        _log.info("draining: %d requests are in flight", core.metrics.in_flight)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await core.admission.idle()
+    except TimeoutError:
+        _log.warning("%d requests did not end in %g s", core.metrics.in_flight, timeout_s)
+        core.engine.end_all("the server had to stop before the request was complete")
+
+
+async def _close(
+    core: Core,
+    http_server: _HttpServer,
+    grpc_server: grpc.aio.Server,
+    running: list[asyncio.Task[None]],
+) -> None:
+    http_server.should_exit = True
+    await grpc_server.stop(grace=1.0)
+    await asyncio.wait(running[:1])
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    core.close()
+
+
+@contextlib.contextmanager
+def _http_socket(settings: Settings) -> Iterator[socket.socket]:
+    """A bound socket, so that a taken address is known before anything else starts."""
+    if settings.uds is not None:
+        listener = _bind_unix(settings.uds)
+    else:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        try:
+            listener = socket.create_server(
+                (settings.host, settings.port), family=family, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+            ) from error
+    try:
+        yield listener
+    finally:
+        listener.close()
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Takes the place of a socket that nobody listens on any more."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(path)) != 0:
+                    path.unlink()
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
+    return listener
+
+
+def _bind_grpc(server: grpc.aio.Server, listen: str) -> str:
+    """The address it really listens on."""
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {listen} for gRPC: is it in use?") from error
+    if listen.startswith("unix:"):
+        return listen
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _address(settings: Settings, listener: socket.socket) -> str:
+    if settings.uds is not None:
+        return f"unix:{settings.uds}"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _announce(address: str, grpc_address: str) -> None:
+    """The one line for whoever started us."""
+    ready = {
+        "role": "router",
+        "pid": os.getpid(),
+        "address": address,
+        "grpc": grpc_address,
+        "metrics": f"{address}/metrics" if address.startswith("http") else None,
+    }
+    print(f"quire-ready {json.dumps(ready)}", flush=True)
+    _log.info("serving HTTP on %s and gRPC on %s", address, grpc_address)
+
+
+def _version() -> str:
+    try:
+        return version("quire")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+source"

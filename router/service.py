@@ -1,0 +1,177 @@
+"""`InferenceService` over gRPC: the same requests, by the same code, as over HTTP."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection  # type: ignore[attr-defined]  # the stubs lack it
+
+from gateway.errors import Fault, RequestError
+from gateway.request import check_token_ids
+from gateway.wire import parse_generate, piece_message
+from protos.quire.v1 import inference_pb2, inference_pb2_grpc
+from router.core import Core
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+WATCH_S = 1.0
+"""Between two looks at whether a watched status has changed."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+STATUS_CODES: dict[Fault, grpc.StatusCode] = {
+    Fault.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Fault.TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
+    Fault.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Fault.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Fault.UNKNOWN_PATH: grpc.StatusCode.UNIMPLEMENTED,
+    Fault.WRONG_METHOD: grpc.StatusCode.UNIMPLEMENTED,
+    Fault.BODY_TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Fault.BODY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Fault.SLOW_READER: grpc.StatusCode.ABORTED,
+    Fault.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Fault.CLIENT_GONE: grpc.StatusCode.CANCELLED,
+    Fault.INTERNAL: grpc.StatusCode.INTERNAL,
+    Fault.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+}
+
+_SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """The servicer; a call's coroutine is cancelled when its client leaves, which aborts it."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def Generate(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """See the proto."""
+        core = self._core
+        arrived_at = time.monotonic()
+        try:
+            self._check_key(context)
+            with core.admission.permit():
+                max_model_len = core.engine.check_available()
+                generate = await core.in_thread(
+                    parse_generate, request, core.model, max_model_len, secrets.token_hex(12)
+                )
+                with core.engine.generate([generate], arrived_at) as generation:
+                    async for pieces in generation.batches():
+                        for piece in pieces:
+                            yield piece_message(piece)
+        except RequestError as error:
+            await _abort(context, error)
+
+    async def Tokenize(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
+        """See the proto."""
+        core = self._core
+        try:
+            self._check_key(context)
+            core.model.check_name(request.model)
+            with core.admission.permit():
+                tokens = await core.in_thread(
+                    core.model.tokenizer.encode,
+                    request.text,
+                    add_special_tokens=request.add_special_tokens,
+                )
+            return inference_pb2.TokenizeResponse(token_ids=tokens)
+        except RequestError as error:
+            await _abort(context, error)
+
+    async def Detokenize(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.DetokenizeRequest, context: Context
+    ) -> inference_pb2.DetokenizeResponse:
+        """See the proto."""
+        model = self._core.model
+        try:
+            self._check_key(context)
+            model.check_name(request.model)
+            check_token_ids("token_ids", request.token_ids, model.tokenizer.vocab_size)
+            text = model.tokenizer.decode(request.token_ids, skip_special_tokens=False)
+            return inference_pb2.DetokenizeResponse(text=text)
+        except RequestError as error:
+            await _abort(context, error)
+
+    async def ListModels(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.ListModelsRequest, context: Context
+    ) -> inference_pb2.ListModelsResponse:
+        """See the proto."""
+        try:
+            self._check_key(context)
+        except RequestError as error:
+            await _abort(context, error)
+        model = inference_pb2.Model(
+            name=self._core.model.name, max_model_len=self._core.engine.max_model_len or 0
+        )
+        return inference_pb2.ListModelsResponse(models=[model])
+
+    def _check_key(self, context: Context) -> None:
+        if self._core.api_key is not None:
+            metadata = dict(context.invocation_metadata() or ())
+            value = metadata.get("authorization")
+            self._core.api_key.check(value if isinstance(value, str) else None)
+
+
+def create_server(core: Core) -> grpc.aio.Server:
+    """The gRPC server with the inference, health and reflection services; not yet listening."""
+    server = grpc.aio.server(
+        options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", core.max_body_bytes))
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        InferenceService(core), server
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(core), server)
+    reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
+    return server
+
+
+class HealthService(health_pb2_grpc.HealthServicer):
+    """Serving as a process from the start, and as `InferenceService` while it is ready.
+
+    Looked up whenever it is asked for, so that it cannot be out of date.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def Check(  # noqa: N802 - gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """NOT_FOUND: no such service."""
+        response = self._response(request.service)
+        if response.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
+        return response
+
+    async def Watch(  # noqa: N802 - gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Says the status now, and whenever it has changed."""
+        said = None
+        while True:
+            response = self._response(request.service)
+            if response != said:
+                yield response
+                said = response
+            await asyncio.sleep(WATCH_S)
+
+    def _response(self, service: str) -> health_pb2.HealthCheckResponse:
+        response = health_pb2.HealthCheckResponse
+        if service == SERVICE and not self._core.readiness.is_ready():
+            return response(status=response.NOT_SERVING)
+        known = service in ("", SERVICE)
+        return response(status=response.SERVING if known else response.SERVICE_UNKNOWN)
+
+
+async def _abort(context: Context, error: RequestError) -> NoReturn:
+    await context.abort(STATUS_CODES[error.fault], error.message)
+    raise AssertionError("abort raises")

@@ -1,0 +1,111 @@
+"""`SchedulerService` messages to and from the data in `router.cell`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gateway.output import TokenLogprob
+from protos.quire.v1 import sampling_pb2, scheduler_pb2
+from router.cell import CellStatus, EndReason, SequenceEnd, Submission
+
+PROTOCOL_VERSION = 1
+_UINT64 = (1 << 64) - 1
+
+
+def hello_message(router_id: str) -> scheduler_pb2.ConnectRequest:
+    """The first message of a stream."""
+    return scheduler_pb2.ConnectRequest(
+        hello=scheduler_pb2.RouterHello(protocol_version=PROTOCOL_VERSION, router_id=router_id)
+    )
+
+
+def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
+    """A request, or one sample of it submitted anew with the tokens so far."""
+    request = submission.request
+    sampling = request.sampling
+    tokens = request.prompt_token_ids.astype("<i4").tobytes()
+    if submission.output_token_ids:
+        tokens += np.array(submission.output_token_ids, "<i4").tobytes()
+    params = sampling_pb2.SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
+        min_tokens=sampling.min_tokens,
+        num_logprobs=sampling.num_logprobs,
+    )
+    if sampling.logit_bias:
+        biased, bias = zip(*sampling.logit_bias, strict=True)
+        params.logit_bias_token_id = np.array(biased, "<i4").tobytes()
+        params.logit_bias = np.array(bias, "<f4").tobytes()
+    return scheduler_pb2.ConnectRequest(
+        submit=scheduler_pb2.Submit(
+            sequence_id=submission.sequence_id,
+            num_samples=submission.num_samples,
+            token_id=tokens,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            max_tokens=request.max_tokens,
+            seed=(request.seed + submission.first_sample) & _UINT64,
+            sampling=params,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            request_id=request.request_id,
+        )
+    )
+
+
+def frame_columns(frame: scheduler_pb2.Frame) -> tuple[list[int], list[int]]:
+    """Sequence ids and token ids, sharing an index."""
+    return (
+        np.frombuffer(frame.sequence_id, "<u4").tolist(),
+        np.frombuffer(frame.token_id, "<i4").tolist(),
+    )
+
+
+def frame_logprobs(frame: scheduler_pb2.Frame, token_ids: list[int]) -> Mapping[int, TokenLogprob]:
+    """Logprobs by index of the frame's token column; most frames have none."""
+    columns = frame.logprobs
+    if not columns.row:
+        return {}
+    rows = np.frombuffer(columns.row, "<i4").tolist()
+    ends = np.cumsum(np.frombuffer(columns.num_top, "<i4")).tolist()
+    top = list(
+        zip(
+            np.frombuffer(columns.top_token_id, "<i4").tolist(),
+            np.frombuffer(columns.top_logprob, "<f4").tolist(),
+            strict=True,
+        )
+    )
+    return {
+        row: TokenLogprob(token_ids[row], logprob, rank, tuple(top[start:end]))
+        for row, logprob, rank, start, end in zip(
+            rows,
+            np.frombuffer(columns.logprob, "<f4").tolist(),
+            np.frombuffer(columns.rank, "<i4").tolist(),
+            [0, *ends[:-1]],
+            ends,
+            strict=True,
+        )
+    }
+
+
+def sequence_end(finished: scheduler_pb2.Finished) -> SequenceEnd:
+    """The end of a sequence."""
+    reason = EndReason(finished.reason) if finished.reason else EndReason.ERROR
+    return SequenceEnd(reason, finished.num_cached_tokens, finished.message)
+
+
+def cell_status(message: scheduler_pb2.CellStatus, received_at: float) -> CellStatus:
+    """What the cell is like now."""
+    return CellStatus(
+        received_at=received_at,
+        max_model_len=message.model.max_model_len,
+        vocab_size=message.model.vocab_size,
+        num_replicas=len(message.replicas),
+        last_seen_s=min((replica.last_seen_s for replica in message.replicas), default=0.0),
+        draining=message.draining,
+    )
