@@ -73,3 +73,30 @@ class AttentionBatch:
             (row, starts[row], starts[row + 1], lengths[row])
             for row in range(self.num_decodes, self.num_rows)
         )
+
+    @cached_property
+    def chunk_masks(self) -> tuple[torch.Tensor | None, ...]:
+        """For each chunk what its tokens see, [chunk, context] bool; None for plainly causal."""
+        masks = []
+        for _, start, end, length in self.chunks:
+            new = end - start
+            seen = torch.ones(new, length, dtype=torch.bool, device=self.token_ids.device)
+            masks.append(None if new == length else seen.tril(length - new))
+        return tuple(masks)
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """What all layers of one step share, computed once.
+
+    Attributes:
+        batch: the rows.
+        slots: [num_tokens] int64, where each token's KV goes: block * block_size + offset.
+        cos: [num_tokens, head_dim / 2] float32, of the rotary angles.
+        sin: likewise.
+    """
+
+    batch: AttentionBatch
+    slots: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor

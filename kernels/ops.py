@@ -1,24 +1,55 @@
 """The one place that picks a version of each op: by device and number format."""
 
-from kernels.linear import linear, pack_weight
-from kernels.reference import (
-    add_rms_norm,
-    paged_attention,
-    rms_norm,
-    rope_and_store,
-    rope_angles,
-    silu_mul,
-    slot_mapping,
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kernels import reference
+from kernels.batch import StepTensors
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One version of every op; `kernels.reference` says what each means.
+
+    Attributes:
+        rms_norm: (x, weight, eps) to the norm.
+        add_rms_norm: (x, residual, weight, eps) to the norm; the residual is updated in place.
+        rope_and_store: (qkv, step, keys, values) to the queries; the cache is written.
+        paged_attention: (query, keys, values, step, scale) to the attended heads.
+        silu_mul: (gate_up) to the gated product.
+    """
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    rope_and_store: Callable[[Tensor, StepTensors, Tensor, Tensor], Tensor]
+    paged_attention: Callable[[Tensor, Tensor, Tensor, StepTensors, float], Tensor]
+    silu_mul: Callable[[Tensor], Tensor]
+
+
+REFERENCE = Ops(
+    rms_norm=reference.rms_norm,
+    add_rms_norm=reference.add_rms_norm,
+    rope_and_store=reference.rope_and_store,
+    paged_attention=reference.paged_attention,
+    silu_mul=reference.silu_mul,
 )
 
-__all__ = [
-    "add_rms_norm",
-    "linear",
-    "pack_weight",
-    "paged_attention",
-    "rms_norm",
-    "rope_and_store",
-    "rope_angles",
-    "silu_mul",
-    "slot_mapping",
-]
+
+def select(device: torch.device, dtype: torch.dtype) -> Ops:
+    """The fastest version there is: compiled kernels for float32 on a CPU, else plain torch."""
+    if device.type == "cpu" and dtype == torch.float32:
+        # Imported here: on other devices nothing is to be compiled.
+        from kernels import attention_cpu, elementwise_cpu
+
+        return Ops(
+            rms_norm=elementwise_cpu.rms_norm,
+            add_rms_norm=elementwise_cpu.add_rms_norm,
+            rope_and_store=elementwise_cpu.rope_and_store,
+            paged_attention=attention_cpu.paged_attention,
+            silu_mul=elementwise_cpu.silu_mul,
+        )
+    return REFERENCE

@@ -9,7 +9,7 @@ Reductions and rotations are computed in float32 whatever the type of the tensor
 
 import torch
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, StepTensors
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -63,6 +63,20 @@ def slot_mapping(batch: AttentionBatch, block_size: int) -> torch.Tensor:
     return blocks * block_size + batch.positions % block_size
 
 
+def step_tensors(
+    batch: AttentionBatch, block_size: int, inverse_frequencies: torch.Tensor
+) -> StepTensors:
+    """What all layers share.
+
+    Args:
+        batch: the rows.
+        block_size: tokens per block.
+        inverse_frequencies: [head_dim / 2] float32.
+    """
+    cos, sin = rope_angles(batch.positions, inverse_frequencies)
+    return StepTensors(batch, slot_mapping(batch, block_size), cos, sin)
+
+
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding, halves layout: pair (i, i + head_dim / 2) turns by angle i.
 
@@ -79,20 +93,13 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def rope_and_store(
-    qkv: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    slots: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    qkv: torch.Tensor, step: StepTensors, keys: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
     """Rotates queries and keys; writes keys and values into the paged cache.
 
     Args:
         qkv: [num_tokens, (num_heads + 2 · num_kv_heads) · head_dim], queries first.
-        cos: [num_tokens, head_dim / 2].
-        sin: [num_tokens, head_dim / 2].
-        slots: [num_tokens] int64.
+        step: the tokens' rotary angles and slots.
         keys: [num_blocks, num_kv_heads, block_size, head_dim]; written in place.
         values: likewise.
 
@@ -103,10 +110,10 @@ def rope_and_store(
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
     query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-    block, offset = slots // block_size, slots % block_size
-    keys[block, :, offset] = rotate(key, cos, sin)
+    block, offset = step.slots // block_size, step.slots % block_size
+    keys[block, :, offset] = rotate(key, step.cos, step.sin)
     values[block, :, offset] = value
-    return rotate(query, cos, sin)
+    return rotate(query, step.cos, step.sin)
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -140,11 +147,7 @@ def gather_context(cache: torch.Tensor, blocks: torch.Tensor, length: int) -> to
 
 
 def paged_attention(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    batch: AttentionBatch,
-    scale: float,
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepTensors, scale: float
 ) -> torch.Tensor:
     """softmax(q · Kᵀ · scale) · V for each row over its own context, causal.
 
@@ -155,7 +158,7 @@ def paged_attention(
         query: [num_tokens, num_heads, head_dim], rotated.
         keys: [num_blocks, num_kv_heads, block_size, head_dim], this step's tokens included.
         values: likewise.
-        batch: rows, lengths and block tables.
+        step: rows, lengths and block tables.
         scale: usually 1 / sqrt(head_dim).
 
     Returns:
@@ -163,7 +166,7 @@ def paged_attention(
     """
     num_tokens, num_heads, head_dim = query.shape
     group = num_heads // keys.shape[1]
-    out = torch.empty_like(query)
+    batch, out = step.batch, torch.empty_like(query)
     starts, lengths = batch.cu_seqlens.tolist(), batch.seq_lens.tolist()
     for row, length in enumerate(lengths):
         start, end = starts[row], starts[row + 1]

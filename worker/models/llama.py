@@ -11,6 +11,8 @@ import torch
 
 from kernels import ops
 from kernels.batch import AttentionBatch
+from kernels.linear import linear, pack_weight
+from kernels.reference import step_tensors
 from worker.kv_cache import KVCache
 from worker.models.config import ModelConfig
 
@@ -20,7 +22,7 @@ ReadTensor = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map; the weight is in the device's own layout (`ops.pack_weight`).
+    """One linear map; the weight is in the device's own layout (`kernels.linear`).
 
     Attributes:
         weight: [out_features, in_features], perhaps opaque.
@@ -31,7 +33,7 @@ class Projection:
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return ops.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ class LlamaModel:
         self._norm = read("model.norm.weight")
         # A tied head shares values, not memory, where the packed layout differs from the plain one.
         head = self._embedding if config.tied_embeddings else read("lm_head.weight")
-        self._head = Projection(ops.pack_weight(head), None)
+        self._head = Projection(pack_weight(head), None)
         self._inverse_frequencies = config.inverse_frequencies().to(self._embedding.device)
         self._scale = config.head_dim**-0.5
+        self._ops = ops.select(self._embedding.device, self._embedding.dtype)
 
     @property
     def weight_bytes(self) -> int:
@@ -136,22 +139,18 @@ class LlamaModel:
         Returns:
             [num_sampled, vocab_size] float32.
         """
-        eps = self.config.rms_norm_eps
-        cos, sin = ops.rope_angles(batch.positions, self._inverse_frequencies)
-        slots = ops.slot_mapping(batch, kv.block_size)
+        eps, run = self.config.rms_norm_eps, self._ops
+        step = step_tensors(batch, kv.block_size, self._inverse_frequencies)
         residual = torch.nn.functional.embedding(batch.token_ids, self._embedding)
-        normed = ops.rms_norm(residual, self.layers[0].attention_norm, eps)
-        for index, layer in enumerate(self.layers):
-            keys, values = kv.keys[index], kv.values[index]
-            query = ops.rope_and_store(layer.qkv(normed), cos, sin, slots, keys, values)
-            attended = ops.paged_attention(query, keys, values, batch, self._scale)
-            normed = ops.add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
-            hidden = layer.down(ops.silu_mul(layer.gate_up(normed)))
-            if index + 1 < len(self.layers):
-                following = self.layers[index + 1].attention_norm
-                normed = ops.add_rms_norm(hidden, residual, following, eps)
+        hidden = torch.zeros_like(residual)
+        for layer, keys, values in zip(self.layers, kv.keys, kv.values, strict=True):
+            normed = run.add_rms_norm(hidden, residual, layer.attention_norm, eps)
+            query = run.rope_and_store(layer.qkv(normed), step, keys, values)
+            attended = run.paged_attention(query, keys, values, step, self._scale)
+            normed = run.add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
+            hidden = layer.down(run.silu_mul(layer.gate_up(normed)))
         sampled = residual[batch.sample_index] + hidden[batch.sample_index]
-        return self._head(ops.rms_norm(sampled, self._norm, eps)).float()
+        return self._head(run.rms_norm(sampled, self._norm, eps)).float()
 
 
 def _read_layer(config: ModelConfig, read: ReadTensor, index: int) -> Layer:
@@ -160,7 +159,7 @@ def _read_layer(config: ModelConfig, read: ReadTensor, index: int) -> Layer:
     def fused(*names: str, bias: bool) -> Projection:
         weight = torch.cat([read(f"{prefix}{name}.weight") for name in names])
         biases = [read(f"{prefix}{name}.bias") for name in names] if bias else []
-        return Projection(ops.pack_weight(weight), torch.cat(biases) if bias else None)
+        return Projection(pack_weight(weight), torch.cat(biases) if bias else None)
 
     attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     return Layer(

@@ -1,0 +1,81 @@
+"""Compiling CPU kernels with numba: the options they share, and the threads they run on.
+
+Machine code is cached on disk: beside the source, or under the user's cache directory where the
+source is read-only. With neither writable a kernel is compiled again in each process.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar, cast
+
+# Before numba loads its OpenMP layer, which then binds to the OpenMP library that torch brought:
+# both share one pool of threads, instead of two that spin against each other.
+import torch
+from llvmlite import ir
+from numba import config, njit, set_num_threads, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+# Sums may be reordered and fused, which makes them vectors; NaN and infinity keep their meaning.
+_FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
+
+
+def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kernel]:
+    """Compiles a function on its first call for each set of argument types; releases the GIL.
+
+    Args:
+        parallel: `numba.prange` loops run on several threads; otherwise they are plain loops.
+        fast: sums may be reordered.
+    """
+
+    def compile_kernel(function: Kernel) -> Kernel:
+        options = {"parallel": parallel, "nogil": True, "fastmath": _FAST if fast else False}
+        try:
+            return cast(Kernel, njit(cache=True, **options)(function))
+        except RuntimeError:
+            # numba found no directory that it may write to.
+            return cast(Kernel, njit(**options)(function))
+
+    return compile_kernel
+
+
+def set_threads(count: int) -> None:
+    """Lets torch and numba use so many threads in this process.
+
+    Without an OpenMP library on the machine numba would start a pool of its own, which costs more
+    than it brings: its kernels then run on one thread.
+
+    Args:
+        count: at least 1.
+    """
+    torch.set_num_threads(count)
+    try:
+        import_module("numba.np.ufunc.omppool")  # loads only where OpenMP is
+    except ImportError:
+        count = 1
+    else:
+        config.THREADING_LAYER = "omp"
+    set_num_threads(min(count, config.NUMBA_NUM_THREADS))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """prefetch(array, index): asks for the cache line of a contiguous array's element early.
+
+    A context's blocks lie anywhere in memory, so the processor cannot guess the next one; the
+    block table knows it.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        line = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
+        word = ir.IntType(32)
+        read, keep_near, data_cache = word(0), word(3), word(1)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [line, read, keep_near, data_cache])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
