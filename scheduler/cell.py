@@ -29,6 +29,7 @@ from scheduler.wire.columns import Malformed
 logger = logging.getLogger(__name__)
 
 _QUIET_S = 1.0
+_BURST_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,7 @@ class Cell:
             raise Malformed(str(error)) from error
         plan, seconds = attachment.complete_oldest(now)
         self._tell(outputs, result.logprobs)
-        self._feed(attachment)
+        self._feed(attachment, attachment.pace.depth)
         self.metrics.iteration_tokens.observe(plan.num_tokens)
         self.metrics.worker_wait_s.observe(result.timing.wait_s)
         self.metrics.step_s.observe(seconds)
@@ -194,7 +195,11 @@ class Cell:
     # ---- feeding ----
 
     def _feed_soon(self) -> None:
-        """Feeds every replica once the events that are already here have been taken in."""
+        """Feeds every replica once the events that are already here have been taken in.
+
+        Requests that come together arrive one by one: a replica that idles gets its first plan at
+        once, and the ones ahead of it a moment later, when the rest of the burst is here.
+        """
         if not self._feed_is_due:
             self._feed_is_due = True
             asyncio.get_running_loop().call_soon(self._feed_all)
@@ -202,11 +207,16 @@ class Cell:
     def _feed_all(self) -> None:
         self._feed_is_due = False
         for attachment in self._replicas:
-            self._feed(attachment)
+            if attachment.in_flight:
+                self._feed(attachment, attachment.pace.depth)
+            else:
+                self._feed(attachment, 1)
+                if attachment.in_flight:
+                    asyncio.get_running_loop().call_later(_BURST_S, self._feed_soon)
 
-    def _feed(self, attachment: Attachment) -> None:
-        """Sends plans until enough are in flight or nothing is left to compute."""
-        while len(attachment.in_flight) < attachment.pace.depth:
+    def _feed(self, attachment: Attachment, depth: int) -> None:
+        """Sends plans until this many are in flight or nothing is left to compute."""
+        while len(attachment.in_flight) < depth:
             now = self._clock()
             plan = self._core.schedule(attachment.replica_id, now)
             if plan is None:
@@ -250,7 +260,7 @@ class Cell:
         quiet = self._clock() - self._last_event_at >= _QUIET_S
         if quiet and self._last_event_at > self._checked_at and not self._num_in_flight():
             self._checked_at = self._clock()
-            self._check_integrity()
+            self.check_integrity()
 
     def start_draining(self) -> None:
         """From now on requests are refused; what was accepted goes on."""
@@ -269,7 +279,7 @@ class Cell:
         for attachment in self._replicas:
             for rank in attachment.ranks:
                 rank.stream.send(workers.DRAIN)
-        self._routers.close(grpc.StatusCode.UNAVAILABLE, "the scheduler is shutting down")
+        self._routers.dismiss("the scheduler is shutting down")
         self._notice_desertion()
 
     async def wait_deserted(self) -> None:
@@ -291,7 +301,7 @@ class Cell:
     def _num_in_flight(self) -> int:
         return sum(len(attachment.in_flight) for attachment in self._replicas)
 
-    def _check_integrity(self) -> None:
+    def check_integrity(self) -> None:
         """A broken invariant is a defect to be found, not a reason to end what still works."""
         try:
             self._core.check_integrity()

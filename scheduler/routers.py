@@ -90,7 +90,7 @@ class Routers:
         )
         Routers._deliver_all(router, part, logprobs)
 
-    def close(self, code: grpc.StatusCode, details: str) -> None:
-        """Ends every router's stream."""
+    def dismiss(self, details: str) -> None:
+        """Ends every router's stream once it has been sent all its news."""
         for router in self._connected.values():
-            router.stream.close(code, details)
+            router.stream.close_after_outbox(grpc.StatusCode.UNAVAILABLE, details)

@@ -30,6 +30,7 @@ class Stream:
         self._outbox_bytes = 0
         self._wake = asyncio.Event()
         self._end: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.Future()
+        self._last_words: tuple[grpc.StatusCode, str] | None = None
         self._ended = False
 
     @property
@@ -55,6 +56,13 @@ class Stream:
             self._ended = True
             self._outbox.clear()
             self._end.set_result((code, details))
+
+    def close_after_outbox(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends the stream with this status once everything queued so far is written."""
+        if not self._ended:
+            self._ended = True
+            self._last_words = (code, details)
+            self._wake.set()
 
     async def run(self, receive: Callable[[bytes], Awaitable[None]]) -> None:
         """Serves until the peer half-closes or goes, `close` is called, or `receive` raises.
@@ -96,3 +104,5 @@ class Stream:
                 message = self._outbox.popleft()
                 await self._context.write(message)
                 self._outbox_bytes -= len(message)
+            if self._last_words is not None and not self._end.done():
+                self._end.set_result(self._last_words)

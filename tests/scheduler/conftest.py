@@ -1,0 +1,64 @@
+"""A cell that serves on a free port of this machine, in the test's own event loop."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from protos.quire.v1 import scheduler_pb2_grpc
+from scheduler.cell import Cell, CellConfig
+from scheduler.core.config import CoreConfig
+from scheduler.core.scheduler import Scheduler
+from scheduler.service import GrpcServer
+from tests.scheduler.peers import Peer, eventually
+
+
+@dataclass
+class Served:
+    """A cell and where to dial it."""
+
+    cell: Cell
+    address: str
+    stub: Any
+
+
+Serve = Callable[..., Awaitable[Served]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts a cell; arguments are CellConfig's."""
+    servers: list[GrpcServer] = []
+    channels: list[grpc.aio.Channel] = []
+    cells: list[Cell] = []
+
+    async def start(**config: Any) -> Served:
+        cell = Cell(Scheduler(CoreConfig(hash_seed=b"test")), CellConfig(**config))
+        server = GrpcServer(cell)
+        address = server.listen("127.0.0.1:0")
+        await server.start()
+        channel = grpc.aio.insecure_channel(address)
+        servers.append(server)
+        channels.append(channel)
+        cells.append(cell)
+        return Served(cell, address, scheduler_pb2_grpc.SchedulerServiceStub(channel))
+
+    yield start
+    await Peer.hang_up_all()
+    for channel in channels:
+        await channel.close()
+    for cell in cells:
+        await eventually(lambda cell=cell: not cell.view().num_routers + len(cell.view().replicas))
+    for server in servers:
+        await server.stop(0)
+    for cell in cells:
+        cell.check_integrity()
+        assert cell.metrics.num_integrity_failures == 0
+
+
+@pytest.fixture
+async def served(serve: Serve) -> Served:
+    """A cell with nothing configured."""
+    return await serve()

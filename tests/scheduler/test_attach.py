@@ -1,0 +1,331 @@
+"""Workers' streams: epochs, plans ahead of results, and every way of losing a worker."""
+
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+
+from protos.quire.v1 import worker_pb2
+from scheduler.core.events import Request
+from tests.scheduler.conftest import Serve, Served
+from tests.scheduler.peers import (
+    GREEDY,
+    MODEL,
+    FakeRank,
+    FakeRouter,
+    column,
+    eventually,
+    ints,
+    token_at,
+    within_time,
+)
+
+
+async def test_submit_becomes_an_admission_in_full(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(7, [11, 12, 13], max_tokens=5, seed=2**64 - 1)
+
+    plan = await rank.plan()
+
+    assert (plan.epoch, plan.step_id) == (rank.epoch, 1)
+    (admission,) = plan.admit
+    assert ints(admission.token_id) == [11, 12, 13]
+    assert admission.num_prompt_tokens == 3
+    assert admission.max_total_tokens == 8
+    assert admission.num_computed == 0
+    assert admission.seed == 2**64 - 1
+    assert admission.sampling.top_p == 1.0
+    assert len(ints(admission.block)) + len(ints(plan.append_block)) == 1
+    assert ints(plan.chunk_slot) == [admission.slot]
+    assert ints(plan.chunk_length) == [3]
+
+
+async def test_two_plans_are_sent_before_the_first_result(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3])
+
+    first, second = await rank.plan(), await rank.plan()
+
+    assert (first.step_id, second.step_id) == (1, 2)
+    (attachment,) = served.cell.view().replicas
+    assert attachment.num_steps == 0
+    await rank.answer(first)
+    assert (await rank.plan()).step_id == 3
+    await router.frame()
+    assert router.tokens == {1: [token_at(3)]}
+
+
+async def test_requests_that_arrive_together_are_admitted_together(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    for sequence_id, length in ((1, 3), (2, 5)):
+        served.cell.submit(
+            Request(
+                router=1,
+                sequence_id=sequence_id,
+                token_ids=np.arange(length, dtype=np.int32),
+                num_prompt_tokens=length,
+                max_tokens=1,
+                seed=0,
+                sampling=GREEDY,
+            )
+        )
+    plan = await rank.plan()
+    assert [len(ints(admission.token_id)) for admission in plan.admit] == [3, 5]
+
+
+async def test_a_whole_answer_and_its_one_end(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    working = asyncio.create_task(rank.work())
+    await router.submit(1, [1, 2, 3], max_tokens=20)
+    await router.until_finished(1)
+
+    assert router.tokens == {1: [token_at(position) for position in range(3, 23)]}
+    end = router.finished[1]
+    assert (end.reason, end.num_prompt_tokens, end.num_output_tokens) == (2, 3, 20)
+    working.cancel()
+
+
+async def test_every_rank_receives_the_same_bytes(served: Served) -> None:
+    ranks = [
+        await FakeRank.dialled(served.address, rank=index, world_size=2, worker_id=f"w{index}")
+        for index in (1, 0)
+    ]
+    epochs = {await rank.welcome() for rank in ranks}
+    assert len(epochs) == 1
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3])
+
+    first, second = [[await rank.read(), await rank.read()] for rank in ranks]
+
+    assert first == second
+    assert len(first) == len(set(first))
+
+
+async def test_a_replica_is_up_only_when_all_its_ranks_are(served: Served) -> None:
+    one = await FakeRank.dialled(served.address, rank=0, world_size=2)
+    again = await FakeRank.dialled(served.address, rank=0, world_size=2)
+    assert await one.end() == (grpc.StatusCode.ABORTED, "this rank has dialled again")
+    assert not served.cell.view().replicas
+    await FakeRank.attached(served.address, rank=1, world_size=2)
+    await again.welcome()
+    assert len(served.cell.view().replicas) == 1
+
+
+async def test_only_rank_zero_answers(served: Served) -> None:
+    ranks = [await FakeRank.dialled(served.address, rank=index, world_size=2) for index in range(2)]
+    for rank in ranks:
+        await rank.welcome()
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    plan = await ranks[0].plan()
+
+    result = ranks[1].execute(plan)
+    await ranks[1].send_result(result)
+    await eventually(lambda: served.cell.metrics.num_stale_results == 1)
+    assert not router.tokens
+    await ranks[0].answer(plan)
+    await router.until_finished(1)
+    assert router.tokens == {1: [token_at(3)]}
+
+
+async def test_sequences_of_a_lost_replica_go_on_elsewhere(served: Served) -> None:
+    doomed = await FakeRank.attached(served.address, replica_id="a", worker_id="a")
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=6)
+    for _ in range(2):
+        await doomed.answer(await doomed.plan())
+        await router.frame()
+    heir = await FakeRank.attached(served.address, replica_id="b", worker_id="b")
+
+    await doomed.hang_up()
+
+    plan = await heir.plan()
+    assert plan.epoch == heir.epoch > doomed.epoch
+    (admission,) = plan.admit
+    assert ints(admission.token_id) == [1, 2, 3, token_at(3), token_at(4)]
+    assert (admission.num_prompt_tokens, admission.max_total_tokens) == (3, 9)
+    await heir.answer(plan)
+    working = asyncio.create_task(heir.work())
+    await router.until_finished(1)
+    assert router.tokens == {1: [token_at(position) for position in range(3, 9)]}
+    assert served.cell.state().num_replays == 1
+    working.cancel()
+
+
+async def test_a_worker_that_dials_again_voids_its_older_epoch(served: Served) -> None:
+    older = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    stale = older.execute(await older.plan())
+
+    newer = await FakeRank.attached(served.address)
+
+    assert newer.epoch > older.epoch
+    assert (await older.end())[0] is grpc.StatusCode.ABORTED
+    plan = await newer.plan()
+    assert ints(plan.admit[0].token_id) == [1, 2, 3]
+    await newer.send_result(stale)
+    await eventually(lambda: served.cell.metrics.num_stale_results == 1)
+    await newer.answer(plan)
+    await router.until_finished(1)
+    assert router.tokens == {1: [token_at(3)]}
+
+
+async def test_a_repeated_result_is_ignored(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=3)
+    result = rank.execute(await rank.plan())
+    await rank.send_result(result)
+    await rank.send_result(result)
+    await eventually(lambda: served.cell.metrics.num_stale_results == 1)
+    working = asyncio.create_task(rank.work())
+    await router.until_finished(1)
+    assert router.tokens == {1: [token_at(3), token_at(4), token_at(5)]}
+    working.cancel()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"slot": b"abc"},
+        {"slot": column(99)},
+        {"slot": column(-1)},
+        {"token_id": column(1000)},
+        {"token_id": b""},
+        {"finish": bytes([9])},
+        {"step_id": 3},
+    ],
+    ids=lambda fields: "-".join(f"{name}={value}" for name, value in fields.items()),
+)
+async def test_a_malformed_result_costs_the_worker_its_stream(
+    served: Served, fields: dict[str, int | bytes]
+) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    await rank.answer(await rank.plan(), **fields)
+    assert (await rank.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+    again = await FakeRank.attached(served.address)
+    await again.answer(await again.plan())
+    await router.until_finished(1)
+    assert router.tokens == {1: [token_at(3)]}
+
+
+async def test_a_message_that_is_not_protobuf_ends_the_stream(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    await rank.write(b"\xff\xff\xff")
+    assert (await rank.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+    await FakeRank.attached(served.address)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "details"),
+    [
+        ({"protocol_version": 2}, "FAILED_PRECONDITION", "protocol_version is 2"),
+        ({"rank": 1}, "INVALID_ARGUMENT", "rank is 1; it must be at least 0 and at most 0"),
+        ({"num_blocks": 0}, "INVALID_ARGUMENT", "num_blocks is 0"),
+        ({"replica_id": ""}, "INVALID_ARGUMENT", "replica_id"),
+    ],
+)
+async def test_a_hello_that_does_not_fit_is_told_why(
+    served: Served, fields: dict[str, object], code: str, details: str
+) -> None:
+    rank = await FakeRank.dialled(served.address, **fields)
+    ended, said = await rank.end()
+    assert (ended.name, details in said) == (code, True), said
+
+
+async def test_a_result_before_the_hello_is_malformed(served: Served) -> None:
+    rank = FakeRank(served.address)
+    await rank.send_result(worker_pb2.StepResult())
+    assert (await rank.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_cell_serves_one_model(served: Served) -> None:
+    first = await FakeRank.attached(served.address, replica_id="a")
+    other_model = worker_pb2.ModelCard()
+    other_model.CopyFrom(MODEL)
+    other_model.revision = "r2"
+
+    misfit = await FakeRank.dialled(served.address, replica_id="b", model=other_model)
+    code, details = await misfit.end()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "'r2'" in details
+    assert "'r1'" in details
+
+    await first.hang_up()
+    await eventually(lambda: not served.cell.view().replicas)
+    await FakeRank.attached(served.address, replica_id="b", model=other_model)
+    assert served.cell.model is not None
+    assert served.cell.model.revision == "r2"
+
+
+async def test_ranks_that_disagree_do_not_form_a_replica(served: Served) -> None:
+    await FakeRank.dialled(served.address, rank=0, world_size=2)
+    other = await FakeRank.dialled(served.address, rank=1, world_size=2, block_size=32)
+    code, details = await other.end()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "block_size is 32 on rank 1 and 16 on rank 0" in details
+
+
+async def test_a_replica_has_what_its_smallest_rank_has(served: Served) -> None:
+    ranks = [
+        await FakeRank.dialled(served.address, rank=index, world_size=2, num_blocks=blocks)
+        for index, blocks in enumerate((64, 48))
+    ]
+    for rank in ranks:
+        await rank.welcome()
+    assert served.cell.state().num_blocks_total == 48
+
+
+async def test_an_overdue_step_fences_its_replica(serve: Serve) -> None:
+    served = await serve(step_timeout_s=0.05)
+    hung = await FakeRank.attached(served.address, replica_id="a", worker_id="a")
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    plan = await hung.plan()
+    code, details = await hung.end()
+
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "step 1 (3 tokens) missed its deadline" in details
+    assert served.cell.metrics.num_fenced_replicas == 1
+    healthy = await FakeRank.attached(served.address, replica_id="b", worker_id="b")
+    assert ints((await healthy.plan()).admit[0].token_id) == ints(plan.admit[0].token_id)
+
+
+async def test_a_step_within_its_deadline_fences_nobody(serve: Serve) -> None:
+    """Slow, but never slower than allowed; and an idle worker owes nothing."""
+    served = await serve(step_timeout_s=0.4)
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=5)
+    for _ in range(5):
+        plan = await rank.plan()
+        await asyncio.sleep(0.1)  # the step's own duration
+        await rank.answer(plan)
+    await router.until_finished(1)
+    assert served.cell.metrics.num_fenced_replicas == 0
+
+
+async def test_telemetry_is_a_sign_of_life(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    (before,) = served.cell.view().replicas
+    await eventually(lambda: served.cell.view().replicas[0].last_seen_s > 0.02)
+    await rank.write(worker_pb2.AttachRequest(telemetry=worker_pb2.Telemetry(num_steps=0)))
+    await eventually(lambda: served.cell.view().replicas[0].last_seen_s < 0.02)
+    assert before.pids == (1234,)
+
+
+async def test_a_drained_worker_is_told_to_leave(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    working = asyncio.create_task(rank.work())
+    served.cell.start_draining()
+    served.cell.dismiss()
+    await within_time(working)
+    await within_time(served.cell.wait_deserted())

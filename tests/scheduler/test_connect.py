@@ -1,0 +1,329 @@
+"""Routers' streams: what is refused and why, one frame per step, and how a stream ends."""
+
+import asyncio
+import math
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from protos.quire.v1 import sampling_pb2, scheduler_pb2
+from tests.scheduler.conftest import Serve, Served
+from tests.scheduler.peers import FakeRank, FakeRouter, column, eventually, ints, token_at
+
+INVALID = scheduler_pb2.REFUSAL_CODE_INVALID
+OVERLOADED = scheduler_pb2.REFUSAL_CODE_OVERLOADED
+
+
+async def test_a_router_is_welcomed_and_told_how_the_cell_is(served: Served) -> None:
+    before = await FakeRouter.connected(served.address, "before")
+    assert not before.statuses[0].HasField("model")
+
+    rank = await FakeRank.attached(served.address, device="fake device")
+
+    status = await before.status()
+    assert status.model.name == "tiny"
+    (replica,) = status.replicas
+    assert (replica.epoch, replica.device, replica.pids) == (rank.epoch, "fake device", [1234])
+    assert (replica.num_blocks_total, replica.num_blocks_free) == (64, 64)
+    after = await FakeRouter.connected(served.address, "after")
+    assert after.statuses[0].replicas[0].epoch == rank.epoch
+    assert after.incarnation == before.incarnation == served.cell.incarnation
+
+
+async def test_a_router_of_another_version_is_told_both(served: Served) -> None:
+    router = FakeRouter(served.address)
+    await router.hello(version=7)
+    assert await router.end() == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "protocol_version is 7; this scheduler speaks 1",
+    )
+
+
+@pytest.mark.parametrize("first", [b"\xff\xff\xff", b"", b"\x12\x02\x08\x01"])
+async def test_whoever_does_not_begin_with_a_hello_is_malformed(
+    served: Served, first: bytes
+) -> None:
+    router = FakeRouter(served.address)
+    await router.write(first)
+    assert (await router.end())[0] is grpc.StatusCode.INVALID_ARGUMENT
+    await FakeRouter.connected(served.address)
+
+
+async def test_a_router_that_dials_again_replaces_its_older_stream(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    older = await FakeRouter.connected(served.address, "same")
+    await older.submit(1, [1, 2, 3])
+    await rank.plan()
+    newer = await FakeRouter.connected(served.address, "same")
+    assert (await older.end())[0] is grpc.StatusCode.ABORTED
+    await eventually(lambda: served.cell.state().num_running == 0)
+    await newer.submit(1, [1, 2, 3])  # the same id: the older sequence is gone
+    await eventually(lambda: served.cell.state().num_waiting == 1)
+
+
+async def test_one_frame_per_router_and_step(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    left = await FakeRouter.connected(served.address, "left")
+    right = await FakeRouter.connected(served.address, "right")
+    await left.submit(1, [1] * 3, num_samples=2)
+    await right.submit(1, [2] * 5)
+    await eventually(lambda: served.cell.state().num_running == 3)
+    working = asyncio.create_task(rank.work())
+
+    while len(left.finished) < 2 or not right.finished:
+        for router, wanted in ((left, 2), (right, 1)):
+            if len(router.finished) < wanted:
+                frame = await router.frame()
+                ids = ints(frame.sequence_id)
+                assert len(ids) == len(set(ids)) <= wanted
+
+    assert left.tokens == {i: [token_at(3 + n) for n in range(4)] for i in (1, 2)}
+    assert right.tokens == {1: [token_at(5 + n) for n in range(4)]}
+    working.cancel()
+
+
+async def test_logprobs_point_into_the_frame_they_travel_in(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    routers = [await FakeRouter.connected(served.address, name) for name in ("a", "b")]
+    for length, router in enumerate(routers, start=3):
+        await router.submit(9, [1] * length, max_tokens=1)
+    await eventually(lambda: served.cell.state().num_running == 2)
+    plans = [await rank.plan()]
+    while sum(len(plan.admit) for plan in plans) < 2:
+        plans.append(await rank.plan())
+    results = [rank.execute(plan) for plan in plans]
+    for result in results:
+        tokens = ints(result.token_id)
+        result.logprobs.row = column(*range(len(tokens)))
+        result.logprobs.logprob = np.array([-token / 1000 for token in tokens], "<f4").tobytes()
+        result.logprobs.rank = column(*tokens)
+        result.logprobs.num_top = column(*(token % 2 + 1 for token in tokens))
+        top = [token + n for token in tokens for n in range(token % 2 + 1)]
+        result.logprobs.top_token_id = column(*top)
+        result.logprobs.top_logprob = np.array(top, "<f4").tobytes()
+        await rank.send_result(result)
+
+    for length, router in enumerate(routers, start=3):
+        frame = await router.frame()
+        token = token_at(length)
+        assert ints(frame.token_id) == [token]
+        assert ints(frame.logprobs.row) == [0]
+        assert ints(frame.logprobs.rank) == [token]
+        assert ints(frame.logprobs.top_token_id) == [token + n for n in range(token % 2 + 1)]
+        assert len(frame.logprobs.top_logprob) == len(frame.logprobs.top_token_id)
+
+
+def sampling(**fields: Any) -> dict[str, Any]:
+    return {
+        "sampling": sampling_pb2.SamplingParams(**{"top_p": 1, "repetition_penalty": 1} | fields)
+    }
+
+
+def floats(*values: float) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"token_id": b"abc"}, "token_id", "token_id has 3 bytes"),
+        ({"token_id": b""}, "token_id", "token_id is empty"),
+        ({"token_id": column(1, 1000, 2)}, "token_id", "token_id contains 1000; ids of this model"),
+        ({"token_id": column(1, -5, 2)}, "token_id", "token_id contains -5"),
+        (
+            {"num_prompt_tokens": 0},
+            "num_prompt_tokens",
+            "is 0; it must be at least 1 and at most 3",
+        ),
+        (
+            {"num_prompt_tokens": 4},
+            "num_prompt_tokens",
+            "is 4; it must be at least 1 and at most 3",
+        ),
+        ({"num_samples": 0}, "num_samples", "num_samples is 0; it must be at least 1"),
+        ({"num_samples": 129}, "num_samples", "is 129; it must be at least 1 and at most 128"),
+        ({"sequence_id": 2**32 - 1, "num_samples": 2}, "sequence_id", "sequence_id is 4294967296"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),
+        ({"max_tokens": 2**32 - 1}, "max_tokens", "max_tokens is 4294967295; it must be"),
+        ({"max_tokens": 126}, "max_tokens", "129 together; this model accepts at most 128"),
+        ({"adapter": "poet"}, "adapter", "adapter is 'poet'"),
+        ({"cache_salt": "x" * 257}, "cache_salt", "cache_salt has 257 characters"),
+        ({"request_id": "x" * 257}, "request_id", "request_id has 257 characters"),
+        (sampling(temperature=-1), "temperature", "temperature is -1; it must be at least 0 and"),
+        (sampling(temperature=math.nan), "temperature", "temperature is nan"),
+        (sampling(temperature=2.5), "temperature", "temperature is 2.5; it must be"),
+        (sampling(top_k=2**31), "top_k", "top_k is 2147483648"),
+        (sampling(top_p=0), "top_p", "top_p is 0; it must be above 0 and at most 1"),
+        (sampling(top_p=1.5), "top_p", "top_p is 1.5"),
+        (sampling(top_p=math.nan), "top_p", "top_p is nan"),
+        (sampling(min_p=-0.5), "min_p", "min_p is -0.5"),
+        (sampling(min_p=math.nan), "min_p", "min_p is nan"),
+        (sampling(repetition_penalty=0), "repetition_penalty", "is 0; it must be above 0"),
+        (sampling(repetition_penalty=math.inf), "repetition_penalty", "is inf"),
+        (sampling(repetition_penalty=math.nan), "repetition_penalty", "is nan"),
+        (sampling(presence_penalty=2.5), "presence_penalty", "presence_penalty is 2.5"),
+        (sampling(frequency_penalty=-math.inf), "frequency_penalty", "frequency_penalty is -inf"),
+        (
+            sampling(min_tokens=5),
+            "min_tokens",
+            "min_tokens is 5; it must be at least 0 and at most 4",
+        ),
+        (sampling(num_logprobs=21), "num_logprobs", "num_logprobs is 21"),
+        (sampling(stop_token_ids=[3, 1000]), "stop_token_ids", "stop_token_ids contains 1000"),
+        (sampling(stop_token_ids=[2**32 - 1]), "stop_token_ids", "stop_token_ids contains -1"),
+        (sampling(stop_token_ids=[1] * 1001), "stop_token_ids", "stop_token_ids has 1001 entries"),
+        (
+            sampling(logit_bias_token_id=column(1000), logit_bias=floats(1)),
+            "logit_bias_token_id",
+            "logit_bias_token_id contains 1000",
+        ),
+        (
+            sampling(logit_bias_token_id=column(1), logit_bias=floats(1, 2)),
+            "logit_bias",
+            "logit_bias has 8 bytes",
+        ),
+        (
+            sampling(logit_bias_token_id=column(1, 2), logit_bias=floats(1, math.nan)),
+            "logit_bias",
+            "logit_bias is nan",
+        ),
+        (
+            sampling(logit_bias_token_id=column(1), logit_bias=floats(-101)),
+            "logit_bias",
+            "logit_bias is -101",
+        ),
+        (sampling(logit_bias_token_id=b"a", logit_bias=b"a"), "logit_bias_token_id", "has 1 bytes"),
+    ],
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else "",
+)
+async def test_a_bad_submit_is_refused_with_field_limit_and_value(
+    served: Served, fields: dict[str, Any], field: str, message: str
+) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(**{"sequence_id": 5, "tokens": [1, 2, 3]} | fields)
+
+    refusal = await router.refusal()
+
+    assert (refusal.code, refusal.field) == (INVALID, field), refusal.message
+    assert message in refusal.message
+    assert refusal.sequence_id == fields.get("sequence_id", 5)
+    await router.submit(5, [1, 2, 3], max_tokens=1)
+    await rank.answer(await rank.plan())
+    await router.until_finished(5)
+
+
+async def test_every_value_at_its_limit_is_accepted(served: Served) -> None:
+    await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    limits = sampling(
+        temperature=2,
+        top_k=2**31 - 1,
+        top_p=1,
+        min_p=1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        min_tokens=125,
+        num_logprobs=20,
+        stop_token_ids=[0, 999],
+        logit_bias_token_id=column(0, 999),
+        logit_bias=floats(-100, 100),
+    )
+    await router.submit(
+        2**32 - 1, [0, 999, 1], max_tokens=125, seed=2**64 - 1, priority=-(2**31), **limits
+    )
+    await eventually(lambda: served.cell.state().num_running == 1)
+
+
+async def test_a_router_may_submit_before_any_worker_is_there(served: Served) -> None:
+    """As after a restart of the scheduler: what is accepted waits, and is checked in the end."""
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1000])
+    await router.submit(2, [1, 2, token_at(2)], num_prompt_tokens=2, max_tokens=2)
+    rank = await FakeRank.attached(served.address)
+    working = asyncio.create_task(rank.work())
+
+    refusal = await router.refusal()
+    assert (refusal.sequence_id, refusal.field) == (1, "token_id")
+    await router.until_finished(2)
+    assert router.tokens == {2: [token_at(3)]}
+    assert router.finished[2].num_output_tokens == 2
+    working.cancel()
+
+
+async def test_a_used_sequence_id_is_refused(served: Served) -> None:
+    await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3])
+    await router.submit(1, [1, 2, 3])
+    refusal = await router.refusal()
+    assert (refusal.code, refusal.field) == (INVALID, "sequence_id")
+
+
+async def test_an_abort_ends_the_sequence_once(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], num_samples=2)
+    await rank.plan()
+    await router.abort(1, 2, 77)
+    await router.abort(1)
+    await router.until_finished(1, 2)
+    assert {end.reason for end in router.finished.values()} == {3}
+    assert served.cell.state().num_running == 0
+
+
+async def test_a_stop_string_ends_the_sequence_where_the_router_says(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=100)
+    for _ in range(3):
+        await rank.answer(await rank.plan())
+        await router.frame()
+    await router.finish(1, 2)
+    await router.until_finished(1)
+    end = router.finished[1]
+    assert (end.reason, end.num_output_tokens) == (1, 2)
+
+
+async def test_a_router_that_leaves_takes_its_sequences_along(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address, "leaves")
+    stays = await FakeRouter.connected(served.address, "stays")
+    await router.submit(1, [1, 2, 3])
+    await stays.submit(1, [4, 5, 6])
+    await eventually(lambda: served.cell.state().num_running == 2)
+
+    await router.hang_up()
+
+    await eventually(lambda: served.cell.state().num_running == 1)
+    working = asyncio.create_task(rank.work())
+    await stays.until_finished(1)
+    assert stays.tokens == {1: [token_at(3 + n) for n in range(4)]}
+    await eventually(lambda: served.cell.state().num_blocks_used == 0)
+    working.cancel()
+
+
+async def test_a_router_that_does_not_read_is_cut_off_alone(serve: Serve) -> None:
+    served = await serve(router_outbox_bytes=200_000)
+    rank = await FakeRank.attached(served.address)
+    slow = await FakeRouter.connected(served.address, "slow")
+    quick = await FakeRouter.connected(served.address, "quick")
+    await slow.submit(1, [1, 2, 3])
+    await eventually(lambda: served.cell.state().num_running == 1)
+
+    while served.cell.view().num_routers == 2:
+        for _ in range(100):
+            served.cell.tick()  # a status for each router, as once a second
+        for _ in range(100):
+            await quick.status()
+
+    code, details = await slow.end()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "at most 200000" in details
+    assert served.cell.state().num_running == 0
+    working = asyncio.create_task(rank.work())
+    await quick.submit(1, [1, 2, 3], max_tokens=1)
+    await quick.until_finished(1)
+    working.cancel()

@@ -1,0 +1,52 @@
+"""How far ahead to plan, and whom to blame for a late step."""
+
+import asyncio
+
+import pytest
+
+from scheduler.pacing import Pace, StepWatch
+from tests.scheduler.peers import eventually
+
+
+def test_short_steps_are_planned_two_ahead() -> None:
+    pace = Pace()
+    assert pace.depth == 2
+    pace.observe(0.001, 1)
+    assert pace.depth == 3
+    for _ in range(20):
+        pace.observe(0.02, 1)
+    assert pace.depth == 2
+
+
+def test_patience_grows_with_what_a_step_has_to_compute() -> None:
+    pace = Pace()
+    assert pace.patience_s(10_000, floor_s=60) == 60
+    pace.observe(2.0, 1_000)
+    assert pace.patience_s(1_000, floor_s=1) == pytest.approx(40)
+    assert pace.patience_s(2_000, floor_s=1) == pytest.approx(80)
+    assert pace.patience_s(1, floor_s=1) == pytest.approx(40)
+    assert pace.patience_s(1, floor_s=60) == 60
+
+
+async def test_a_late_step_is_looked_at_twice() -> None:
+    """A process that was stopped finds a deadline passed and a result already in its socket."""
+    now, expired, looks = 0.0, [], []
+    oldest: list[tuple[int, float] | None] = [(1, -1.0), (2, -1.0), (3, -1.0), (3, -1.0)]
+
+    def look() -> tuple[int, float] | None:
+        looks.append(oldest[len(looks)])
+        return looks[-1]
+
+    watch = StepWatch(look, lambda: expired.append(True), clock=lambda: now, floor_s=0.001)
+    watch.arm()
+    await eventually(lambda: bool(expired))
+    assert len(looks) == 4
+
+
+async def test_a_watch_without_plans_sleeps() -> None:
+    looks = []
+    watch = StepWatch(lambda: looks.append(1), pytest.fail, clock=lambda: 0.0, floor_s=0.001)
+    watch.arm()
+    await asyncio.sleep(0)
+    assert len(looks) == 1
+    watch.stop()

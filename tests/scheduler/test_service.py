@@ -1,0 +1,104 @@
+"""The calls beside the two streams: state, drain, health, reflection."""
+
+import asyncio
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from protos.quire.v1 import scheduler_pb2
+from tests.scheduler.conftest import Served
+from tests.scheduler.peers import FakeRank, FakeRouter, eventually, token_at, within_time
+
+
+async def test_state_has_the_totals(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    working = asyncio.create_task(rank.work())
+    await router.submit(1, list(range(40)), max_tokens=8)
+    await router.until_finished(1)
+
+    state = await served.stub.GetState(scheduler_pb2.GetStateRequest())
+
+    assert state.incarnation == served.cell.incarnation
+    assert state.num_routers == 1
+    assert state.num_prefix_query_tokens == 40
+    assert state.status.num_generated_tokens == 8
+    (replica,) = state.status.replicas
+    assert replica.num_steps >= 8
+    assert replica.num_blocks_used == 0
+    assert replica.num_blocks_free + replica.num_blocks_cached == replica.num_blocks_total == 64
+    assert replica.num_blocks_cached == 2  # 40 prompt and 7 computed output tokens
+    working.cancel()
+
+
+async def test_a_draining_cell_finishes_and_admits_nothing(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=2)
+    plan = await rank.plan()
+    draining = asyncio.create_task(_drain(served))
+    await eventually(lambda: served.cell.draining)
+
+    await router.submit(2, [1, 2, 3])
+    refusal = await router.refusal()
+    assert (refusal.sequence_id, refusal.code) == (2, scheduler_pb2.REFUSAL_CODE_OVERLOADED)
+    assert router.statuses[-1].draining
+    assert not draining.done()
+    await rank.answer(plan)
+    working = asyncio.create_task(rank.work())
+    await router.until_finished(1)
+    await within_time(draining)
+    assert router.tokens == {1: [token_at(3), token_at(4)]}
+    working.cancel()
+
+
+async def _drain(served: Served) -> None:
+    await served.stub.Drain(scheduler_pb2.DrainRequest())
+
+
+async def test_an_idle_cell_drains_at_once(served: Served) -> None:
+    await within_time(_drain(served))
+
+
+async def test_health_is_told_per_service(served: Served) -> None:
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "quire.v1.SchedulerService", "quire.v1.WorkerService"):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+
+
+async def test_reflection_lists_the_services(served: Served) -> None:
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+        (answer,) = [response async for response in stub.ServerReflectionInfo(iter(asked))]
+        names = {service.name for service in answer.list_services_response.service}
+    assert names >= {
+        "quire.v1.SchedulerService",
+        "quire.v1.WorkerService",
+        "grpc.health.v1.Health",
+    }
+
+
+async def test_a_quiet_core_is_checked_and_a_broken_one_is_counted(served: Served) -> None:
+    """The books of a replica are tampered with; the cell says so and goes on."""
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    working = asyncio.create_task(rank.work())
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    await router.until_finished(1)
+    served.cell.check_integrity()
+    assert served.cell.metrics.num_integrity_failures == 0
+
+    slots = served.cell._core._replicas["replica"].slots
+    slot = slots._free.pop()
+    served.cell.check_integrity()
+    assert served.cell.metrics.num_integrity_failures == 1
+
+    slots.free(slot)
+    served.cell.metrics.num_integrity_failures = 0
+    await router.submit(2, [1, 2, 3], max_tokens=1)
+    await router.until_finished(2)
+    working.cancel()
