@@ -1,5 +1,6 @@
-"""The tiny model that the worker's tests share."""
+"""The tiny model and the free port that the worker's tests share."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,12 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_directory: Path) -> LoadedModel:
     """The same, loaded."""
     return load_model(tiny_directory, dtype="auto", device=torch.device("cpu"))
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,187 @@
+"""The real transport process between a fake executor (a socketpair) and a fake scheduler (gRPC)."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from protos.quire.v1 import worker_pb2
+from tests.worker.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
+from worker import wire
+from worker.pipe import MARK, AsyncPipe, PipeClosedError
+from worker.plans import Welcome
+
+HELLO = worker_pb2.AttachRequest(hello=worker_pb2.Hello(worker_id="w", pid=7))
+
+
+def result_frame(epoch: int, step_id: int) -> bytes:
+    result = worker_pb2.StepResult(epoch=epoch, step_id=step_id)
+    return worker_pb2.AttachRequest(result=result).SerializeToString()
+
+
+@dataclass
+class FakeExecutor:
+    """The executor's end of the link, and the link's process."""
+
+    pipe: AsyncPipe
+    process: asyncio.subprocess.Process
+
+    async def welcomed(self) -> int:
+        """Waits for a Welcome, answers it as an executor does, returns its epoch."""
+        message = wire.parse_response(await self.receive())
+        assert isinstance(message, Welcome)
+        await self.pipe.send(MARK)
+        return message.epoch
+
+    async def receive(self) -> bytes:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.pipe.receive()
+
+    async def exit_code(self) -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def running_link(scheduler: str) -> AsyncIterator[FakeExecutor]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        fd = theirs.fileno()
+        command = [sys.executable, "-m", "worker.link", "--fd", str(fd), "--scheduler", scheduler]
+        process = await asyncio.create_subprocess_exec(
+            *command, pass_fds=[fd], stderr=subprocess.PIPE
+        )
+    pipe = await AsyncPipe.open(ours)
+    try:
+        await pipe.send(HELLO.SerializeToString())
+        yield FakeExecutor(pipe, process)
+    finally:
+        await pipe.close()
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[FakeScheduler]:
+    async with fake_scheduler() as server:
+        yield server
+
+
+async def test_frames_pass_both_ways_untouched(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, hello = await scheduler.attached()
+        assert (hello.worker_id, hello.pid) == ("w", 7)
+        await stream.welcome(41)
+        assert await executor.welcomed() == 41
+        for step in range(1, 50):
+            sent = worker_pb2.BatchPlan(epoch=41, step_id=step, retire_slot=bytes(4 * step))
+            await stream.plan(sent)
+            frame = await executor.receive()
+            assert worker_pb2.AttachResponse.FromString(frame).plan == sent
+            await executor.pipe.send(result_frame(41, step))
+            assert (await stream.result()).step_id == step
+
+
+async def test_a_broken_stream_is_dialled_again_and_stale_frames_stay_behind(
+    scheduler: FakeScheduler,
+) -> None:
+    async with running_link(scheduler.address) as executor:
+        for epoch in (1, 2, 3):
+            stream, hello = await scheduler.attached()
+            assert hello.worker_id == "w"
+            # Between streams, and until the executor has seen the Welcome, its frames are stale.
+            await executor.pipe.send(result_frame(epoch - 1, 98))
+            await stream.welcome(epoch)
+            message = wire.parse_response(await executor.receive())
+            assert message == Welcome(epoch)
+            await executor.pipe.send(result_frame(epoch - 1, 99))
+            await executor.pipe.send(MARK)
+            await executor.pipe.send(result_frame(epoch, 1))
+            first = await stream.result()
+            assert (first.epoch, first.step_id) == (epoch, 1)
+            stream.closed.set()
+
+
+async def test_a_mark_for_an_older_stream_opens_nothing(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.receive()
+        stream.closed.set()
+        stream, _ = await scheduler.attached()
+        await stream.welcome(2)
+        await executor.receive()
+        await executor.pipe.send(MARK)  # for epoch 1
+        await executor.pipe.send(result_frame(1, 1))
+        await executor.pipe.send(MARK)  # for epoch 2
+        await executor.pipe.send(result_frame(2, 1))
+        assert (await stream.result()).epoch == 2
+
+
+async def test_it_keeps_dialling_until_a_scheduler_is_there(free_port: int) -> None:
+    async with running_link(f"127.0.0.1:{free_port}") as executor:
+        assert executor.process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(3):
+                assert b"dialling again" in await executor.process.stderr.readline()
+        async with fake_scheduler(free_port) as scheduler:
+            stream, _ = await scheduler.attached()
+            await stream.welcome(1)
+            assert await executor.welcomed() == 1
+
+
+async def test_a_refusal_ends_it_with_the_reason(scheduler: FakeScheduler) -> None:
+    scheduler.refusal = "protocol 9; this scheduler speaks 1"
+    async with running_link(scheduler.address) as executor:
+        assert await executor.exit_code() == 2
+        assert executor.process.stderr is not None
+        assert (await executor.process.stderr.read()).decode() == (
+            f"error: the scheduler at {scheduler.address} refused this worker: "
+            "protocol 9; this scheduler speaks 1\n"
+        )
+        with pytest.raises(PipeClosedError):
+            await executor.receive()
+
+
+async def test_the_executors_end_ends_the_stream_after_its_last_result(
+    scheduler: FakeScheduler,
+) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.welcomed()
+        for step in range(1, 20):
+            await executor.pipe.send(result_frame(1, step))
+        await executor.pipe.close()
+        assert [(await stream.result()).step_id for _ in range(19)] == list(range(1, 20))
+        assert await stream.receive() is None
+        assert await executor.exit_code() == 0
+
+
+async def test_it_leaves_with_an_executor_that_never_reached_a_scheduler(free_port: int) -> None:
+    async with running_link(f"127.0.0.1:{free_port}") as executor:
+        await executor.pipe.close()
+        assert await executor.exit_code() == 0
+
+
+async def test_signals_are_the_executors_business(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, _ = await scheduler.attached()
+        executor.process.send_signal(signal.SIGTERM)
+        executor.process.send_signal(signal.SIGINT)
+        await stream.welcome(1)
+        assert await executor.welcomed() == 1
+        assert executor.process.returncode is None
+
+
+def test_it_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys, worker.link; print({'torch', 'numpy', 'google.protobuf'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
