@@ -51,7 +51,12 @@ def parse_chat(content: bytes, model: Model, max_model_len: int, request_id: str
     messages = [_message(index, message) for index, message in enumerate(body.messages)]
     request = model.build(
         model.chat_prompt(messages, max_model_len),
-        options_of(body, num_logprobs=_num_logprobs(body), **_max_tokens(body)),
+        options_of(
+            body,
+            num_logprobs=_num_logprobs(body),
+            logprobs_field="top_logprobs",
+            **_max_tokens(body),
+        ),
         max_model_len,
         request_id=request_id,
         prompt_field="messages",

@@ -1,0 +1,163 @@
+"""What a valid body turns into."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.errors import ModelError
+from gateway.model import Model, load_model
+from gateway.openai.call import Call
+from gateway.openai.chat import parse_chat
+from gateway.openai.completions import parse_completion
+from tests.gateway import tiny_model
+from tests.gateway.tiny_model import EOS, MAX_MODEL_LEN
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(model: Model, /, **fields: Any) -> Call:
+    content = json.dumps({"messages": HELLO, **fields}).encode()
+    return parse_chat(content, model, MAX_MODEL_LEN, "r1")
+
+
+def completion(model: Model, /, **fields: Any) -> Call:
+    return parse_completion(json.dumps(fields).encode(), model, MAX_MODEL_LEN, "r1")
+
+
+def test_what_is_not_said_takes_openais_defaults(model: Model) -> None:
+    call = chat(model)
+    request = call.requests[0]
+    sampling = request.sampling
+    assert (request.n, request.stop, request.priority, request.cache_salt) == (1, (), 0, "")
+    assert request.eos_token_ids == {EOS}
+    assert request.max_tokens == MAX_MODEL_LEN - len(request.prompt_token_ids)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+    assert sampling.num_logprobs is None
+    assert not call.streams
+    assert call.request_id == "r1"
+
+
+def test_a_models_own_recommendation_comes_before_openais(tmp_path: Path) -> None:
+    directory = tiny_model.build(tmp_path / "tiny", temperature=0.6, top_k=20, top_p=0.95)
+    sampling = chat(load_model(directory)).requests[0].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.6, 20, 0.95)
+    said = chat(load_model(directory), temperature=0.1).requests[0].sampling
+    assert (said.temperature, said.top_k) == (0.1, 20)
+
+
+def test_everything_said_arrives(model: Model) -> None:
+    call = chat(
+        model,
+        model="tiny",
+        n=3,
+        max_completion_tokens=7,
+        max_tokens=5,
+        min_tokens=2,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=-1,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=-0.2,
+        logit_bias={"9": 1, "7": -2.5},
+        seed=-1,
+        stop="END",
+        stop_token_ids=[5],
+        ignore_eos=True,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        logprobs=True,
+        top_logprobs=2,
+        priority=-3,
+        cache_salt="tenant-1",
+        request_id="mine",
+        user="somebody",
+        stream=True,
+        stream_options={"include_usage": True, "something_new": 1},
+        metadata={"unknown": "fields are ignored"},
+    )
+    request = call.requests[0]
+    assert (request.n, request.max_tokens, request.seed) == (3, 7, (1 << 64) - 1)
+    assert request.stop == ("END",)
+    assert request.stop_token_ids == {5}
+    assert request.eos_token_ids == frozenset()
+    assert request.include_stop_str_in_output
+    assert not request.skip_special_tokens
+    assert (request.priority, request.cache_salt, request.request_id) == (-3, "tenant-1", "mine")
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 0)
+    assert sampling.logit_bias == ((7, -2.5), (9, 1))
+    assert (sampling.min_tokens, sampling.num_logprobs) == (2, 2)
+    assert call.streams
+    assert call.include_usage
+
+
+def test_temperatures_next_to_zero_are_greedy(model: Model) -> None:
+    assert chat(model, temperature=1e-30).requests[0].sampling.temperature == 0.0
+
+
+def test_each_request_without_a_seed_gets_its_own(model: Model) -> None:
+    assert len({chat(model).requests[0].seed for _ in range(8)}) == 8
+
+
+def test_text_parts_are_joined_and_developers_are_systems(model: Model) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    call = chat(model, messages=[{"role": "developer", "content": parts}])
+    text = model.tokenizer.decode(
+        call.requests[0].prompt_token_ids.tolist(), skip_special_tokens=False
+    )
+    assert text == "<|im_start|>system\none\ntwo<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_requests"),
+    [("the fox", 1), (["the fox", "a dog"], 2), ([5, 6], 1), ([[5, 6], [7]], 2)],
+)
+def test_prompts_come_in_four_forms(model: Model, prompt: Any, num_requests: int) -> None:
+    call = completion(model, prompt=prompt, n=2)
+    assert len(call.requests) == num_requests
+    assert call.num_choices == 2 * num_requests
+    first = call.requests[0].prompt_token_ids
+    if isinstance(prompt, str):
+        assert first.tolist() == model.tokenizer.encode("the fox", add_special_tokens=True)
+    assert first.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("config.json", "has no config.json"),
+        ("tokenizer.json", "has no tokenizer.json"),
+    ],
+)
+def test_a_directory_without_its_files_is_refused(
+    tmp_path: Path, broken: str, message: str
+) -> None:
+    directory = tiny_model.build(tmp_path / "tiny")
+    (directory / broken).unlink()
+    with pytest.raises(ModelError, match=message):
+        load_model(directory)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    directory = tiny_model.build(tmp_path / "tiny")
+    tiny_model.write_json(directory / "config.json", {"vocab_size": 300})
+    with pytest.raises(ModelError, match=r"token id 399, but vocab_size in config.json is 300"):
+        load_model(directory)
+
+
+def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(tmp_path / "nothing")
+
+
+def test_a_template_file_comes_before_the_configured_one(tmp_path: Path) -> None:
+    directory = tiny_model.build(tmp_path / "tiny")
+    (directory / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    call = chat(load_model(directory))
+    expected = load_model(directory).tokenizer.encode("hello!", add_special_tokens=False)
+    assert call.requests[0].prompt_token_ids.tolist() == expected
