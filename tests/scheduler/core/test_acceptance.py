@@ -1,0 +1,181 @@
+"""What is refused, with numbers, and what waits for a replica."""
+
+import pytest
+
+from scheduler.core.config import CoreConfig
+from scheduler.core.events import FinishReason, Refused, Request
+from tests.scheduler.core.cell import Cell
+from tests.scheduler.core.fake_worker import token_column
+
+
+def refusal(cell: Cell, prompt, max_tokens=4, **options) -> Refused:
+    before = cell.scheduler.state()
+    with pytest.raises(Refused) as caught:
+        cell.submit(prompt, max_tokens, **options)
+    assert cell.scheduler.state() == before
+    cell.scheduler.check_integrity()
+    return caught.value
+
+
+def test_an_empty_prompt_is_refused():
+    refused = refusal(Cell(), [])
+    assert (refused.field, refused.invalid) == ("token_id", True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "field", "numbers"),
+    [
+        ([1] * 40, 9, "max_tokens", ["40", "9", "49", "48"]),
+        ([1] * 48, 1, "token_id", ["48"]),
+        ([1] * 20, 0, "max_tokens", ["0", "1"]),
+    ],
+)
+def test_what_the_model_cannot_hold_is_refused(prompt, max_tokens, field, numbers):
+    cell = Cell()
+    cell.attach(max_model_len=48)
+    refused = refusal(cell, prompt, max_tokens)
+    assert (refused.field, refused.invalid) == (field, True)
+    assert all(number in refused.message for number in numbers)
+
+
+def test_what_needs_more_blocks_than_any_replica_has_is_refused():
+    cell = Cell()
+    cell.attach("a", num_blocks=4, block_size=4)
+    cell.attach("b", num_blocks=5, block_size=4)
+    refused = refusal(cell, [1] * 18, 4)
+    assert "6 KV blocks of 4 tokens; the largest replica has 5" in refused.message
+    # The last token needs no KV, so 21 tokens fit into 20 places.
+    key = cell.submit([1] * 17, 4)
+    cell.run()
+    assert cell.end(key).reason is FinishReason.LENGTH
+
+
+def test_a_full_queue_is_refused_for_now():
+    cell = Cell(max_queued=2)
+    cell.submit([1], 4)
+    refused = refusal(cell, [2], num_samples=2)
+    assert not refused.invalid
+    assert "limit is 2" in refused.message
+    cell.submit([3], 4)
+
+
+@pytest.mark.parametrize("offset", [0, 1, -1])
+def test_an_id_in_flight_is_refused(offset):
+    cell = Cell()
+    router, sequence_id = cell.submit([1], 4, num_samples=2)
+    again = Request(router, sequence_id + offset, token_column([1]), 1, 4, 0, num_samples=2)
+    with pytest.raises(Refused, match="in flight"):
+        cell.scheduler.accept(again, 0.0)
+    cell.scheduler.accept(
+        Request(router + 1, sequence_id, token_column([1]), 1, 4, 0, num_samples=2), 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"num_prompt_tokens": 0}, "num_prompt_tokens"),
+        ({"num_prompt_tokens": 4}, "num_prompt_tokens"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"num_samples": 129}, "num_samples"),
+        ({"sequence_id": 2**32 - 1, "num_samples": 2}, "sequence_id"),
+        ({"num_prompt_tokens": 1, "max_tokens": 1}, "token_id"),
+    ],
+)
+def test_requests_that_contradict_themselves_are_refused(change, field):
+    values = {
+        "router": 1,
+        "sequence_id": 1,
+        "token_ids": token_column([1, 2, 3]),
+        "num_prompt_tokens": 3,
+        "max_tokens": 4,
+        "seed": 0,
+    }
+    with pytest.raises(Refused) as caught:
+        Cell().scheduler.accept(Request(**(values | change)), 0.0)
+    assert caught.value.field == field
+
+
+def test_a_request_waits_for_a_replica_that_can_hold_it():
+    cell = Cell()
+    fits, never = cell.submit([1] * 4, 4), cell.submit([1] * 40, 8)
+    assert cell.scheduler.state().num_waiting == 2
+    [finished] = cell.attach(num_blocks=4, block_size=4)
+    assert cell.end(never) is finished
+    assert finished.reason is FinishReason.ERROR
+    assert "12 KV blocks" in finished.message
+    assert "has 4" in finished.message
+    cell.run()
+    assert cell.end(fits).reason is FinishReason.LENGTH
+
+
+def test_a_request_submitted_anew_goes_on_where_it_was():
+    cell = Cell()
+    cell.attach()
+    whole = cell.submit([1, 2, 3], 8, seed=5)
+    cell.run()
+    again = cell.submit([1, 2, 3], 8, seed=5, output=cell.output(whole)[:5])
+    cell.run()
+    assert cell.output(again) == cell.output(whole)
+    assert cell.end(again).num_output_tokens == 8
+
+
+def test_a_request_submitted_anew_with_all_its_tokens_ends_at_once():
+    cell = Cell()
+    cell.attach()
+    whole = cell.submit([1, 2, 3], 8, seed=5)
+    cell.run()
+    again = cell.submit([1, 2, 3], 8, seed=5, output=cell.output(whole))
+    assert cell.end(again).reason is FinishReason.LENGTH
+    cell.assert_at_rest()
+
+
+def test_unknown_ids_are_no_news():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1], 1)
+    cell.run()
+    assert cell.abort(key) == cell.finish(key, 1) == cell.abort((9, 9)) == []
+    assert cell.drop_router(9) == []
+
+
+def test_a_dropped_router_takes_its_own_sequences_along():
+    cell = Cell()
+    cell.attach(max_num_seqs=2)
+    mine = [cell.submit([1], 20, router=1) for _ in range(3)]
+    other = cell.submit([2], 20, router=2)
+    cell.step()
+    finished = cell.drop_router(1)
+    assert [f.reason for f in finished] == [FinishReason.ABORT] * len(mine)
+    assert cell.unfinished() == [other]
+    cell.run()
+    cell.assert_at_rest()
+
+
+def test_a_finish_never_counts_more_tokens_than_were_sent():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1], 20)
+    for _ in range(3):
+        cell.step()
+    [finished] = cell.finish(key, 10)
+    assert finished.num_output_tokens == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_num_seqs": 0},
+        {"max_num_batched_tokens": 0},
+        {"max_queued": 0},
+        {"watermark": 1.0},
+        {"max_crashes": -1},
+        {"aging_s": 0.0},
+        {"policy": "lifo"},
+        {"hash_seed": b"x" * 65},
+    ],
+)
+def test_a_configuration_that_cannot_work_names_its_field(change):
+    [name] = change
+    with pytest.raises(ValueError, match=name):
+        CoreConfig(**({"hash_seed": b""} | change))

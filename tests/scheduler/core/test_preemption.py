@@ -1,0 +1,126 @@
+"""Blocks run out: who yields, who goes on, and that nobody can tell from the tokens."""
+
+import pytest
+
+from scheduler.core.events import FinishReason
+from tests.scheduler.core.cell import Cell
+
+
+def preempted(cell: Cell, keys) -> list[int]:
+    """Which of the sequences wait again."""
+    waiting = {(s.request.router, s.sequence_id) for s in cell.scheduler._replicas["a"].queue}
+    return [i for i, key in enumerate(keys) if key in waiting]
+
+
+def step_until_preemption(cell: Cell) -> None:
+    for _ in range(100):
+        if cell.scheduler.state().num_preemptions:
+            return
+        cell.step()
+    raise AssertionError("nobody was preempted")
+
+
+def test_the_newest_yields_and_the_first_goes_on():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=6, block_size=4)
+    keys = [cell.submit([i + 1] * 5, 11) for i in range(3)]
+    step_until_preemption(cell)
+    assert preempted(cell, keys) == [2]
+    cell.run()
+    cell.assert_at_rest()
+    assert cell.end(keys[0]).num_preemptions == 0
+    assert all(cell.end(key).reason is FinishReason.LENGTH for key in keys)
+
+
+def test_only_sequences_after_it_yield_to_a_sequence():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=6, block_size=4)
+    old, new = cell.submit([1] * 9, 8), cell.submit([2] * 8, 8)
+    # The newer one crosses into its third block first, finds one, and then needs what is not there.
+    step_until_preemption(cell)
+    assert preempted(cell, [old, new]) == [1]
+    cell.run()
+    assert cell.end(old).num_preemptions == 0
+
+
+def test_the_victim_is_the_one_with_least_work_to_repeat():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=13, block_size=4, max_num_batched_tokens=64)
+    first = cell.submit([1] * 15, 8)
+    short = cell.submit([2] * 6, 8)
+    long = cell.submit([3] * 25, 8)
+    step_until_preemption(cell)
+    assert preempted(cell, [first, short, long]) == [1]
+    cell.run()
+    cell.assert_at_rest()
+
+
+def test_a_victim_keeps_its_tokens_its_seed_and_its_place():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=5, block_size=4)
+    first, victim = cell.submit([1] * 5, 9), cell.submit([2] * 5, 9, seed=7)
+    step_until_preemption(cell)
+    confirmed = cell.output(victim).copy()
+    late = cell.submit([3], 4)
+    admitted = []
+    while cell.unfinished():
+        admitted += cell.step().admit
+    assert [a.sampling.key for a in admitted] == [2, 3]
+    assert (admitted[0].seed, admitted[0].num_prompt_tokens) == (7, 5)
+    assert admitted[0].token_ids.tolist() == [2] * 5 + confirmed
+    assert cell.end(victim).num_preemptions == 1
+    assert (len(cell.output(first)), len(cell.output(late))) == (9, 4)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_tokens_in_flight_of_a_victim_are_dropped_and_sampled_again(depth):
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=6, block_size=4)
+    keys = [cell.submit([i + 1] * 5, 12) for i in range(3)]
+    cell.run(depth=depth)
+    state = cell.scheduler.state()
+    assert state.num_preemptions > 0
+    assert (state.num_overrun_tokens > 0) == (depth > 1)
+    assert [len(cell.output(key)) for key in keys] == [12] * 3
+    cell.assert_at_rest()
+
+
+def test_no_plan_is_made_while_the_blocks_of_a_victim_are_in_limbo():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=4, block_size=4)
+    old, new = cell.submit([1] * 5, 10), cell.submit([2] * 7, 9)
+    plan = cell.schedule()
+    while plan is not None:
+        plan = cell.schedule()
+    state = cell.scheduler.state()
+    assert (state.num_preemptions, state.num_blocks_limbo) == (1, 2)
+    assert cell.schedule() is None
+    assert cell.scheduler.state().num_preemptions == 1, "waiting costs no second victim"
+    cell.run(depth=3)
+    assert (len(cell.output(old)), len(cell.output(new))) == (10, 9)
+
+
+def test_a_prefill_takes_blocks_from_those_after_it():
+    cell = Cell(watermark=0.0, policy="priority", aging_s=1.0)
+    cell.attach(num_blocks=8, block_size=4, max_num_batched_tokens=6)
+    others = [cell.submit([i + 1] * 3, 12) for i in range(2)]
+    cell.step()
+    urgent = cell.submit([7] * 20, 4, priority=-1)
+    cell.run()
+    assert cell.end(urgent).num_preemptions == 0
+    assert any(cell.end(key).num_preemptions for key in others)
+    cell.assert_at_rest()
+
+
+def test_shared_blocks_do_not_count_as_gained():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=12, block_size=4, max_num_batched_tokens=64)
+    first = cell.submit([1] * 17, 8)
+    alone = cell.submit([2] * 9, 12)
+    twins = cell.submit([3] * 9, 10, num_samples=2)
+    step_until_preemption(cell)
+    # A twin's own tail is cheaper than the whole of the sequence that shares nothing.
+    assert preempted(cell, [first, alone]) == []
+    cell.run()
+    assert cell.end(twins, 1).num_preemptions > 0
+    cell.assert_at_rest()

@@ -1,0 +1,195 @@
+"""Results: what counts, what is over-run, and how a sequence ends."""
+
+import numpy as np
+import pytest
+
+from scheduler.core.events import FinishReason, StepResult
+from tests.scheduler.core.cell import Cell
+from tests.scheduler.core.fake_worker import EOS, token_column
+
+
+def test_a_stop_token_ends_the_sequence_and_is_part_of_it():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1, 2], 40, eos_period=2)
+    cell.run(depth=3)
+    finished = cell.end(key)
+    assert finished.reason is FinishReason.STOP
+    assert cell.output(key)[-1] == EOS
+    assert finished.num_output_tokens == len(cell.output(key)) < 40
+    cell.assert_at_rest()
+
+
+def test_a_slot_that_ended_on_the_device_leaves_plans_in_flight_without_a_trace():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1, 2], 40, eos_period=1)
+    plans = [cell.schedule() for _ in range(3)]
+    cell.deliver()
+    assert cell.end(key).num_output_tokens == 1
+    cell.deliver()
+    cell.deliver()
+    assert plans[2].num_tokens == 1
+    assert cell.scheduler.state().num_overrun_tokens == 0
+    cell.assert_at_rest()
+
+
+def test_tokens_of_an_aborted_sequence_are_over_run():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1, 2], 40)
+    for _ in range(3):
+        cell.schedule()
+    cell.deliver()
+    [finished] = cell.abort(key)
+    assert (finished.reason, finished.num_output_tokens) == (FinishReason.ABORT, 1)
+    cell.deliver()
+    cell.deliver()
+    assert len(cell.output(key)) == 1
+    assert cell.scheduler.state().num_overrun_tokens == 2
+    cell.assert_at_rest()
+
+
+def test_a_new_tenant_never_receives_tokens_of_the_one_before():
+    cell = Cell()
+    cell.attach(max_num_seqs=1)
+    key = cell.submit([1, 2], 40)
+    cell.schedule()
+    cell.abort(key)
+    heir = cell.submit([3, 4], 2)
+    assert cell.schedule() is None, "the slot is in limbo"
+    cell.deliver()
+    plan = cell.schedule()
+    assert (plan.retire.tolist(), plan.admit[0].slot, plan.admit[0].generation) == ([0], 0, 2)
+    cell.run()
+    assert len(cell.output(heir)) == 2
+
+
+def test_blocks_wait_in_limbo_for_the_newest_plan_sent():
+    cell = Cell(enable_prefix_caching=False)
+    cell.attach(block_size=4)
+    key, other = cell.submit([1] * 8, 20), cell.submit([2], 20)
+    cell.schedule()
+    cell.schedule()
+    cell.abort(key)
+    limbo = []
+    for _ in range(2):
+        limbo.append(cell.scheduler.state().num_blocks_limbo)
+        cell.deliver()
+    assert [*limbo, cell.scheduler.state().num_blocks_limbo] == [3, 3, 0]
+    cell.abort(other)
+    state = cell.scheduler.state()
+    assert (state.num_blocks_limbo, state.num_blocks_free) == (0, state.num_blocks_total)
+
+
+def test_a_retirement_rides_on_the_next_plan_that_has_rows():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1], 20)
+    cell.step()
+    cell.abort(key)
+    assert cell.schedule() is None
+    cell.submit([2], 20)
+    plan = cell.step()
+    assert plan.retire.tolist() == [0]
+    assert plan.admit[0].slot == 0
+    assert cell.step().retire.tolist() == []
+
+
+def test_logits_that_are_not_finite_end_the_sequence_alone():
+    cell = Cell()
+    cell.attach()
+    broken, sound = cell.submit([1, 2], 8, broken_at=4), cell.submit([3], 8)
+    cell.run(depth=2)
+    finished = cell.end(broken)
+    assert (finished.reason, finished.num_output_tokens) == (FinishReason.ERROR, 2)
+    assert finished.message
+    assert len(cell.output(sound)) == 8
+    cell.assert_at_rest()
+
+
+def test_the_limit_holds_even_if_the_worker_does_not_report_it():
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1, 2], 1)
+    plan = cell.schedule()
+    result = cell.links["a"].worker.execute(plan)
+    silent = StepResult(
+        result.step_id, result.slot, result.generation, result.token_id, result.finish * 0
+    )
+    [finished] = cell._hear(cell.scheduler.apply("a", silent, 1.0))
+    assert finished.reason is FinishReason.LENGTH
+    assert len(cell.output(key)) == 1
+
+
+def test_news_are_columns_with_the_routers_own_ids():
+    cell = Cell()
+    cell.attach()
+    keys = [cell.submit([1, 2], 4, router=5), cell.submit([3], 4, router=6)]
+    assert all(sequence_id > 2**31 for _, sequence_id in keys)
+    plan = cell.schedule()
+    outputs = cell.scheduler.apply("a", cell.links["a"].worker.execute(plan), 1.0)
+    assert outputs.router.tolist() == [5, 6]
+    assert outputs.sequence_id.dtype == np.int32
+    assert outputs.sequence_id.view(np.uint32).tolist() == [keys[0][1], keys[1][1]]
+    assert outputs.result_row.tolist() == [0, 1]
+    assert len(outputs.token_id) == 2
+
+
+@pytest.mark.parametrize("step_id", [1, 3])
+def test_a_result_out_of_order_is_an_error_and_changes_nothing(step_id):
+    cell = Cell()
+    cell.attach()
+    cell.submit([1], 8)
+    cell.step()
+    cell.schedule()
+    empty = token_column([])
+    stray = StepResult(step_id, empty, empty, empty, np.empty(0, np.uint8))
+    with pytest.raises(ValueError, match=f"step {step_id} .* expected step 2"):
+        cell.scheduler.apply("a", stray, 1.0)
+    cell.run()
+    cell.assert_at_rest()
+
+
+@pytest.mark.parametrize("slot", [-1, 8])
+def test_a_slot_that_does_not_exist_is_an_error(slot):
+    cell = Cell()
+    cell.attach(max_num_seqs=8)
+    cell.submit([1], 8)
+    plan = cell.schedule()
+    one = token_column([1])
+    stray = StepResult(plan.step_id, token_column([slot]), one, one, np.zeros(1, np.uint8))
+    with pytest.raises(ValueError, match="not in 0 to 7"):
+        cell.scheduler.apply("a", stray, 1.0)
+
+
+def test_an_end_tells_where_the_time_went():
+    cell = Cell()
+    key = cell.submit([1, 2], 3)
+    cell.now = 10.0
+    cell.attach()
+    cell.now = 20.0
+    cell.schedule()
+    cell.now = 50.0
+    cell.deliver()
+    cell.now = 90.0
+    cell.run()
+    finished = cell.end(key)
+    assert finished.queue_s == pytest.approx(20, abs=0.1)
+    assert finished.prefill_s == pytest.approx(30, abs=0.1)
+    assert finished.decode_s == pytest.approx(40, abs=0.1)
+
+
+def test_nothing_is_kept_of_what_has_ended():
+    cell = Cell()
+    cell.attach(num_blocks=16)
+    for i in range(60):
+        key = cell.submit([i % 7, i % 5, i % 3, 1, 2], 6, num_samples=1 + i % 2, eos_period=9)
+        cell.run(depth=2)
+        cell.abort(key)
+    core = cell.scheduler
+    replica = core._replicas["a"]
+    assert core._sequences == {}
+    assert (list(replica.limbo), replica.prefilling, list(replica.sent)) == ([], {}, [])
+    assert len(replica.pool._index) <= 16
+    assert replica.calendar._departing == {}
