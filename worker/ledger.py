@@ -66,12 +66,12 @@ class Ledger:
         """The ledger for people, one entry a line."""
         tokens = self.num_blocks * self.block_size
         return [
-            f"memory: weights    {_gib(self.weight_bytes):>11}",
-            f"memory: KV cache   {_gib(self.kv_bytes):>11}   {self.num_blocks:,} blocks of "
+            f"memory: weights    {_size(self.weight_bytes):>11}",
+            f"memory: KV cache   {_size(self.kv_bytes):>11}   {self.num_blocks:,} blocks of "
             f"{self.block_size} tokens = {tokens:,} tokens, "
             f"{tokens / self.max_model_len:.1f} sequences of {self.max_model_len:,}",
-            f"memory: workspace  {_gib(self.workspace_bytes):>11}   at most",
-            f"memory: free       {_gib(self.free_bytes - self.kv_bytes):>11}   "
+            f"memory: workspace  {_size(self.workspace_bytes):>11}   at most",
+            f"memory: free       {_size(self.free_bytes - self.kv_bytes):>11}   "
             "before the workspace is touched",
         ]
 
@@ -105,12 +105,12 @@ def settle(
     else:
         given, whence = int(free * _DEVICE_SHARE) - workspace, "free device memory leaves"
     if given > free:
-        raise MemoryShortError(f"KV memory is {_gib(given)}; only {_gib(free)} are free")
+        raise MemoryShortError(f"KV memory is {_size(given)}; only {_size(free)} are free")
     num_blocks = given // block_bytes - 1
     if num_blocks < blocks_each:
         raise MemoryShortError(
             f"one sequence of max_model_len {loaded.max_model_len} needs "
-            f"{_gib((blocks_each + 1) * block_bytes)} of KV memory; {whence} {_gib(given)}"
+            f"{_size((blocks_each + 1) * block_bytes)} of KV memory; {whence} {_size(given)}"
         )
     if request.num_blocks is None and request.memory_bytes is None:
         num_blocks = min(num_blocks, blocks_each * max_num_seqs)
@@ -154,11 +154,12 @@ def parse_size(text: str) -> int:
     """Bytes of "2GiB", "512 MiB", "1.5GB" or "1073741824"; raises `ValueError` for the rest."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if found is None or found[2] not in _UNITS:
-        raise ValueError(f"{text!r} is not a size; write it like 2GiB or 512MiB")
+        raise ValueError(f"{text!r}; write it like 2GiB or 512MiB")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def _gib(num_bytes: int) -> str:
-    if num_bytes >= 1 << 30:
-        return f"{num_bytes / (1 << 30):.2f} GiB"
-    return f"{num_bytes / (1 << 20):.1f} MiB"
+def _size(num_bytes: int) -> str:
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if num_bytes >= 1 << power:
+            return f"{num_bytes / (1 << power):.2f} {unit}"
+    return f"{num_bytes / 1024:.2f} KiB"

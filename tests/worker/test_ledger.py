@@ -1,0 +1,101 @@
+"""Blocks follow from bytes, and too few are refused with both figures."""
+
+import pytest
+import torch
+
+from tests.worker.builders import MAX_MODEL_LEN
+from worker import ledger
+from worker.kv_cache import KVCache
+from worker.ledger import KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.loader import LoadedModel
+
+BLOCK_SIZE = 16
+BLOCKS_EACH = MAX_MODEL_LEN // BLOCK_SIZE
+CPU = torch.device("cpu")
+
+
+def settled(loaded: LoadedModel, *, blocks: int | None = None, memory: int | None = None) -> Ledger:
+    return settle(
+        loaded,
+        KVRequest(blocks, memory),
+        device=CPU,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=10,
+        max_num_batched_tokens=256,
+    )
+
+
+def block_bytes(loaded: LoadedModel) -> int:
+    return KVCache.bytes_per_block(loaded.config, BLOCK_SIZE, loaded.dtype)
+
+
+def test_by_default_every_slot_has_room(tiny_model: LoadedModel) -> None:
+    found = settled(tiny_model)
+    assert found.num_blocks == 10 * BLOCKS_EACH
+    assert found.kv_bytes == (found.num_blocks + 1) * block_bytes(tiny_model)
+    assert found.weight_bytes == tiny_model.weight_bytes
+    assert found.workspace_bytes > 0
+
+
+def test_the_default_takes_a_quarter_of_what_is_free(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 4 * block_bytes(tiny_model) * (2 * BLOCKS_EACH + 1)
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: free)
+    assert settled(tiny_model).num_blocks == 2 * BLOCKS_EACH
+
+
+def test_bytes_and_blocks_can_be_asked_for(tiny_model: LoadedModel) -> None:
+    assert settled(tiny_model, blocks=7).num_blocks == 7
+    size = block_bytes(tiny_model)
+    assert settled(tiny_model, memory=9 * size).num_blocks == 8
+    assert settled(tiny_model, memory=10 * size - 1).num_blocks == 8
+    assert settled(tiny_model, blocks=7, memory=100 * size).num_blocks == 7
+
+
+def test_one_sequence_must_fit(tiny_model: LoadedModel) -> None:
+    assert settled(tiny_model, blocks=BLOCKS_EACH).num_blocks == BLOCKS_EACH
+    with pytest.raises(MemoryShortError, match="--num-blocks gives"):
+        settled(tiny_model, blocks=BLOCKS_EACH - 1)
+    with pytest.raises(
+        MemoryShortError,
+        match=r"max_model_len 96 needs 56\.00 KiB of KV memory; --kv-cache-memory gives 24\.",
+    ):
+        settled(tiny_model, memory=(BLOCKS_EACH // 2) * block_bytes(tiny_model))
+
+
+def test_more_than_the_machine_has_is_refused(tiny_model: LoadedModel) -> None:
+    with pytest.raises(MemoryShortError, match=r"KV memory is .* are free"):
+        settled(tiny_model, memory=1 << 60)
+
+
+def test_the_ledger_reads_as_figures(tiny_model: LoadedModel) -> None:
+    text = "\n".join(settled(tiny_model, blocks=12).lines())
+    assert "12 blocks of 16 tokens = 192 tokens, 2.0 sequences of 96" in text
+    for entry in ("weights", "KV cache", "workspace", "free"):
+        assert entry in text
+
+
+def test_this_machine_has_free_memory() -> None:
+    assert ledger.free_bytes(CPU) > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1024", 1024),
+        ("2GiB", 2 << 30),
+        ("1.5 gib", 3 << 29),
+        ("512MB", 512_000_000),
+        ("64kB", 64_000),
+        ("10B", 10),
+    ],
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "2 gigs", "-1GiB", "GiB", "1e9", "2GiB2"])
+def test_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(ValueError, match="write it like 2GiB"):
+        parse_size(text)
