@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from quire.commands import bench, chat, doctor, generate, processes, ps, serve, state
+from quire.commands import bench, chat, doctor, generate, processes, ps, pull, serve, state
 from quire.errors import QuireError
 
 _SERVE, _ASK, _LOOK = "Serve", "Ask", "Look"
@@ -54,6 +54,7 @@ for _process in (processes.router, processes.scheduler, processes.worker):
         context_settings=dict(processes.PASS_THROUGH),
         add_help_option=False,
     )(_process)
+app.command(rich_help_panel=_SERVE)(pull.pull)
 app.command(rich_help_panel=_ASK)(chat.chat)
 app.command(rich_help_panel=_ASK)(generate.generate)
 app.add_typer(bench.app, name="bench", rich_help_panel=_ASK)

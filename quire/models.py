@@ -99,6 +99,8 @@ def _packaged_gguf(package: PackagedModel, say: Say) -> Path:
         if found := sorted(Path(folder).glob("*.gguf")):
             return found[0]
     home = cache_dir() / "downloads" / package.module
+    if found := sorted(home.glob("*.gguf")):
+        return found[0]  # no lock: the cache may be mounted read-only
     with _lock(home):
         if not (found := sorted(home.glob("*.gguf"))):
             say(f"downloading {package.name} (package {package.requirement})")

@@ -49,6 +49,11 @@ class Ready:
     metrics: str | None
 
 
+def warning(spec: ChildSpec, text: str) -> str:
+    """A line about a child in the format of its own log lines."""
+    return f"{time.strftime('%H:%M:%S')} {spec.role} warning {text}"
+
+
 def quire_command(role: str, *arguments: str) -> tuple[str, ...]:
     """The command line of `python -m ROLE`.
 
@@ -124,7 +129,7 @@ class ChildProcess:
         self._signal(signal.SIGTERM)
         done, _ = await asyncio.wait([self.exited], timeout=timeout_s)
         if not done:
-            self._log(self.spec.name, f"did not end within {timeout_s:g} s: killed")
+            self._log(self.spec.name, warning(self.spec, f"not gone after {timeout_s:g} s: killed"))
             await self.kill()
 
     async def kill(self) -> None:

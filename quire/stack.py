@@ -23,7 +23,7 @@ from quire.options import StackOptions
 from quire.paths import make_run_dir
 from quire.process import ChildSpec, LogSink, quire_command
 from quire.registry import ProcessRecord, StackRecord, publish, start_ticks, withdraw
-from quire.supervisor import Member, Supervisor
+from quire.supervisor import Member, State, Supervisor
 
 STOP_ORDER = ("router", "worker", "scheduler")
 READY_POLL_S = 0.1
@@ -155,8 +155,11 @@ class Stack:
             publish(self.record())
 
     def _specs(self) -> list[ChildSpec]:
+        share: tuple[str, ...] = ()
+        if self._options.replicas > 1 and self._options.threads is None:
+            share = ("--threads", str(_cores_per_worker(self._options.replicas)))
         workers = [
-            self._spec("worker", f"worker-{index}", "--replica-id", f"replica-{index}")
+            self._spec("worker", f"worker-{index}", "--replica-id", f"replica-{index}", *share)
             for index in range(self._options.replicas)
         ]
         return [self._scheduler_spec(), *workers, self._router_spec()]
@@ -189,6 +192,12 @@ class Stack:
         return ChildSpec(name, role, command, environment)
 
 
+def _cores_per_worker(replicas: int) -> int:
+    """Workers that each take every core slow each other down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // replicas)
+
+
 def _process_record(member: Member) -> ProcessRecord:
     process, ready = member.process, member.ready
     return ProcessRecord(
@@ -196,7 +205,7 @@ def _process_record(member: Member) -> ProcessRecord:
         role=member.spec.role,
         pid=process.pid if process else None,
         address=ready.address if ready else "",
-        metrics=ready.metrics if ready else None,
+        metrics=ready.metrics if ready and member.state is State.READY else None,
         state=member.state.value,
         restarts=member.restarts,
         started_at=process.started_at if process else None,

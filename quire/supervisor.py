@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from quire.errors import StackFailed
-from quire.process import ChildProcess, ChildSpec, LogSink, Ready
+from quire.process import ChildProcess, ChildSpec, LogSink, Ready, warning
 
 NOT_CURABLE = 2
 """The exit code of a process whose configuration is wrong."""
@@ -159,7 +159,8 @@ class Supervisor:
     async def _pause(self, member: Member, code: int) -> None:
         """Waits before the next start, or until it shall stop."""
         member.restarts += 1
-        self._log(member.spec.name, f"ended ({describe_exit(code)}); starting it again")
+        text = f"ended ({describe_exit(code)}); starting it again"
+        self._log(member.spec.name, warning(member.spec, text))
         self._change(member, State.RESTARTING)
         with contextlib.suppress(TimeoutError):
             delay_s = self._restarts.delay_s(member.failed_starts)

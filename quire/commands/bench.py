@@ -157,8 +157,8 @@ def _print_report(run: "Run", report: "Report", *, latencies: bool) -> None:
     rate = f"{load.request_rate:g} requests/s" if load.request_rate else "all at once"
     limit = f", at most {load.max_concurrency} in flight" if load.max_concurrency else ""
     console.print(
-        f"\n[bold]{load.model}[/]: {load.num_prompts} prompts, {load.input_len} tokens in, "
-        f"{load.output_len} out, {rate}{limit}, seed {load.seed}\n"
+        f"\n[bold]{load.model}[/]  {load.num_prompts} prompts of {load.input_len} tokens, "
+        f"{load.output_len} tokens out\n[dim]{rate}{limit}; prompts of seed {load.seed}[/]\n"
     )
     figures = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
     figures.add_column()
@@ -176,7 +176,9 @@ def _print_report(run: "Run", report: "Report", *, latencies: bool) -> None:
         figures.add_row(name, value)
     console.print(figures)
     if latencies:
+        console.print()
         console.print(_latency_table(report))
+    console.print()
     for error in sorted({trace.error for trace in run.traces if trace.error})[:3]:
         console.print(f"[red]error:[/] {error}", soft_wrap=True)
 

@@ -138,19 +138,18 @@ def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
     from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
-    question = {"model": stack.name, "messages": [{"role": "user", "content": "Say hello."}]}
+    question = {
+        "model": stack.name,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    }
     key = " -H 'Authorization: Bearer '\"$QUIRE_API_KEY\"" if door.api_key else ""
-    metrics = [f"{door.url}/metrics"]
-    metrics += [
-        member.ready.metrics
-        for member in stack.members
-        if member.ready and member.ready.metrics and member.spec.role != "router"
-    ]
+    metrics = {process.name: process.metrics for process in stack.record().processes}
     seconds = time.time() - stack.started_at
     console.print(f"\n[bold green]✓[/] [bold]{escape(stack.name)}[/] is ready ({seconds:.1f} s)\n")
     console.print(f"  OpenAI API  [cyan]{door.url}/v1[/]")
     console.print(f"  gRPC        [cyan]{door.grpc}[/]")
-    console.print("  metrics     " + "\n              ".join(f"[cyan]{url}[/]" for url in metrics))
+    for name, url in metrics.items():
+        console.print(f"  metrics     [cyan]{url}[/] [dim]({name})[/]")
     console.print("\n  Try it:\n")
     console.print(f"    curl {door.url}/v1/chat/completions{key} \\", markup=False)
     console.print("      -H 'Content-Type: application/json' \\", markup=False)

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quire.commands import flags
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def state(
@@ -47,7 +50,6 @@ def _only_scheduler() -> str:
 
 def _print_state(totals: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from quire.commands.output import age
 
@@ -55,9 +57,14 @@ def _print_state(totals: dict[str, Any]) -> None:
     name = totals["model"] or "no model yet"
     console.print(f"[bold]{name}[/] (up {age(totals['uptime_s'])})")
     console.print(
-        f"  running {totals['running']}, waiting {totals['waiting']}, "
-        f"routers {totals['routers']}, preemptions {totals['preemptions']}, "
-        f"replays {totals['replays']}"
+        f"  {totals['running']} running, {totals['waiting']} waiting, "
+        f"{totals['routers']} routers, {totals['preemptions']} preemptions, "
+        f"{totals['replays']} replays"
+    )
+    blocks = totals["blocks"]
+    console.print(
+        f"  {blocks['total']} blocks: {blocks['used']} used, {blocks['cached']} cached, "
+        f"{blocks['free']} free"
     )
     looked_up, hit = totals["prefix_query_tokens"], totals["prefix_hit_tokens"]
     share = f"{hit / looked_up:.0%}" if looked_up else "-"
@@ -65,16 +72,21 @@ def _print_state(totals: dict[str, Any]) -> None:
         f"  {totals['generated_tokens']} tokens generated, {totals['overrun_tokens']} over-run; "
         f"prefix cache hit {share} of {looked_up} prompt tokens"
     )
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    console.print(_replica_table(totals["replicas"]))
+
+
+def _replica_table(replicas: "list[dict[str, Any]]") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("REPLICA", "DEVICE"):
-        table.add_column(title)
-    for title in ("RUNNING", "WAITING", "BLOCKS", "USED", "CACHED", "FREE", "STEPS", "LAST SEEN"):
+        table.add_column(title, no_wrap=True)
+    for title in ("RUNNING", "WAITING", "USED", "CACHED", "FREE", "STEPS", "SEEN"):
         table.add_column(title, justify="right")
-    for replica in totals["replicas"]:
+    for replica in replicas:
         blocks = replica["blocks"]
-        counts = (replica["running"], replica["waiting"], blocks["total"], blocks["used"])
-        more = (blocks["cached"], blocks["free"], replica["steps"])
-        seen = f"{replica['last_seen_s']:.1f} s"
-        numbers = [str(number) for number in counts + more]
+        counts = (replica["running"], replica["waiting"], blocks["used"], blocks["cached"])
+        numbers = [str(number) for number in (*counts, blocks["free"], replica["steps"])]
+        seen = f"{replica['last_seen_s']:.1f} s ago"
         table.add_row(replica["replica"], replica["device"], *numbers, seen)
-    console.print(table)
+    return table

@@ -36,7 +36,7 @@ def test_help_names_every_command_and_where_to_start():
     assert "quire serve smollm2" in shown
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "generate", "ps", "state", "doctor"])
+@pytest.mark.parametrize("command", ["serve", "pull", "chat", "generate", "ps", "state", "doctor"])
 def test_every_command_teaches_by_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0
