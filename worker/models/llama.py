@@ -13,6 +13,7 @@ from kernels import ops
 from kernels.batch import AttentionBatch
 from kernels.linear import linear, pack_weight
 from kernels.reference import step_tensors
+from kernels.warm_up import warm_up
 from worker.kv_cache import KVCache
 from worker.models.config import ModelConfig
 
@@ -96,7 +97,7 @@ class LlamaModel:
     """
 
     def __init__(self, config: ModelConfig, read: ReadTensor) -> None:
-        """Reads every tensor once, fusing and packing layer by layer.
+        """Reads every tensor once, fusing and packing layer by layer; compiles the kernels.
 
         Args:
             config: dimensions and constants.
@@ -111,7 +112,9 @@ class LlamaModel:
         self._head = Projection(pack_weight(head), None)
         self._inverse_frequencies = config.inverse_frequencies().to(self._embedding.device)
         self._scale = config.head_dim**-0.5
-        self._ops = ops.select(self._embedding.device, self._embedding.dtype)
+        device, dtype = self._embedding.device, self._embedding.dtype
+        self._ops = ops.select(device, dtype)
+        warm_up(self._ops, device, dtype)
 
     @property
     def weight_bytes(self) -> int:
