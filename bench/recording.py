@@ -1,0 +1,61 @@
+"""Prints figures for people, and keeps them with the machine, versions, commit and command."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "grpcio", "protobuf", "numpy", "numba")
+
+
+def report(command: str, figures: dict[str, Any], save: Path | None) -> None:
+    """Prints nested figures indented; with `save`, also writes them as JSON."""
+    _print(figures)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        record = {"command": f"python -m {command}", **provenance(), "figures": figures}
+        save.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what the figures were taken."""
+    return {
+        "taken_at": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+" if _git("status", "-s", "-uno") else ""),
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "system": platform.system(),
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _print(figures: dict[str, Any], indent: str = "") -> None:
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _print(value, indent + "  ")
+        else:
+            shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
+            print(f"{indent}{name:<56} {shown}")
