@@ -28,7 +28,9 @@ def chat(
         str | None, typer.Option(help="What the model is told first.", show_default=False)
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option(help="Tokens per answer, at most.")] = 1024,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per answer (else what fits).", show_default=False)
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed, the same answer.", show_default=False)
     ] = None,
@@ -86,9 +88,9 @@ class _Conversation:
         except KeyboardInterrupt:
             sys.stdout.write(" …")
         finally:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
             if said:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
                 self._messages.append({"role": "assistant", "content": "".join(said)})
             else:
                 self._messages.pop()
