@@ -28,7 +28,7 @@ SCHEDULER_SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"
 WORKER_SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 _UNBOUNDED = 2**63  # plans in flight are few: the depth bounds what waits for a rank
-_MAX_MESSAGE_BYTES = 64 * 2**20
+_MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second scheduler beside the first
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -129,8 +129,8 @@ class RankSession:
             return
         try:
             self._rank = self._cell.join(workers.decode_hello(hello), self._stream)
-        except Misfit as misfit:
-            self._stream.close(grpc.StatusCode.FAILED_PRECONDITION, str(misfit))
+        except (Malformed, Misfit) as error:  # dialling again would not change it
+            self._stream.close(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
 
 def _speaks_ours(version: int, stream: Stream) -> bool:

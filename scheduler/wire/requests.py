@@ -56,6 +56,9 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         message = f"adapter is {submit.adapter[:64]!r}; this cell serves only its base model"
         raise Refused(message, field="adapter")
     _check_sampling(submit.sampling, max_tokens=submit.max_tokens, model=model)
+    # A copy: a part of a message keeps all of it alive, and the request may wait for long.
+    sampling = sampling_pb2.SamplingParams()
+    sampling.CopyFrom(submit.sampling)
     return Request(
         router=router,
         sequence_id=submit.sequence_id,
@@ -67,7 +70,7 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         priority=submit.priority,
         cache_salt=submit.cache_salt,
         adapter=submit.adapter,
-        sampling=submit.sampling,
+        sampling=sampling,
         request_id=submit.request_id,
     )
 
