@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TypeGuard
 
 from quire.background import BackgroundStack
-from quire.client import Completed, Conversation, InferenceClient, Prompt
+from quire.client import Completed, Conversation, InferenceClient, Prompt, fetch_state
 from quire.models import resolve
 from quire.options import StackOptions
 from quire.outputs import RequestOutput
@@ -73,6 +73,10 @@ class LLM:
         one = bool(messages) and isinstance(messages[0], dict)
         batch = [messages] if one else list(messages)
         return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
+
+    def state(self) -> dict[str, Any]:
+        """The scheduler's totals, as `quire state --json` prints them. Raises RequestFailed."""
+        return self._stack.run(fetch_state(self._stack.stack.scheduler))
 
     def close(self) -> None:
         """Ends the stack. May be called again."""
