@@ -133,6 +133,7 @@ def main(
 
 
 def _set_threads(num_threads: int) -> None:
+    """Sizes the thread pools; how idle threads wait stays with OMP_WAIT_POLICY."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(num_threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

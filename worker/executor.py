@@ -123,6 +123,8 @@ class Executor:
             PipeClosedError: the transport child has gone.
             PlanError: the scheduler's plans contradict this worker's state.
         """
+        # What exists now stays: the collector need not look at it in the middle of a step.
+        gc.collect()
         gc.freeze()
         while not should_stop():
             asked = time.perf_counter_ns()

@@ -4,6 +4,7 @@ The number of KV blocks follows from it. A worker that could not hold one sequen
 does not start; `MemoryShortError` says how much it would need.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _UNITS = {
 _CPU_SHARE = 0.25
 _DEVICE_SHARE = 0.9
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 class MemoryShortError(Exception):
@@ -140,14 +142,24 @@ def free_bytes(device: torch.device) -> int:
     """Memory that could still be had: the device's, or the machine's within its container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    machine = int(found[1]) * 1024 if found else 0
+    machine = _machine_bytes()
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
     except (OSError, ValueError):
         return machine
     return min(machine, max(0, limit - used))
+
+
+def _machine_bytes() -> int:
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) * 1024
+    # Without /proc, what the machine has stands for what is free of it.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def parse_size(text: str) -> int:

@@ -118,7 +118,7 @@ def _serve(
         exit_code = 0
     except PipeClosedError:
         # The link has said why: a refusal is final, anything else is a crash.
-        exit_code = 2 if child.wait(_CHILD_EXIT_S) == REFUSED else 1
+        exit_code = 2 if _exit_code(child) == REFUSED else 1
         if exit_code == 1:
             log.error("the transport process ended with code %d", child.returncode)
     except PlanError as error:
@@ -126,8 +126,17 @@ def _serve(
         exit_code = 1
     finally:
         pipe.close()
-        child.wait(_CHILD_EXIT_S)
+        _exit_code(child)
     return exit_code
+
+
+def _exit_code(child: subprocess.Popen[bytes]) -> int:
+    """Waits for the child, which leaves by itself once the socketpair is closed on either side."""
+    try:
+        return child.wait(_CHILD_EXIT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
 def _device(asked: str) -> torch.device:

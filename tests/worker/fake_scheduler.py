@@ -100,6 +100,7 @@ class FakeScheduler(worker_pb2_grpc.WorkerServiceServicer):
     ) -> None:
         """The service's one method."""
         if self.refusal is not None:
+            await anext(requests)
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, self.refusal)
         attachment = Attachment(context)
         self._attachments.put_nowait(attachment)
