@@ -17,7 +17,7 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,8 +70,32 @@ class Settings:
     scheduler_timeout_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router that listens."""
+
+    core: Core
+    address: str
+    """http://host:port or unix:/path."""
+    grpc_address: str
+    tasks: tuple[asyncio.Task[None], ...]
+    """None of them ends before the router does, unless something is wrong."""
+
+
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigurationError."""
+    async with listening(settings) as router:
+        told = _told_to_end()
+        gc.collect()
+        gc.freeze()  # what exists now stays; the collector need not look at it again
+        _announce(router)
+        await _until_told(told, router.tasks)
+        await _drain(router.core, settings.drain_timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def listening(settings: Settings) -> AsyncIterator[Router]:
+    """A router on its addresses. Raises ConfigurationError."""
     try:
         model = load_model(settings.model, settings.served_model_name)
     except ModelError as error:
@@ -84,21 +108,23 @@ async def serve(settings: Settings) -> None:
         grpc_address = _bind_grpc(grpc_server, settings.grpc_listen)
         http_server = _HttpServer(core)
         await grpc_server.start()
-        running = [
-            asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http"),
+        serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
+        tasks = (
+            serving,
             asyncio.create_task(link.run(), name="link"),
             asyncio.create_task(core.readiness.run(), name="readiness"),
-        ]
+        )
         try:
             await http_server.listening.wait()
-            told = _told_to_end()
-            gc.collect()
-            gc.freeze()  # what exists now stays; the collector need not look at it again
-            _announce(_address(settings, http_socket), grpc_address)
-            await _until_told(told, running)
-            await _drain(core, settings.drain_timeout_s)
+            yield Router(core, _address(settings, http_socket), grpc_address, tasks)
         finally:
-            await _close(core, http_server, grpc_server, running)
+            http_server.should_exit = True
+            await grpc_server.stop(grace=1.0)
+            await asyncio.wait([serving])
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            core.close()
 
 
 def create_core(settings: Settings, model: Model) -> Core:
@@ -164,7 +190,7 @@ def _told_to_end() -> asyncio.Event:
     return told
 
 
-async def _until_told(told: asyncio.Event, running: list[asyncio.Task[None]]) -> None:
+async def _until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]]) -> None:
     """Returns when told to end; raises what ended a task that should run for ever."""
     waiting = asyncio.create_task(told.wait())
     done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
@@ -185,21 +211,6 @@ async def _drain(core: Core, timeout_s: float) -> None:
     except TimeoutError:
         _log.warning("%d requests did not end in %g s", core.metrics.in_flight, timeout_s)
         core.engine.end_all("the server had to stop before the request was complete")
-
-
-async def _close(
-    core: Core,
-    http_server: _HttpServer,
-    grpc_server: grpc.aio.Server,
-    running: list[asyncio.Task[None]],
-) -> None:
-    http_server.should_exit = True
-    await grpc_server.stop(grace=1.0)
-    await asyncio.wait(running[:1])
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    core.close()
 
 
 @contextlib.contextmanager
@@ -258,17 +269,18 @@ def _address(settings: Settings, listener: socket.socket) -> str:
     return f"http://{host}:{listener.getsockname()[1]}"
 
 
-def _announce(address: str, grpc_address: str) -> None:
+def _announce(router: Router) -> None:
     """The one line for whoever started us."""
+    is_http = router.address.startswith("http")
     ready = {
         "role": "router",
         "pid": os.getpid(),
-        "address": address,
-        "grpc": grpc_address,
-        "metrics": f"{address}/metrics" if address.startswith("http") else None,
+        "address": router.address,
+        "grpc": router.grpc_address,
+        "metrics": f"{router.address}/metrics" if is_http else None,
     }
     print(f"quire-ready {json.dumps(ready)}", flush=True)
-    _log.info("serving HTTP on %s and gRPC on %s", address, grpc_address)
+    _log.info("serving HTTP on %s and gRPC on %s", router.address, router.grpc_address)
 
 
 def _version() -> str:

@@ -1,0 +1,249 @@
+"""A scheduler with a worker inside: a real gRPC server whose model repeats the prompt for ever.
+
+Output token i of a sequence is prompt token i, from the start again when the prompt is over. So
+what a client must get is known, and a sequence that is submitted anew with its tokens goes on where
+it was. A stop token of the request ends it, as on a device.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+
+from protos.quire.v1 import sampling_pb2, scheduler_pb2, scheduler_pb2_grpc
+from tests.gateway.tiny_model import MAX_MODEL_LEN
+
+Context = grpc.aio.ServicerContext
+
+
+@dataclass(slots=True)
+class Running:
+    """One sequence."""
+
+    sequence_id: int
+    tokens: list[int]
+    num_prompt_tokens: int
+    submit: scheduler_pb2.Submit
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+    def step(self) -> int:
+        """The next token."""
+        token = self.tokens[self.num_output_tokens % self.num_prompt_tokens]
+        self.tokens.append(token)
+        return token
+
+    def finish_reason(self) -> sampling_pb2.FinishReason | None:
+        if self.tokens[-1] in self.submit.sampling.stop_token_ids:
+            return sampling_pb2.FINISH_REASON_STOP
+        if self.num_output_tokens == self.submit.max_tokens:
+            return sampling_pb2.FINISH_REASON_LENGTH
+        return None
+
+    def finished(self, reason: sampling_pb2.FinishReason) -> scheduler_pb2.Finished:
+        return scheduler_pb2.Finished(
+            sequence_id=self.sequence_id,
+            reason=reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_output_tokens=self.num_output_tokens,
+            num_cached_tokens=self.num_prompt_tokens - 1,
+        )
+
+
+@dataclass
+class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """What tests set and see; everything happens on the test's event loop."""
+
+    num_replicas: int = 1
+    max_model_len: int = MAX_MODEL_LEN
+    vocab_size: int = 400
+    draining: bool = False
+    last_seen_s: float = 0.1
+    deaf_to_finish: bool = False
+    """Notes that a stop string matched, and goes on."""
+    hold_at: int | None = None
+    """Sequences stop for as long as they have so many output tokens."""
+    refusal: scheduler_pb2.Refusal | None = None
+    """The answer to every submission."""
+    error: str | None = None
+    """Every sequence ends at its first token with this error."""
+    submits: list[scheduler_pb2.Submit] = field(default_factory=list)
+    """All but canaries."""
+    aborted: list[int] = field(default_factory=list)
+    finishes: dict[int, int] = field(default_factory=dict)
+    num_canaries: int = 0
+    incarnation: int = 0
+    running: dict[int, Running] = field(default_factory=dict)
+    _call: asyncio.Task[None] | None = None
+    _outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse] | None" = None
+
+    async def Connect(  # noqa: N802 - gRPC's name
+        self, requests: AsyncIterator[scheduler_pb2.ConnectRequest], context: Context
+    ) -> None:
+        """One router."""
+        self.incarnation += 1
+        self.running.clear()
+        outbox: asyncio.Queue[scheduler_pb2.ConnectResponse] = asyncio.Queue()
+        self._outbox = outbox
+        hello = await anext(aiter(requests))
+        assert hello.hello.protocol_version == 1
+        welcome = scheduler_pb2.RouterWelcome(incarnation=self.incarnation)
+        await context.write(scheduler_pb2.ConnectResponse(welcome=welcome))
+        self.tell_status()
+        self._call = asyncio.create_task(self._talk(requests, context, outbox))
+        try:
+            await self._call
+        except asyncio.CancelledError:
+            if not context.cancelled():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
+            raise
+
+    def kill(self) -> None:
+        """The stream breaks, and everything is forgotten."""
+        assert self._call is not None
+        self._call.cancel()
+
+    def tell_status(self) -> None:
+        """Says how the cell is now."""
+        replica = scheduler_pb2.ReplicaStatus(
+            replica_id="r0", epoch=1, last_seen_s=self.last_seen_s
+        )
+        status = scheduler_pb2.CellStatus(
+            replicas=[replica] * self.num_replicas, draining=self.draining
+        )
+        status.model.max_model_len = self.max_model_len
+        status.model.vocab_size = self.vocab_size
+        assert self._outbox is not None
+        self._outbox.put_nowait(scheduler_pb2.ConnectResponse(status=status))
+
+    async def _talk(
+        self,
+        requests: AsyncIterator[scheduler_pb2.ConnectRequest],
+        context: Context,
+        outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]",
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read(requests, outbox))
+            group.create_task(self._step(outbox))
+            while True:
+                await context.write(await outbox.get())
+
+    async def _read(
+        self,
+        requests: AsyncIterator[scheduler_pb2.ConnectRequest],
+        outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]",
+    ) -> None:
+        async for request in requests:
+            match request.WhichOneof("message"):
+                case "submit":
+                    self._submit(request.submit, outbox)
+                case "abort":
+                    for sequence_id in request.abort.sequence_id:
+                        self.aborted.append(sequence_id)
+                        self._end(sequence_id, sampling_pb2.FINISH_REASON_ABORT, outbox)
+                case "finish":
+                    finish = request.finish
+                    self.finishes[finish.sequence_id] = finish.num_tokens
+                    if not self.deaf_to_finish:
+                        self._end(finish.sequence_id, sampling_pb2.FINISH_REASON_STOP, outbox)
+
+    def _submit(
+        self,
+        submit: scheduler_pb2.Submit,
+        outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]",
+    ) -> None:
+        if submit.request_id == "canary":
+            self.num_canaries += 1
+        else:
+            self.submits.append(submit)
+            if self.refusal is not None:
+                refusal = scheduler_pb2.Refusal()
+                refusal.CopyFrom(self.refusal)
+                refusal.sequence_id = submit.sequence_id
+                outbox.put_nowait(scheduler_pb2.ConnectResponse(refusal=refusal))
+                return
+        tokens = np.frombuffer(submit.token_id, "<i4").tolist()
+        for sequence_id in range(submit.sequence_id, submit.sequence_id + submit.num_samples):
+            self.running[sequence_id] = Running(
+                sequence_id, list(tokens), submit.num_prompt_tokens, submit
+            )
+
+    def _end(
+        self,
+        sequence_id: int,
+        reason: sampling_pb2.FinishReason,
+        outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]",
+    ) -> None:
+        if sequence := self.running.pop(sequence_id, None):
+            frame = scheduler_pb2.Frame(finished=[sequence.finished(reason)])
+            outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=frame))
+
+    async def _step(self, outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]") -> None:
+        """One token of every sequence, again and again."""
+        while True:
+            await asyncio.sleep(0.001 if self.running else 0.005)
+            ready = [
+                sequence
+                for sequence in self.running.values()
+                if sequence.num_output_tokens != self.hold_at or self._is_canary(sequence)
+            ]
+            if ready:
+                outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=self._frame(ready)))
+
+    def _frame(self, sequences: list[Running]) -> scheduler_pb2.Frame:
+        frame = scheduler_pb2.Frame(
+            sequence_id=np.array([s.sequence_id for s in sequences], "<u4").tobytes(),
+            token_id=np.array([s.step() for s in sequences], "<i4").tobytes(),
+        )
+        self._add_logprobs(frame, sequences)
+        for sequence in sequences:
+            reason = sequence.finish_reason()
+            if self.error is not None and not self._is_canary(sequence):
+                reason = sampling_pb2.FINISH_REASON_ERROR
+            if reason is not None:
+                finished = sequence.finished(reason)
+                finished.message = self.error or ""
+                frame.finished.append(finished)
+                del self.running[sequence.sequence_id]
+        return frame
+
+    def _add_logprobs(self, frame: scheduler_pb2.Frame, sequences: list[Running]) -> None:
+        """Rows of those who asked: -0.5, and as alternatives tokens 10, 11, ..."""
+        rows = [
+            (row, s.submit.sampling.num_logprobs)
+            for row, s in enumerate(sequences)
+            if s.submit.sampling.HasField("num_logprobs")
+        ]
+        if not rows:
+            return
+        columns = frame.logprobs
+        columns.row = np.array([row for row, _ in rows], "<i4").tobytes()
+        columns.logprob = np.full(len(rows), -0.5, "<f4").tobytes()
+        columns.rank = np.ones(len(rows), "<i4").tobytes()
+        columns.num_top = np.array([count for _, count in rows], "<i4").tobytes()
+        top = [10 + i for _, count in rows for i in range(count)]
+        columns.top_token_id = np.array(top, "<i4").tobytes()
+        columns.top_logprob = np.array([-float(token) for token in top], "<f4").tobytes()
+
+    @staticmethod
+    def _is_canary(sequence: Running) -> bool:
+        return sequence.submit.request_id == "canary"
+
+
+@asynccontextmanager
+async def fake_scheduler() -> AsyncIterator[tuple[FakeScheduler, str]]:
+    """The scheduler and its address."""
+    scheduler = FakeScheduler()
+    server = grpc.aio.server()
+    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(scheduler, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield scheduler, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(grace=None)

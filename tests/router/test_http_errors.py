@@ -1,0 +1,236 @@
+"""Whatever is wrong gets its status and OpenAI's error body, and the server serves on."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from protos.quire.v1 import scheduler_pb2
+from router.http_protocol import MAX_HEADER_BYTES
+from router.server import Router
+from tests.router.conftest import StartRouter, until
+from tests.router.fake_scheduler import FakeScheduler
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+PATH = "/v1/chat/completions"
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a response, which must have OpenAI's shape."""
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def serves(http: httpx.AsyncClient) -> bool:
+    return (await http.post(PATH, json=CHAT)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (b"{", 400, None),
+        (b'{"messages": [], "temperature": NaN}', 400, None),
+        (json.dumps({"messages": []}).encode(), 400, "messages"),
+        (json.dumps({**CHAT, "n": 0}).encode(), 400, "n"),
+        (json.dumps({**CHAT, "n": 10_000}).encode(), 400, "n"),
+        (json.dumps({**CHAT, "max_tokens": 0}).encode(), 400, "max_tokens"),
+        (json.dumps({**CHAT, "max_tokens": -4}).encode(), 400, "max_tokens"),
+        (json.dumps({**CHAT, "max_tokens": 10**12}).encode(), 400, "max_tokens"),
+        (json.dumps({**CHAT, "temperature": -1}).encode(), 400, "temperature"),
+        (json.dumps({**CHAT, "model": "other"}).encode(), 404, "model"),
+    ],
+)
+async def test_bad_bodies(
+    http: httpx.AsyncClient, body: bytes, status: int, param: str | None
+) -> None:
+    assert error_of(await http.post(PATH, content=body), status)["param"] == param
+    assert await serves(http)
+
+
+async def test_a_prompt_over_the_models_length(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"prompt": [5] * 256})
+    error = error_of(response, 400)
+    assert error["code"] == "context_length_exceeded"
+    assert "256 tokens; this model accepts at most 256" in error["message"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_over_the_limit(start_router: StartRouter, declared: bool) -> None:
+    async def chunks() -> Any:
+        for _ in range(20):
+            yield b"x" * 100_000
+
+    async with (
+        start_router(max_body_bytes=1_000_000) as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        content = b"x" * 2_000_000 if declared else chunks()
+        response = await http.post(PATH, content=content)
+        error = error_of(response, 413)
+        assert error["message"] == (
+            "the body has 2000000 bytes; this server accepts at most 1000000"
+        )
+        assert await serves(http)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", PATH, "POST"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("POST", "/health", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method(
+    http: httpx.AsyncClient, method: str, path: str, allowed: str
+) -> None:
+    response = await http.request(method, path)
+    assert error_of(response, 405)["code"] == "method_not_allowed"
+    assert sorted(response.headers["allow"].split(", ")) == allowed.split(", ")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat/completions/", "/v2/models", "/%00"])
+async def test_an_unknown_path(http: httpx.AsyncClient, path: str) -> None:
+    assert error_of(await http.get(path), 404)["code"] == "unknown_url"
+
+
+async def test_headers_without_end(router: Router) -> None:
+    host, _, port = router.address.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /health HTTP/1.1\r\nx: ")
+    for _ in range(4):
+        writer.write(b"x" * (MAX_HEADER_BYTES // 2))
+    assert (await reader.read(12)) == b"HTTP/1.1 431"
+    writer.close()
+
+
+async def test_the_api_key_guards_all_but_probes(start_router: StartRouter) -> None:
+    async with start_router(api_key="secret") as router:
+        async with httpx.AsyncClient(base_url=router.address) as http:
+            for path in ("/health", "/ready", "/metrics"):
+                assert (await http.get(path)).status_code == 200
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+                response = await http.get("/v1/models", headers=headers)
+                assert error_of(response, 401)["code"] == "invalid_api_key"
+                assert response.headers["www-authenticate"] == "Bearer"
+            assert (await http.get("/nothing")).status_code == 401
+        async with openai.AsyncOpenAI(
+            base_url=f"{router.address}/v1", api_key="secret", max_retries=0
+        ) as client:
+            assert await client.chat.completions.create(model="tiny", **CHAT)
+
+
+async def test_more_than_may_be_in_flight(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    scheduler.hold_at = 1
+    async with (
+        start_router(max_in_flight=1) as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        first = asyncio.create_task(http.post(PATH, json=CHAT))
+        await until(lambda: len(scheduler.submits) == 1)
+        refused = await http.post(PATH, json=CHAT)
+        assert error_of(refused, 429)["type"] == "rate_limit_error"
+        assert refused.headers["retry-after"] == "1"
+        scheduler.hold_at = None
+        assert (await first).status_code == 200
+        assert await serves(http)
+
+
+@pytest.mark.parametrize("trouble", ["worker", "draining", "another model"])
+async def test_nobody_to_serve(
+    http: httpx.AsyncClient, router: Router, scheduler: FakeScheduler, trouble: str
+) -> None:
+    match trouble:
+        case "worker":
+            scheduler.num_replicas = 0
+        case "draining":
+            scheduler.draining = True
+        case "another model":
+            scheduler.vocab_size = 401
+    scheduler.tell_status()
+    await until(lambda: not router.core.readiness.is_ready())
+    response = await http.post(PATH, json=CHAT)
+    assert error_of(response, 503)["code"] == "service_unavailable"
+    assert int(response.headers["retry-after"]) >= 1
+    assert error_of(await http.get("/ready"), 503)
+    assert (await http.get("/health")).status_code == 200
+
+
+async def test_no_scheduler_at_all(start_router: StartRouter, scheduler: FakeScheduler) -> None:
+    async with (
+        start_router(until_ready=False, scheduler="127.0.0.1:1") as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        assert (await http.get("/health")).status_code == 200
+        error = error_of(await http.post(PATH, json=CHAT), 503)
+        assert error["message"] == "the scheduler is not connected"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "field"),
+    [
+        (scheduler_pb2.REFUSAL_CODE_INVALID, 400, "max_tokens"),
+        (scheduler_pb2.REFUSAL_CODE_OVERLOADED, 429, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_the_scheduler_refuses(
+    http: httpx.AsyncClient,
+    scheduler: FakeScheduler,
+    router: Router,
+    code: scheduler_pb2.RefusalCode,
+    status: int,
+    field: str | None,
+    stream: bool,
+) -> None:
+    """Also a stream gets a proper status: it has not begun."""
+    scheduler.refusal = scheduler_pb2.Refusal(code=code, message="why not", field=field or "")
+    response = await http.post(PATH, json={**CHAT, "n": 3, "stream": stream})
+    error = error_of(response, status)
+    assert (error["message"], error["param"]) == ("why not", field)
+    assert router.core.engine._samples == {}
+    assert scheduler.aborted == []
+
+
+async def test_an_error_before_the_first_token_has_a_status(
+    http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    scheduler.error = "the numbers came out wrong"
+    error = error_of(await http.post(PATH, json={**CHAT, "stream": True}), 500)
+    assert error["message"] == "the numbers came out wrong"
+
+
+async def test_an_error_in_a_stream_is_its_last_event(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    scheduler.hold_at = 2
+    body = {"prompt": "xyz", "stream": True, "max_tokens": 9, "n": 2}
+    async with http.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.aiter_lines()
+        first = await anext(lines)
+        assert first.startswith("data: {")
+        scheduler.error = "the numbers came out wrong"
+        scheduler.hold_at = None
+        rest = [line async for line in lines if line]
+    assert response.status_code == 200
+    assert json.loads(rest[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+    assert "data: [DONE]" not in rest
+    assert router.core.engine._samples == {}
+
+
+async def test_a_unix_socket_serves_too(start_router: StartRouter, tmp_path: Path) -> None:
+    path = tmp_path / "router.sock"
+    async with start_router(uds=path) as router:
+        assert router.address == f"unix:{path}"
+        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as http:
+            assert await serves(http)
+    assert not path.exists()

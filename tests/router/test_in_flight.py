@@ -1,0 +1,183 @@
+"""Requests in flight: clients that leave or do not read, and schedulers that come and go."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from protos.quire.v1 import scheduler_pb2
+from router import answers, engine
+from router.server import Router
+from tests.router.conftest import StartRouter, until
+from tests.router.fake_scheduler import FakeScheduler
+
+XYZ: dict[str, Any] = {"prompt": "xyz", "max_tokens": 30}
+PATH = "/v1/completions"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_is_aborted(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router, stream: bool
+) -> None:
+    scheduler.hold_at = 3
+    leaving = asyncio.create_task(http.post(PATH, json={**XYZ, "n": 2, "stream": stream}))
+    await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [3, 3])
+    ids = sorted(scheduler.running)
+    leaving.cancel()
+    await until(lambda: sorted(scheduler.aborted) == ids)
+    await until(lambda: router.core.metrics.in_flight == 0)
+    assert router.core.engine._samples == {}
+    await until(lambda: router.core.engine._leaving == set())
+    assert router.core.metrics.aborted == 1
+
+
+async def test_a_client_that_leaves_while_queued_is_aborted(
+    http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    scheduler.hold_at = 0
+    leaving = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(scheduler.submits) == 1)
+    leaving.cancel()
+    await until(lambda: scheduler.aborted == [scheduler.submits[0].sequence_id])
+
+
+async def test_a_scheduler_that_restarts_is_a_pause(
+    client: openai.AsyncOpenAI, scheduler: FakeScheduler, router: Router
+) -> None:
+    scheduler.hold_at = 4
+    streams = [
+        asyncio.create_task(collect(client, prompt=f"xyz{number}", seed=10 * number, n=2))
+        for number in range(3)
+    ]
+    await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4] * 6)
+    before = {submit.sequence_id: submit for submit in scheduler.submits}
+    scheduler.submits.clear()
+    scheduler.kill()
+    scheduler.hold_at = None
+    for number, texts in enumerate(await asyncio.gather(*streams)):
+        assert texts == [(f"xyz{number}" * 30)[:30]] * 2
+    assert len(scheduler.submits) == 6
+    for again in scheduler.submits:
+        first_id = max(i for i in before if i <= again.sequence_id)
+        original = before[first_id]
+        tokens = np.frombuffer(again.token_id, "<i4").tolist()
+        prompt = np.frombuffer(original.token_id, "<i4").tolist()
+        assert tokens == prompt + (prompt * 2)[:4]
+        assert again.num_prompt_tokens == original.num_prompt_tokens
+        assert (again.num_samples, again.max_tokens) == (1, 30)
+        assert again.seed == original.seed + again.sequence_id - first_id
+    assert router.core.metrics.resubmitted == 6
+    assert router.core.engine._samples == {}
+
+
+async def collect(client: openai.AsyncOpenAI, **request: Any) -> list[str]:
+    """The texts of a streamed completion, by sample."""
+    texts = [""] * request["n"]
+    stream = await client.completions.create(model="tiny", max_tokens=30, stream=True, **request)
+    async for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    return texts
+
+
+async def test_what_was_complete_when_the_scheduler_died_is_not_asked_again(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    """A stop string was found, but the scheduler's word on it is lost."""
+    scheduler.deaf_to_finish = True
+    asking = asyncio.create_task(http.post(PATH, json={"prompt": "xqzqx", "stop": ["zq"]}))
+    await until(lambda: bool(scheduler.finishes))
+    scheduler.kill()
+    response = await asking
+    assert response.json()["choices"][0]["text"] == "xq"
+    assert response.json()["usage"]["completion_tokens"] == 4
+    assert len(scheduler.submits) == 1
+
+
+async def test_an_overloaded_scheduler_gets_what_it_had_accepted_again(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "RETRY_S", 0.01)
+    scheduler.hold_at = 4
+    asking = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4])
+    scheduler.refusal = scheduler_pb2.Refusal(
+        code=scheduler_pb2.REFUSAL_CODE_OVERLOADED, message="full"
+    )
+    scheduler.hold_at = None
+    scheduler.kill()
+    await until(lambda: len(scheduler.submits) >= 3)
+    scheduler.refusal = None
+    assert (await asking).json()["choices"][0]["text"] == "xyz" * 10
+
+
+async def test_a_scheduler_that_stays_away_ends_what_waits_for_it(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    scheduler.hold_at = 4
+    async with (
+        start_router(scheduler_timeout_s=0.05) as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        asking = asyncio.create_task(http.post(PATH, json=XYZ))
+        await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4])
+        scheduler.num_replicas = 0
+        scheduler.kill()
+        response = await asking
+        assert response.status_code == 503
+        assert "did not come back" in response.json()["error"]["message"]
+
+
+async def test_each_scheduler_is_proven_by_a_token(
+    router: Router, scheduler: FakeScheduler
+) -> None:
+    assert scheduler.num_canaries == 1
+    scheduler.kill()
+    await until(lambda: not router.core.readiness.is_ready())
+    await until(router.core.readiness.is_ready)
+    assert (scheduler.num_canaries, scheduler.incarnation) == (2, 2)
+    assert router.core.metrics.generation_tokens == 0
+
+
+async def test_a_worker_that_was_not_seen_lately_is_not_ready(
+    router: Router, scheduler: FakeScheduler
+) -> None:
+    scheduler.last_seen_s = engine.FRESH_S + 1
+    scheduler.tell_status()
+    await until(lambda: not router.core.readiness.is_ready())
+    assert router.core.readiness.why_not() == "no worker has given a sign of life lately"
+
+
+async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
+    start_router: StartRouter, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "MAX_UNREAD_TOKENS", 64)
+    monkeypatch.setattr(answers, "SEND_S", 0.05)
+    scheduler.max_model_len = 10_000_000
+    body = json.dumps({**XYZ, "stream": True, "max_tokens": 1_000_000, "n": 32}).encode()
+    async with start_router() as router:
+        host, _, port = router.address.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+        async with httpx.AsyncClient(base_url=router.address, timeout=20) as http:
+            assert (await http.post(PATH, json=XYZ)).status_code == 200
+        await until(lambda: len(scheduler.aborted) == 32)
+        await until(lambda: router.core.metrics.in_flight == 0)
+        writer.close()
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1 << 30)
+
+
+async def test_ids_of_what_is_in_flight_are_not_used_again(router: Router) -> None:
+    registry = router.core.engine
+    registry._next_id = (1 << 32) - 2
+    registry._leaving = {2}
+    assert registry._unused_ids(2) == (1 << 32) - 2
+    assert registry._unused_ids(3) == 4
+    registry._leaving = set()

@@ -1,0 +1,154 @@
+"""`python -m router` as a process: what it says, how it ends, what it does not import."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.router.conftest import until
+from tests.router.fake_scheduler import FakeScheduler
+
+PATIENCE_S = 60
+
+
+@dataclass
+class Process:
+    """A running router."""
+
+    process: asyncio.subprocess.Process
+    ready: dict[str, Any]
+
+    async def end(self) -> int:
+        """Its exit code, when it has ended."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def running(*arguments: str) -> AsyncIterator[Process]:
+    """A router process that serves."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "router", "--port", "0", "--grpc-port", "0"),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            line = (await process.stdout.readline()).decode()
+        assert line.startswith("quire-ready ")
+        yield Process(process, json.loads(line.removeprefix("quire-ready ")))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_it_serves_without_anybody_and_ends_when_told(model_dir: Path) -> None:
+    async with running("--model", str(model_dir), "--scheduler", "127.0.0.1:1") as router:
+        ready = router.ready
+        assert (ready["role"], ready["pid"]) == ("router", router.process.pid)
+        assert ready["metrics"] == f"{ready['address']}/metrics"
+        async with httpx.AsyncClient(base_url=ready["address"]) as http:
+            assert (await http.get("/health")).status_code == 200
+            assert (await http.get("/ready")).status_code == 503
+        router.process.send_signal(signal.SIGTERM)
+        assert await router.end() == 0
+
+
+async def test_it_finishes_what_runs_before_it_ends(
+    model_dir: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    scheduler, address = served
+    scheduler.hold_at = 2
+    async with running("--model", str(model_dir), "--scheduler", address) as router:
+        async with httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http:
+            await until(lambda: scheduler.num_canaries > 0)
+            body = {"prompt": "xyz", "max_tokens": 9}
+            asking = asyncio.create_task(http.post("/v1/completions", json=body))
+            await until(lambda: bool(scheduler.submits))
+            router.process.send_signal(signal.SIGTERM)
+            await until_refused(http)
+            assert (await http.get("/health")).status_code == 200
+            assert (await http.get("/ready")).status_code == 503
+            scheduler.hold_at = None
+            assert (await asking).json()["choices"][0]["text"] == "xyzxyzxyz"
+        assert await router.end() == 0
+
+
+async def until_refused(http: httpx.AsyncClient) -> None:
+    """Returns when new requests get 503."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (await http.post("/v1/completions", json={"prompt": ""})).status_code != 503:
+            pass
+
+
+async def test_the_second_signal_ends_it_at_once(
+    model_dir: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    scheduler, address = served
+    scheduler.hold_at = 2
+    async with (
+        running("--model", str(model_dir), "--scheduler", address) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http,
+    ):
+        await until(lambda: scheduler.num_canaries > 0)
+        asking = asyncio.create_task(http.post("/v1/completions", json={"prompt": "xyz"}))
+        await until(lambda: bool(scheduler.submits))
+        router.process.send_signal(signal.SIGTERM)
+        await until_refused(http)
+        router.process.send_signal(signal.SIGTERM)
+        assert await router.end() == 1
+        with pytest.raises(httpx.TransportError):
+            await asking
+
+
+def refused(*arguments: str) -> str:
+    """The error line of a router that does not start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "router", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return line
+
+
+def test_a_model_directory_that_does_not_exist() -> None:
+    assert refused("--model", "/nowhere") == "error: model directory /nowhere does not exist"
+
+
+@pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
+def test_a_port_in_use(model_dir: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"--port": "0", "--grpc-port": "0"} | {flag: str(port)}
+        arguments = [word for pair in ports.items() for word in pair]
+        line = refused("--model", str(model_dir), *arguments)
+    assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert "in use" in line
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys, router.__main__, router.server\n"
+        "heavy = {'torch', 'transformers', 'numba', 'scheduler', 'worker', 'kernels', 'quire'}\n"
+        "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0
