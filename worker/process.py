@@ -226,7 +226,8 @@ def _start_link(scheduler: str, wake: socket.socket) -> tuple[subprocess.Popen[b
     ours, theirs = socket.socketpair()
     with theirs:
         fd = theirs.fileno()
-        command = [sys.executable, "-m", "worker.link", "--fd", str(fd), "--scheduler", scheduler]
+        python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
+        command = [*python, "-m", "worker.link", "--fd", str(fd), "--scheduler", scheduler]
         child = subprocess.Popen(
             command,
             pass_fds=[fd],
