@@ -1,0 +1,214 @@
+"""The model against transformers', in float32, however its tokens are spread over steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from kernels import ops
+from kernels.batch import AttentionBatch
+from worker.kv_cache import KVCache
+from worker.loader import LoadedModel, load_model
+
+CPU = torch.device("cpu")
+NUM_TOKENS = 41
+# Odd sizes, grouped heads, a head_dim that is not hidden / heads.
+SMALL = {
+    "vocab_size": 101,
+    "hidden_size": 42,
+    "intermediate_size": 75,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+VARIANTS: dict[str, Any] = {
+    "plain": LlamaConfig(**SMALL),
+    "tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
+    "no-groups": LlamaConfig(**SMALL | {"num_key_value_heads": 6}),
+    "llama3-rope": LlamaConfig(**SMALL, rope_parameters=LLAMA3),
+    "linear-rope": LlamaConfig(**SMALL, rope_parameters=LINEAR),
+    "mistral": MistralConfig(**SMALL, sliding_window=None),
+}
+
+
+@dataclass
+class Case:
+    """One saved model, loaded by us, and what transformers says of one token sequence."""
+
+    directory: Path
+    loaded: LoadedModel
+    token_ids: torch.Tensor
+    expected: torch.Tensor
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    config = VARIANTS[request.param]
+    kind = MistralForCausalLM if isinstance(config, MistralConfig) else LlamaForCausalLM
+    torch.manual_seed(5)
+    model = kind(config).float().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    directory = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(directory)
+    token_ids = torch.randint(0, config.vocab_size, (NUM_TOKENS,))
+    with torch.inference_mode():
+        expected = model(token_ids[None]).logits[0].clone()
+    loaded = load_model(directory, dtype="auto", device=CPU)
+    return Case(directory, loaded, token_ids, expected)
+
+
+@dataclass
+class Steps:
+    """Runs rows of one token sequence through a model; each name is a sequence with own blocks."""
+
+    case: Case
+    block_size: int = 4
+    kv: KVCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.case.loaded.config
+        self.blocks_each = -(-NUM_TOKENS // self.block_size)
+        self.kv = KVCache(config, 4 * self.blocks_each, self.block_size, torch.float32, CPU)
+        for cache in (*self.kv.keys, *self.kv.values):
+            cache[1:] = float("nan")  # what was never written must never be read
+
+    def __call__(self, *rows: tuple[int, int, int], num_decodes: int = 0) -> torch.Tensor:
+        """Each row is (sequence, first token, end); logits of all tokens, [num_tokens, vocab]."""
+        counts = [end - start for _, start, end in rows]
+        tables = [self._table(sequence) for sequence, _, _ in rows]
+        batch = AttentionBatch(
+            token_ids=torch.cat([self.case.token_ids[start:end] for _, start, end in rows]),
+            positions=torch.cat([torch.arange(start, end) for _, start, end in rows]),
+            cu_seqlens=torch.tensor([0, *counts]).cumsum(0).to(torch.int32),
+            seq_lens=torch.tensor([end for _, _, end in rows], dtype=torch.int32),
+            block_table=torch.tensor(tables, dtype=torch.int32),
+            num_decodes=num_decodes,
+            sample_index=torch.arange(sum(counts)),
+        )
+        return self.case.loaded.model.forward(batch, self.kv)
+
+    def _table(self, sequence: int) -> list[int]:
+        """Blocks of a sequence, highest first, so that order in memory is not order in time."""
+        first = 1 + sequence * self.blocks_each
+        return list(range(first, first + self.blocks_each))[::-1]
+
+
+def assert_logits(got: torch.Tensor, expected: Sequence[torch.Tensor] | torch.Tensor) -> None:
+    wanted = expected if isinstance(expected, torch.Tensor) else torch.cat(list(expected))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16, 64])
+def test_a_whole_prompt_equals_transformers(case: Case, block_size: int) -> None:
+    assert_logits(Steps(case, block_size)((0, 0, NUM_TOKENS)), case.expected)
+
+
+def test_a_prompt_in_chunks_equals_transformers(case: Case) -> None:
+    steps = Steps(case)
+    bounds = [0, 1, 6, 7, 23, NUM_TOKENS]
+    parts = [steps((0, a, b)) for a, b in pairwise(bounds)]
+    assert_logits(torch.cat(parts), case.expected)
+
+
+def test_token_by_token_equals_transformers(case: Case) -> None:
+    steps = Steps(case)
+    parts = [steps((0, at, at + 1), num_decodes=1) for at in range(NUM_TOKENS)]
+    assert_logits(torch.cat(parts), case.expected)
+
+
+def test_decodes_and_chunks_share_a_step(case: Case) -> None:
+    steps = Steps(case)
+    steps((0, 0, 9), (1, 0, 30))
+    got = steps((1, 30, 31), (0, 9, 10), (2, 0, 17), (3, 0, 1), num_decodes=2)
+    expected = [case.expected[a:b] for a, b in ((30, 31), (9, 10), (0, 17), (0, 1))]
+    assert_logits(got, expected)
+
+
+def test_a_chunk_reads_blocks_that_the_same_step_writes(case: Case) -> None:
+    steps = Steps(case)
+    assert_logits(steps((0, 0, 12), (0, 12, 20)), case.expected[:20])
+
+
+def test_compiled_ops_and_plain_torch_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "select", lambda device, dtype: ops.REFERENCE)
+    plain = Case(
+        case.directory,
+        load_model(case.directory, dtype="float32", device=CPU),
+        case.token_ids,
+        case.expected,
+    )
+    steps = Steps(plain)
+    assert_logits(steps((0, 0, 20)), case.expected[:20])
+    assert_logits(
+        steps((0, 20, 21), (1, 0, 9), num_decodes=1), (case.expected[20:21], case.expected[:9])
+    )
+
+
+def test_a_masked_row_leaves_the_others_alone(case: Case) -> None:
+    steps = Steps(case)
+    steps((0, 0, 8))
+    batch = AttentionBatch(
+        token_ids=torch.stack((torch.tensor(7), case.token_ids[8])),
+        positions=torch.tensor([0, 8]),
+        cu_seqlens=torch.tensor([0, 1, 2], dtype=torch.int32),
+        seq_lens=torch.tensor([1, 9], dtype=torch.int32),
+        block_table=torch.stack((torch.zeros(11), torch.tensor(steps._table(0)))).to(torch.int32),
+        num_decodes=2,
+        sample_index=torch.tensor([1]),
+    )
+    assert_logits(case.loaded.model.forward(batch, steps.kv), case.expected[8:9])
+
+
+def test_only_the_wanted_rows_get_logits(case: Case) -> None:
+    steps = Steps(case)
+    steps((0, 0, 3))
+    batch = AttentionBatch(
+        token_ids=case.token_ids[3:9],
+        positions=torch.arange(3, 9),
+        cu_seqlens=torch.tensor([0, 6], dtype=torch.int32),
+        seq_lens=torch.tensor([9], dtype=torch.int32),
+        block_table=torch.tensor([steps._table(0)], dtype=torch.int32),
+        num_decodes=0,
+        sample_index=torch.tensor([5, 0]),
+    )
+    assert_logits(case.loaded.model.forward(batch, steps.kv), case.expected[[8, 3]])
+    nobody = replace(batch, sample_index=torch.empty(0, dtype=torch.int64))
+    assert case.loaded.model.forward(nobody, steps.kv).shape == (0, 101)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near(case: Case, dtype: str) -> None:
+    loaded = load_model(case.directory, dtype=dtype, device=CPU)
+    steps = Steps(Case(case.directory, loaded, case.token_ids, case.expected))
+    steps.kv = KVCache(loaded.config, 44, 4, loaded.dtype, CPU)
+    got = steps((0, 0, NUM_TOKENS))
+    scale = case.expected.abs().max()
+    assert (got - case.expected).abs().max() < 0.1 * scale
+
+
+def test_a_sharded_checkpoint_is_the_same_model(case: Case, tmp_path: Path) -> None:
+    kind = MistralForCausalLM if case.directory.name.startswith("mistral") else LlamaForCausalLM
+    kind.from_pretrained(case.directory).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    sharded = load_model(tmp_path, dtype="auto", device=CPU)
+    steps = Steps(Case(tmp_path, sharded, case.token_ids, case.expected))
+    assert_logits(steps((0, 0, NUM_TOKENS)), case.expected)
