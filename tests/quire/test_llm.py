@@ -1,0 +1,140 @@
+"""`LLM` on the real small model: three processes, unix sockets, nothing left behind."""
+
+import contextlib
+import os
+import select
+import signal
+
+import pytest
+
+from quire import LLM, SamplingParams
+from quire.errors import ConfigurationError, RequestFailed, StackFailed
+from quire.registry import running_stacks
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(autouse=True)
+def _one_runtime_directory(run_dir, monkeypatch):
+    """The stack of this module outlives a test, and so must its directory."""
+    monkeypatch.setenv("QUIRE_RUN", run_dir)
+
+
+@pytest.fixture(scope="module")
+def llm(run_dir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUIRE_RUN", run_dir)
+        with LLM("smollm2", max_model_len=256, num_blocks=256, threads=1) as llm:
+            yield llm
+
+
+def test_a_text_is_continued(llm):
+    [output] = llm.generate("The capital of France is", GREEDY)
+    [sample] = output.outputs
+    assert sample.text.startswith(" Paris")
+    assert (len(sample.token_ids), sample.finish_reason) == (8, "length")
+    assert output.prompt == "The capital of France is"
+    assert len(output.prompt_token_ids) == output.num_prompt_tokens == 5
+
+
+def test_token_ids_and_their_text_give_the_same(llm):
+    [text] = llm.generate("The capital of France is", GREEDY)
+    [ids] = llm.generate(text.prompt_token_ids, GREEDY)
+    assert ids.outputs == text.outputs
+    assert ids.prompt is None
+
+
+def test_answers_are_in_the_order_of_the_prompts(llm):
+    lengths = [8, 1, 5, 3, 2, 7]
+    params = [SamplingParams(temperature=0, max_tokens=length) for length in lengths]
+    outputs = llm.generate(["Once upon a time"] * len(lengths), params)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == lengths
+    longest = outputs[0].outputs[0].token_ids
+    assert all(longest[: len(o.outputs[0].token_ids)] == o.outputs[0].token_ids for o in outputs)
+
+
+def test_a_conversation_is_answered(llm):
+    [output] = llm.chat([{"role": "user", "content": "What is 2+2?"}], GREEDY)
+    assert output.outputs[0].text
+    assert output.prompt_token_ids is None
+
+
+def test_samples_of_one_prompt_differ_and_a_seed_repeats_them(llm):
+    params = SamplingParams(n=3, seed=7, max_tokens=12)
+    first, second = llm.generate(["Once upon a time"] * 2, params)
+    assert first.outputs == second.outputs
+    assert [sample.index for sample in first.outputs] == [0, 1, 2]
+    assert len({sample.text for sample in first.outputs}) == 3
+
+
+def test_logprobs_name_the_chosen_token_and_the_likeliest(llm):
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=2)
+    [output] = llm.generate("The capital of France is", params)
+    [sample] = output.outputs
+    assert len(sample.logprobs) == 4
+    for token_id, alternatives in zip(sample.token_ids, sample.logprobs, strict=True):
+        assert alternatives[token_id].rank == 1
+        assert len(alternatives) == 2
+        assert all(entry.logprob < 0 for entry in alternatives.values())
+
+
+def test_a_prompt_that_never_fits_is_refused_with_both_numbers(llm):
+    with pytest.raises(RequestFailed, match=r"the prompt has 300 tokens.* at most 256"):
+        llm.generate([1] * 300, GREEDY)
+    assert llm.generate("Still", GREEDY)
+
+
+def test_one_set_of_parameters_per_prompt(llm):
+    with pytest.raises(ValueError, match="sampling_params has 1 entries; it must have one, or one"):
+        llm.generate(["a", "b"], [GREEDY])
+
+
+def test_a_killed_worker_costs_a_pause_and_no_token(llm):
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    before = llm.generate("Once upon a time", params)
+    [stack] = running_stacks()
+    [worker] = [process.pid for process in stack.processes if process.role == "worker"]
+    os.kill(worker, signal.SIGKILL)
+    after = llm.generate("Once upon a time", params)
+    assert after[0].outputs == before[0].outputs
+
+
+def test_an_unknown_option_names_the_known_ones():
+    with pytest.raises(TypeError, match="unknown option 'tensor_size'; options are: replicas"):
+        LLM("smollm2", tensor_size=2)
+
+
+def test_no_replicas_is_refused():
+    with pytest.raises(ConfigurationError, match="replicas is 0; it must be at least 1"):
+        LLM("smollm2", replicas=0)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_stack_with_the_workers_words(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchForCausalLM"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 8)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(StackFailed) as failure:
+        LLM(str(tmp_path))
+    assert failure.value.exit_code == 2
+    assert "\n" not in str(failure.value)
+
+
+def test_closing_ends_every_process():
+    llm = LLM("smollm2", max_model_len=64, num_blocks=16, threads=1)
+    processes = [
+        p for stack in running_stacks() for p in stack.processes if stack.pid == os.getpid()
+    ]
+    watches = [os.pidfd_open(process.pid) for process in processes]
+    assert len(watches) >= 3
+    llm.close()
+    llm.close()
+    mine = watches[-3:]
+    assert all(select.select([watch], [], [], 0)[0] for watch in mine)
+    for watch in watches:
+        with contextlib.suppress(OSError):
+            os.close(watch)
