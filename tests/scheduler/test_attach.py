@@ -115,6 +115,14 @@ async def test_a_replica_is_up_only_when_all_its_ranks_are(served: Served) -> No
     assert len(served.cell.view().replicas) == 1
 
 
+async def test_a_rank_that_leaves_before_the_others_come_is_forgotten(served: Served) -> None:
+    gone = await FakeRank.dialled(served.address, rank=0, world_size=2)
+    gathering = served.cell._replicas._gathering
+    await eventually(lambda: bool(gathering))
+    await gone.hang_up()
+    await eventually(lambda: not gathering)
+
+
 async def test_only_rank_zero_answers(served: Served) -> None:
     ranks = [await FakeRank.dialled(served.address, rank=index, world_size=2) for index in range(2)]
     for rank in ranks:

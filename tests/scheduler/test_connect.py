@@ -88,31 +88,34 @@ async def test_logprobs_point_into_the_frame_they_travel_in(served: Served) -> N
     rank = await FakeRank.attached(served.address)
     routers = [await FakeRouter.connected(served.address, name) for name in ("a", "b")]
     for length, router in enumerate(routers, start=3):
-        await router.submit(9, [1] * length, max_tokens=1)
+        await router.submit(9, [1] * length, max_tokens=6)
     await eventually(lambda: served.cell.state().num_running == 2)
-    plans = [await rank.plan()]
-    while sum(len(plan.admit) for plan in plans) < 2:
-        plans.append(await rank.plan())
-    results = [rank.execute(plan) for plan in plans]
-    for result in results:
+    rows_together = 0
+    while served.cell.state().num_running:
+        result = rank.execute(await rank.plan())
         tokens = ints(result.token_id)
+        rows_together = max(rows_together, len(tokens))
         result.logprobs.row = column(*range(len(tokens)))
-        result.logprobs.logprob = np.array([-token / 1000 for token in tokens], "<f4").tobytes()
+        result.logprobs.logprob = floats(*(-token for token in tokens))
         result.logprobs.rank = column(*tokens)
         result.logprobs.num_top = column(*(token % 2 + 1 for token in tokens))
         top = [token + n for token in tokens for n in range(token % 2 + 1)]
         result.logprobs.top_token_id = column(*top)
-        result.logprobs.top_logprob = np.array(top, "<f4").tobytes()
+        result.logprobs.top_logprob = floats(*top)
+        num_steps = served.cell.view().replicas[0].num_steps
         await rank.send_result(result)
+        await eventually(lambda n=num_steps: served.cell.view().replicas[0].num_steps > n)
 
+    assert rows_together == 2
     for length, router in enumerate(routers, start=3):
-        frame = await router.frame()
-        token = token_at(length)
-        assert ints(frame.token_id) == [token]
-        assert ints(frame.logprobs.row) == [0]
-        assert ints(frame.logprobs.rank) == [token]
-        assert ints(frame.logprobs.top_token_id) == [token + n for n in range(token % 2 + 1)]
-        assert len(frame.logprobs.top_logprob) == len(frame.logprobs.top_token_id)
+        for n in range(6):
+            frame, token = await router.frame(), token_at(length + n)
+            top = [token + n for n in range(token % 2 + 1)]
+            assert ints(frame.token_id) == ints(frame.logprobs.rank) == [token]
+            assert ints(frame.logprobs.row) == [0]
+            assert frame.logprobs.logprob == floats(-token)
+            assert ints(frame.logprobs.top_token_id) == top
+            assert frame.logprobs.top_logprob == floats(*top)
 
 
 def sampling(**fields: Any) -> dict[str, Any]:

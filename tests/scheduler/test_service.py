@@ -3,10 +3,12 @@
 import asyncio
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.quire.v1 import scheduler_pb2
+from scheduler.service import GrpcServer, PortTaken
 from tests.scheduler.conftest import Served
 from tests.scheduler.peers import FakeRank, FakeRouter, eventually, token_at, within_time
 
@@ -59,6 +61,22 @@ async def _drain(served: Served) -> None:
 
 async def test_an_idle_cell_drains_at_once(served: Served) -> None:
     await within_time(_drain(served))
+
+
+async def test_a_dismissed_router_gets_its_last_news_first(served: Served) -> None:
+    router = await FakeRouter.connected(served.address)
+    served.cell.tick()
+    served.cell.dismiss()
+    await router.status()
+    assert await router.end() == (
+        grpc.StatusCode.UNAVAILABLE,
+        "the scheduler is shutting down",
+    )
+
+
+async def test_two_schedulers_do_not_share_a_port(served: Served) -> None:
+    with pytest.raises(PortTaken, match=served.address):
+        GrpcServer(served.cell).listen(served.address)
 
 
 async def test_health_is_told_per_service(served: Served) -> None:
