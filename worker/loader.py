@@ -67,7 +67,7 @@ def load_model(
         eos_token_ids = _eos_token_ids(path, raw, config)
         checkpoint = Checkpoint.open(path)
         checkpoint.check_shapes(checkpoint_tensors(config), _ignored_tensors(config))
-    except (UnsupportedModelError, CheckpointError) as error:
+    except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
     weight_dtype = _weight_dtype(config, dtype, device)
     model = LlamaModel(config, lambda name: checkpoint.read(name, weight_dtype, device))
