@@ -29,7 +29,6 @@ from scheduler.wire.columns import Malformed
 logger = logging.getLogger(__name__)
 
 _QUIET_S = 1.0
-_BURST_S = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +39,8 @@ class CellConfig:
     """No step is given up before this, however quick its replica usually is."""
     router_outbox_bytes: int = 16 * 2**20
     """Unread by one router, beyond which it is cut off."""
+    burst_s: float = 0.001
+    """After the first plan of an idle replica, how long the next waits for the rest of a burst."""
 
 
 class Cell:
@@ -195,11 +196,7 @@ class Cell:
     # ---- feeding ----
 
     def _feed_soon(self) -> None:
-        """Feeds every replica once the events that are already here have been taken in.
-
-        Requests that come together arrive one by one: a replica that idles gets its first plan at
-        once, and the ones ahead of it a moment later, when the rest of the burst is here.
-        """
+        """Feeds every replica once the events that are already here have been taken in."""
         if not self._feed_is_due:
             self._feed_is_due = True
             asyncio.get_running_loop().call_soon(self._feed_all)
@@ -207,12 +204,24 @@ class Cell:
     def _feed_all(self) -> None:
         self._feed_is_due = False
         for attachment in self._replicas:
-            if attachment.in_flight:
+            if not attachment.in_flight:
+                self._start(attachment)
+            elif not attachment.is_starting:
                 self._feed(attachment, attachment.pace.depth)
-            else:
-                self._feed(attachment, 1)
-                if attachment.in_flight:
-                    asyncio.get_running_loop().call_later(_BURST_S, self._feed_soon)
+
+    def _start(self, attachment: Attachment) -> None:
+        """Feeds a replica that idles. Requests that come together arrive one by one: its first
+        plan goes at once, the ones ahead of it a moment later, with the rest of the burst."""
+        self._feed(attachment, 1)
+        if attachment.in_flight:
+            attachment.is_starting = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.config.burst_s, self._feed_ahead, attachment)
+
+    def _feed_ahead(self, attachment: Attachment) -> None:
+        attachment.is_starting = False
+        if self._replicas.get(attachment.replica_id) is attachment:
+            self._feed(attachment, attachment.pace.depth)
 
     def _feed(self, attachment: Attachment, depth: int) -> None:
         """Sends plans until this many are in flight or nothing is left to compute."""

@@ -66,6 +66,8 @@ class Attachment:
     last_seen: float
     pace: Pace = field(default_factory=Pace)
     in_flight: deque[SentPlan] = field(default_factory=deque)
+    is_starting: bool = False
+    """It idled until a moment ago, and more of what woke it may be under way."""
     num_steps: int = 0
     last_result_at: float = 0.0
 

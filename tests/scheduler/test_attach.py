@@ -58,22 +58,35 @@ async def test_two_plans_are_sent_before_the_first_result(served: Served) -> Non
     assert router.tokens == {1: [token_at(3)]}
 
 
-async def test_requests_that_arrive_together_are_admitted_together(served: Served) -> None:
+def request(sequence_id: int, length: int) -> Request:
+    return Request(
+        router=1,
+        sequence_id=sequence_id,
+        token_ids=np.arange(length, dtype=np.int32),
+        num_prompt_tokens=length,
+        max_tokens=1,
+        seed=0,
+        sampling=GREEDY,
+    )
+
+
+async def test_requests_that_are_here_together_are_admitted_together(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
-    for sequence_id, length in ((1, 3), (2, 5)):
-        served.cell.submit(
-            Request(
-                router=1,
-                sequence_id=sequence_id,
-                token_ids=np.arange(length, dtype=np.int32),
-                num_prompt_tokens=length,
-                max_tokens=1,
-                seed=0,
-                sampling=GREEDY,
-            )
-        )
+    served.cell.submit(request(1, length=3))
+    served.cell.submit(request(2, length=5))
     plan = await rank.plan()
     assert [len(ints(admission.token_id)) for admission in plan.admit] == [3, 5]
+
+
+async def test_the_rest_of_a_burst_is_admitted_together(serve: Serve) -> None:
+    served = await serve(burst_s=0.3)
+    rank = await FakeRank.attached(served.address)
+    served.cell.submit(request(1, length=3))
+    assert len((await rank.plan()).admit) == 1
+    for sequence_id in (2, 3, 4):
+        served.cell.submit(request(sequence_id, length=5))
+        await asyncio.sleep(0)  # they arrive one by one
+    assert len((await rank.plan()).admit) == 3
 
 
 async def test_a_whole_answer_and_its_one_end(served: Served) -> None:
