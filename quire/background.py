@@ -51,7 +51,7 @@ class BackgroundStack:
         if self._closed:
             return
         try:
-            self.run(self.stack.stop(drain_s=10.0))
+            self.run(self.stack.stop())
         finally:
             self._end_loop()
 

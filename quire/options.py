@@ -13,6 +13,8 @@ class StackOptions:
     """How to run a stack; None leaves the process its own default."""
 
     replicas: int = 1
+    drain_timeout: float = 30.0
+    """Seconds that requests in flight may take to finish when the stack is stopped."""
 
     device: str | None = None
     dtype: str | None = None
@@ -64,6 +66,7 @@ _TAKES = {
         "watermark",
         "step_timeout",
         "max_queued",
+        "drain_timeout",
     ),
     "worker": (
         "served_model_name",
@@ -77,5 +80,5 @@ _TAKES = {
         "max_num_seqs",
         "max_num_batched_tokens",
     ),
-    "router": ("served_model_name", "max_body_bytes", "max_in_flight"),
+    "router": ("served_model_name", "max_body_bytes", "max_in_flight", "drain_timeout"),
 }

@@ -24,6 +24,9 @@ LINE_LIMIT_BYTES = 1 << 20
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 
+_PLAIN_ERRORS = {"TYPER_USE_RICH": "0"}
+"""A wrong flag is then one line, and not a box of several."""
+
 LogSink = Callable[[str, str], None]
 """Called with a child's name and one line that it wrote."""
 
@@ -109,7 +112,7 @@ class ChildProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=stdout_end,
                 stderr=stderr_end,
-                env=quire_environment() | dict(spec.environment),
+                env=quire_environment() | _PLAIN_ERRORS | dict(spec.environment),
                 start_new_session=True,
             )
         finally:
@@ -120,8 +123,8 @@ class ChildProcess:
     def last_words(self) -> str:
         """Its `error: ...` line without the word, or the last line it wrote, or nothing."""
         for line in reversed(self._tail):
-            if line.startswith("error: "):
-                return line.removeprefix("error: ")
+            if line.lower().startswith("error: "):
+                return line[len("error: ") :]
         return next((line for line in reversed(self._tail) if line.strip()), "")
 
     async def stop(self, timeout_s: float) -> None:

@@ -27,6 +27,8 @@ from quire.supervisor import Member, State, Supervisor
 
 STOP_ORDER = ("router", "worker", "scheduler")
 READY_POLL_S = 0.1
+FAREWELL_S = 5.0
+"""What a process gets beyond its drain before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +125,11 @@ class Stack:
             await asyncio.wait([self.failed], timeout=READY_POLL_S)
         raise self.failed.result()
 
-    async def stop(self, *, drain_s: float = 30.0) -> None:
-        """Ends every process; requests in flight may take `drain_s` to finish."""
+    async def stop(self) -> None:
+        """Ends every process; requests in flight may take `drain_timeout` to finish."""
+        limit_s = self._options.drain_timeout + FAREWELL_S
         try:
-            await self._supervisor.stop(STOP_ORDER, drain_s=drain_s)
+            await self._supervisor.stop(STOP_ORDER, timeout_s=limit_s)
         finally:
             await self.kill()
 

@@ -101,11 +101,11 @@ class Supervisor:
             task.cancel()
             raise self.failed.result()
 
-    async def stop(self, roles: Iterable[str], *, drain_s: float) -> None:
-        """Ends all members of each role together, role after role; each may drain for `drain_s`."""
+    async def stop(self, roles: Iterable[str], *, timeout_s: float) -> None:
+        """Ends the members of each role together, role after role; kills what takes too long."""
         for role in roles:
             of_role = [member for member in self.members if member.spec.role == role]
-            await asyncio.gather(*(self._stop_member(member, drain_s) for member in of_role))
+            await asyncio.gather(*(self._stop_member(member, timeout_s) for member in of_role))
 
     async def kill(self) -> None:
         """Ends all members now."""
@@ -115,11 +115,11 @@ class Supervisor:
         await asyncio.gather(*(process.kill() for process in processes))
         await asyncio.gather(*self._keepers.values())
 
-    async def _stop_member(self, member: Member, drain_s: float) -> None:
+    async def _stop_member(self, member: Member, timeout_s: float) -> None:
         member.stop_asked.set()
         self._change(member, State.STOPPING)
         if member.process:
-            await member.process.stop(drain_s)
+            await member.process.stop(timeout_s)
         await self._keepers[member]
         self._change(member, State.STOPPED)
 

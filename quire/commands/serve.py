@@ -70,7 +70,7 @@ def serve(
         from quire.commands.output import LogPrinter
 
         stack = Stack(resolved, options, door=door, log=LogPrinter())
-        await _Session(stack, door, drain_timeout).run()
+        await _Session(stack, door).run()
 
     announce(f"starting {options.replicas + 2} processes for {resolved.path}")
     asyncio.run(run())
@@ -79,10 +79,9 @@ def serve(
 class _Session:
     """A stack in the foreground, from its start to the signal that ends it."""
 
-    def __init__(self, stack: "Stack", door: "TcpDoor", drain_s: float) -> None:
+    def __init__(self, stack: "Stack", door: "TcpDoor") -> None:
         self._stack = stack
         self._door = door
-        self._drain_s = drain_s
         self._asked = asyncio.Event()
         self._asked_again = asyncio.Event()
 
@@ -117,7 +116,7 @@ class _Session:
 
         if not self._stack.failed.done():
             announce("finishing what is in flight; once more to stop at once")
-        drain = asyncio.create_task(self._stack.stop(drain_s=self._drain_s))
+        drain = asyncio.create_task(self._stack.stop())
         again = asyncio.create_task(self._asked_again.wait())
         await first_of(drain, again)
         again.cancel()
@@ -142,7 +141,7 @@ def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
         "model": stack.name,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
     }
-    key = " -H 'Authorization: Bearer '\"$QUIRE_API_KEY\"" if door.api_key else ""
+    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if door.api_key else ""
     metrics = {process.name: process.metrics for process in stack.record().processes}
     seconds = time.time() - stack.started_at
     console.print(f"\n[bold green]✓[/] [bold]{escape(stack.name)}[/] is ready ({seconds:.1f} s)\n")

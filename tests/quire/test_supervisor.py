@@ -75,7 +75,7 @@ async def test_a_child_serves_and_ends_when_asked(watched):
     await watched.supervisor.until_served()
     assert member.ready is not None
     assert member.ready.address == "here"
-    await watched.supervisor.stop(["worker"], drain_s=60)
+    await watched.supervisor.stop(["worker"], timeout_s=60)
     assert [state for _, state in watched.states] == [
         State.STARTING,
         State.READY,
@@ -126,7 +126,7 @@ async def test_waiting_for_service_ends_with_the_failure(watched):
 async def test_a_child_that_does_not_end_is_killed_after_its_time(watched):
     member = watched.supervisor.add(child(SERVE_AND_IGNORE_TERM))
     await watched.supervisor.until_served()
-    await watched.supervisor.stop(["worker"], drain_s=0.05)
+    await watched.supervisor.stop(["worker"], timeout_s=0.05)
     assert member.state is State.STOPPED
     assert any("worker warning not gone after 0.05 s: killed" in line for line in watched.lines)
 
@@ -135,7 +135,7 @@ async def test_roles_end_in_order(watched):
     for role in ("scheduler", "worker", "router"):
         watched.supervisor.add(child(SERVE_UNTIL_TERM, name=role, role=role))
     await watched.supervisor.until_served()
-    await watched.supervisor.stop(["router", "worker", "scheduler"], drain_s=60)
+    await watched.supervisor.stop(["router", "worker", "scheduler"], timeout_s=60)
     ended = [name for name, state in watched.states if state is State.STOPPED]
     assert ended == ["router", "worker", "scheduler"]
 
@@ -144,7 +144,7 @@ async def test_a_child_that_waits_to_be_started_again_can_be_stopped():
     watched = Watched(Restarts(first_delay_s=3600, max_delay_s=3600))
     member = watched.supervisor.add(child(DIE))
     await watched.until(lambda: member.state is State.RESTARTING)
-    await watched.supervisor.stop(["worker"], drain_s=60)
+    await watched.supervisor.stop(["worker"], timeout_s=60)
     assert member.state is State.STOPPED
 
 
