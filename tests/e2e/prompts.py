@@ -58,7 +58,10 @@ def chat_text(question: str) -> str:
 def load_prompts(model_dir: Path) -> list[Prompt]:
     """The prompts as token ids; chat answers end at the end token, raw ones run on."""
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    texts = [(chat_text(q), False) for q in _CHAT] + [(t, True) for t in [*_RAW, _LONG]]
+    chat = [(chat_text(question), False) for question in _CHAT]
+    raw = [(text, True) for text in _RAW]
+    # The long one is first: in a small pool all others grow beside it and lose their blocks.
+    texts = [(_LONG, True), *chat, *raw]
     prompts = [Prompt(tuple(tokenizer.encode(text).ids), ignore) for text, ignore in texts]
     assert len(prompts) == 32
     assert max(len(p.token_ids) for p in prompts) > 2000
