@@ -101,6 +101,17 @@ def running_stacks() -> list[StackRecord]:
     return sorted(records, key=lambda record: record.started_at)
 
 
+def the_served_stack() -> StackRecord | None:
+    """The stack that is meant when none is named: the only one on TCP, or the only one.
+
+    Stacks on unix sockets alone belong to a program (`LLM`) that uses them itself.
+    """
+    stacks = running_stacks()
+    on_tcp = [stack for stack in stacks if stack.url.startswith("http://")]
+    candidates = on_tcp or stacks
+    return candidates[0] if len(candidates) == 1 else None
+
+
 def _read(path: Path) -> StackRecord | None:
     """None for a file that vanished or that another version wrote."""
     try:

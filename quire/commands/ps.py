@@ -47,7 +47,8 @@ def _print_tables(stacks: "list[StackRecord]") -> None:
     console = Console(highlight=False)
     for stack in stacks:
         up = age(time.time() - stack.started_at)
-        console.print(f"[bold]{stack.model}[/] at {stack.url} (up {up}, supervisor {stack.pid})")
+        title = f"[bold]{stack.model}[/] at {stack.url} (up {up}, supervisor {stack.pid})"
+        console.print(title, soft_wrap=True)
         table = Table(box=None, pad_edge=False, header_style="dim")
         for title in ("NAME", "PID", "STATE", "AGE", "RESTARTS", "METRICS"):
             table.add_column(title, justify="right" if title in ("PID", "RESTARTS") else "left")

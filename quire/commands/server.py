@@ -47,13 +47,12 @@ def server(
 
 
 def _only_url() -> str:
-    from quire.registry import running_stacks
+    from quire.registry import running_stacks, the_served_stack
 
-    urls = [stack.url for stack in running_stacks()]
-    if len(urls) != 1:
-        found = "no stack runs" if not urls else f"{len(urls)} stacks run"
-        raise ConfigurationError(f"{found} here; give MODEL, or name a server with --url")
-    return urls[0]
+    if stack := the_served_stack():
+        return stack.url
+    found = f"{len(running_stacks()) or 'no'} stacks run here"
+    raise ConfigurationError(f"{found}; give MODEL, or name a server with --url")
 
 
 def _served_model(endpoint: Endpoint) -> str:

@@ -38,14 +38,14 @@ def state(
 
 def _only_scheduler() -> str:
     from quire.errors import ConfigurationError
-    from quire.registry import running_stacks
+    from quire.registry import running_stacks, the_served_stack
 
+    if stack := the_served_stack():
+        return stack.scheduler
     addresses = [stack.scheduler for stack in running_stacks()]
-    if len(addresses) != 1:
-        found = "no stack runs" if not addresses else f"{len(addresses)} stacks run"
-        names = "".join(f"\n  {address}" for address in addresses)
-        raise ConfigurationError(f"{found} here; name a scheduler with --address{names}")
-    return addresses[0]
+    names = f" ({', '.join(addresses)})" if addresses else ""
+    found = f"{len(addresses) or 'no'} stacks run here"
+    raise ConfigurationError(f"{found}; name a scheduler with --address{names}")
 
 
 def _print_state(totals: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def test_ps_shows_people_where_to_look(tmp_path):
 def test_state_without_a_stack_asks_for_an_address():
     finished = quire("state")
     assert finished.returncode == 2
-    assert finished.stderr == "error: no stack runs here; name a scheduler with --address\n"
+    assert finished.stderr == "error: no stacks run here; name a scheduler with --address\n"
 
 
 def test_state_of_nobody_says_who_does_not_answer(tmp_path):

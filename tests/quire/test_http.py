@@ -1,0 +1,106 @@
+"""The small HTTP client: whole answers, event streams, and every way a server can fail."""
+
+import asyncio
+import socket
+
+import pytest
+
+from quire.errors import ConfigurationError, RequestFailed
+from quire.http import Endpoint, Unreachable
+
+
+async def collect(endpoint: Endpoint, path: str = "/events") -> list[dict]:
+    return [event async for event in endpoint.events(path, {"stream": True})]
+
+
+async def test_get_gives_status_and_body(server):
+    server.answers["/ready"] = lambda answer, _: answer.json({"why": "loading"}, status=503)
+    status, body = await Endpoint(server.url).get("/ready")
+    assert (status, body) == (503, b'{"why": "loading"}')
+
+
+async def test_post_sends_json_and_the_key(server):
+    server.answers["/v1/x"] = lambda answer, payload: answer.json({"twice": payload["n"] * 2})
+    assert await Endpoint(server.url, "sesame").post("/v1/x", {"n": 21}) == {"twice": 42}
+    assert server.requests[0]["_headers"]["Authorization"] == "Bearer sesame"
+
+
+async def test_an_error_answer_is_raised_in_the_servers_words(server):
+    error = {"error": {"message": "max_tokens is -1; it must be at least 1"}}
+    server.answers["/v1/x"] = lambda answer, _: answer.json(error, status=400)
+    with pytest.raises(RequestFailed, match=r"max_tokens is -1; .* \(HTTP 400\)"):
+        await Endpoint(server.url).post("/v1/x", {})
+
+
+async def test_an_error_that_is_not_ours_is_shown_as_it_is(server):
+    server.answers["/v1/x"] = lambda answer, _: answer.json("bad gateway", status=502)
+    with pytest.raises(RequestFailed, match='HTTP 502: "bad gateway"'):
+        await Endpoint(server.url).post("/v1/x", {})
+
+
+async def test_events_are_given_one_by_one_until_done(server):
+    server.answers["/events"] = lambda answer, _: answer.events({"a": 1}, {"b": "ü\n"})
+    assert await collect(Endpoint(server.url)) == [{"a": 1}, {"b": "ü\n"}]
+
+
+async def test_events_may_be_cut_anywhere(server):
+    def one_byte_at_a_time(answer, _):
+        answer.send_response(200)
+        answer.send_header("Transfer-Encoding", "chunked")
+        answer.end_headers()
+        for byte in 'data: {"a": "é"}\n\n: comment\n\ndata: [DONE]\n\n'.encode():
+            answer.chunk(bytes([byte]))
+        answer.chunk(b"")
+
+    server.answers["/events"] = one_byte_at_a_time
+    assert await collect(Endpoint(server.url)) == [{"a": "é"}]
+
+
+async def test_an_error_event_ends_the_stream(server):
+    error = {"error": {"message": "the server had to stop"}}
+    server.answers["/events"] = lambda answer, _: answer.events({"a": 1}, error)
+    with pytest.raises(RequestFailed, match="the server had to stop"):
+        await collect(Endpoint(server.url))
+
+
+async def test_a_stream_without_its_end_is_an_error(server):
+    server.answers["/events"] = lambda answer, _: answer.events({"a": 1}, done=False)
+    with pytest.raises(RequestFailed, match="ended before its end was sent"):
+        await collect(Endpoint(server.url))
+
+
+async def test_a_connection_that_breaks_is_an_error(server):
+    def break_off(answer, _):
+        answer.send_response(200)
+        answer.send_header("Content-Length", "100")
+        answer.end_headers()
+        answer.wfile.write(b"half")
+        answer.close_connection = True
+
+    server.answers["/ready"] = break_off
+    with pytest.raises(Unreachable, match=r"the connection to http://127.0.0.1:\d+ broke"):
+        await Endpoint(server.url).get("/ready")
+
+
+async def test_nobody_there_is_told_with_the_address():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(Unreachable, match=f"nobody answers at http://127.0.0.1:{port}"):
+        await Endpoint(f"http://127.0.0.1:{port}").get("/ready")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://"])
+async def test_a_url_that_is_none_is_refused(url):
+    with pytest.raises(ConfigurationError, match="it must be like http://host:port"):
+        await Endpoint(url).get("/ready")
+
+
+async def test_a_unix_socket_is_an_address(tmp_path):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")  # no length: the end of the stream is the end
+        writer.close()
+
+    path = tmp_path / "http.sock"
+    async with await asyncio.start_unix_server(answer, path):
+        assert await Endpoint(f"http+unix://{path}").get("/") == (200, b"hello")

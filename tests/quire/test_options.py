@@ -1,0 +1,67 @@
+"""Each flag reaches the processes that use it, and no other; a flag not given reaches none."""
+
+import dataclasses
+
+import pytest
+
+from quire.commands.processes import _with_model_resolved
+from quire.errors import ModelNotFound
+from quire.models import ResolvedModel
+from quire.options import StackOptions
+
+
+def test_nothing_given_leaves_every_default_to_the_processes():
+    arguments = {role: StackOptions().arguments(role) for role in ("scheduler", "worker", "router")}
+    drain = ["--drain-timeout", "30.0"]
+    assert arguments == {"scheduler": drain, "worker": [], "router": drain}
+
+
+def test_a_flag_reaches_those_who_use_it():
+    options = StackOptions(max_num_seqs=8, device="cpu", max_in_flight=3)
+    assert options.arguments("scheduler")[:2] == ["--max-num-seqs", "8"]
+    assert options.arguments("worker") == ["--device", "cpu", "--max-num-seqs", "8"]
+    assert options.arguments("router")[:2] == ["--max-in-flight", "3"]
+
+
+def test_prefix_caching_is_turned_off_at_the_scheduler():
+    assert "--no-enable-prefix-caching" in StackOptions(enable_prefix_caching=False).arguments(
+        "scheduler"
+    )
+
+
+def test_every_option_is_used_by_some_process():
+    default = StackOptions()
+    for field in dataclasses.fields(StackOptions):
+        if field.name == "replicas":  # the stack's own
+            continue
+        flipped = False if getattr(default, field.name) is True else 7
+        options = StackOptions(**{field.name: flipped})
+        roles = ("scheduler", "worker", "router")
+        assert any(options.arguments(r) != default.arguments(r) for r in roles), field.name
+
+
+@pytest.fixture
+def resolved(monkeypatch, tmp_path):
+    monkeypatch.setattr("quire.models.resolve", lambda model, say: ResolvedModel(tmp_path, model))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("given", [["smollm2"], ["--model", "smollm2"], ["--model=smollm2"]])
+def test_a_process_gets_the_directory_and_the_name_of_its_model(resolved, given):
+    arguments = _with_model_resolved("worker", [*given, "--threads", "1"])
+    assert arguments == ["--model", resolved, "--served-model-name", "smollm2", "--threads", "1"]
+
+
+def test_a_name_that_was_given_is_kept(resolved):
+    arguments = _with_model_resolved("router", ["smollm2", "--served-model-name=mine"])
+    assert arguments == ["--model", resolved, "--served-model-name=mine"]
+
+
+def test_help_and_the_scheduler_need_no_model():
+    assert _with_model_resolved("worker", ["--help"]) == ["--help"]
+    assert _with_model_resolved("scheduler", ["--max-queued", "3"]) == ["--max-queued", "3"]
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ModelNotFound):
+        _with_model_resolved("worker", ["/no/such/dir"])
