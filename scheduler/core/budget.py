@@ -14,7 +14,7 @@ class StepBudget:
     tokens: int
     slots: int
     blocks: int
-    """Available blocks less those promised to running sequences and less the watermark."""
+    """Free and cached ones."""
 
     def fits(self, *, tokens: int, slots: int, blocks: int) -> bool:
         """Whether all of it can be had."""

@@ -61,7 +61,6 @@ class Planner:
         self._replica = replica
         self._now = now
         self._draft = _Draft()
-        self._num_preemptions_before = replica.counters.num_preemptions
         self._budget = StepBudget(0, 0, 0)
 
     def plan(self) -> Plan | None:
@@ -126,9 +125,8 @@ class Planner:
         """Admit in order until one does not fit: nobody is overtaken for being large."""
         replica, budget = self._replica, self._budget
         budget.slots = replica.slots.num_free
-        budget.blocks = replica.pool.num_available - replica.num_promised_blocks()
-        # Blocks just taken from a victim must not be given to somebody waiting, least of all to it.
-        fits = replica.counters.num_preemptions == self._num_preemptions_before
+        budget.blocks = replica.pool.num_available
+        fits = True
         while fits and budget.tokens > 0 and len(replica.queue) > 0:
             sequence = replica.queue.first()
             cached = replica.cached_blocks(sequence)

@@ -97,13 +97,6 @@ class Replica:
             return self.calendar.position(sequence.slot, self.next_step)
         return sequence.num_computed_tokens
 
-    def num_promised_blocks(self) -> int:
-        """Blocks that running sequences still need for tokens they already know."""
-        return sum(
-            self.num_blocks_for(sequence.num_known_tokens) - len(sequence.blocks)
-            for sequence in self.prefilling.values()
-        )
-
     # ---- changes of hands
 
     def enqueue(self, sequence: Sequence) -> None:

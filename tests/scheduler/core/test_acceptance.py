@@ -114,10 +114,11 @@ def test_a_request_submitted_anew_goes_on_where_it_was():
     cell.attach()
     whole = cell.submit([1, 2, 3], 8, seed=5)
     cell.run()
-    again = cell.submit([1, 2, 3], 8, seed=5, output=cell.output(whole)[:5])
+    again = cell.submit([1, 2, 3], 8, seed=5, output=cell.output(whole)[:6])
     cell.run()
     assert cell.output(again) == cell.output(whole)
-    assert cell.end(again).num_output_tokens == 8
+    finished = cell.end(again)
+    assert (finished.num_output_tokens, finished.num_cached_tokens) == (8, 3), "of its prompt"
 
 
 def test_a_request_submitted_anew_with_all_its_tokens_ends_at_once():

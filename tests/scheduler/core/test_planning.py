@@ -123,18 +123,15 @@ def test_the_watermark_does_not_lock_out_a_sequence_that_needs_every_block():
     assert cell.end(key).reason is FinishReason.LENGTH
 
 
-def test_blocks_promised_to_a_running_prefill_are_not_given_away():
+def test_a_prompt_is_admitted_only_if_all_of_it_has_blocks():
     cell = Cell(watermark=0.0)
-    cell.attach(num_blocks=6, block_size=4, max_num_batched_tokens=18)
-    cell.submit([9], 12)
+    cell.attach(num_blocks=6, block_size=4, max_num_batched_tokens=6)
+    cell.submit([9] * 5, 3)
     cell.step()
-    long = cell.submit([1] * 20, 1)
-    cell.step()
-    waiting = cell.submit([2] * 3, 1)
-    cell.step()
-    assert cell.end(long).num_preemptions == 0
+    long = cell.submit([1] * 17, 1)
+    assert len(cell.step().chunk_slot) == 0, "its first chunk has blocks, the rest has not"
     cell.run()
-    assert cell.end(waiting).num_preemptions == 0
+    assert cell.end(long).num_preemptions == 0
 
 
 def test_none_with_nothing_in_flight_means_nobody_waits():

@@ -34,25 +34,59 @@ def test_the_newest_yields_and_the_first_goes_on():
 
 def test_only_sequences_after_it_yield_to_a_sequence():
     cell = Cell(watermark=0.0)
-    cell.attach(num_blocks=6, block_size=4)
-    old, new = cell.submit([1] * 9, 8), cell.submit([2] * 8, 8)
-    # The newer one crosses into its third block first, finds one, and then needs what is not there.
+    cell.attach(num_blocks=5, block_size=4)
+    old, new = cell.submit([1], 8), cell.submit([2] * 14, 6)
+    # The newer one needs its fifth block first. The older one would be cheaper, but stands before.
     step_until_preemption(cell)
     assert preempted(cell, [old, new]) == [1]
     cell.run()
     assert cell.end(old).num_preemptions == 0
 
 
-def test_the_victim_is_the_one_with_least_work_to_repeat():
+def test_the_victim_is_the_one_with_least_work_to_repeat_for_what_is_needed():
     cell = Cell(watermark=0.0)
-    cell.attach(num_blocks=13, block_size=4, max_num_batched_tokens=64)
+    cell.attach(num_blocks=11, block_size=4, max_num_batched_tokens=64)
     first = cell.submit([1] * 15, 8)
     short = cell.submit([2] * 6, 8)
-    long = cell.submit([3] * 25, 8)
+    long = cell.submit([3] * 16, 8)
+    # One block is needed. The long one holds more tokens per block, and would free five.
     step_until_preemption(cell)
     assert preempted(cell, [first, short, long]) == [1]
     cell.run()
     cell.assert_at_rest()
+
+
+def test_on_ties_the_newest_yields():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=7, block_size=4)
+    first = cell.submit([1] * 11, 8)
+    twins = [cell.submit([i] * 6, 8) for i in (2, 3)]
+    step_until_preemption(cell)
+    assert preempted(cell, [first, *twins]) == [2]
+
+
+def test_a_prefill_waits_for_those_before_it():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=12, block_size=1, max_num_batched_tokens=4)
+    old = cell.submit([1, 1], 10)
+    cell.step()
+    cell.step()
+    new = cell.submit([2] * 8, 4)
+    cell.run()
+    assert cell.end(old).num_preemptions == 0
+    assert cell.end(new).num_preemptions > 0
+
+
+def test_a_prefill_takes_the_block_a_slot_after_it_got_in_the_same_plan():
+    cell = Cell(watermark=0.0, policy="priority", aging_s=1.0)
+    cell.attach(num_blocks=12, block_size=1, max_num_batched_tokens=4)
+    ordinary = cell.submit([1, 1], 10)
+    cell.step()
+    cell.step()
+    urgent = cell.submit([2] * 8, 4, priority=-1)
+    cell.run()
+    assert cell.end(urgent).num_preemptions == 0
+    assert cell.end(ordinary).num_preemptions > 0
 
 
 def test_a_victim_keeps_its_tokens_its_seed_and_its_place():

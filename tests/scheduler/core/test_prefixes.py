@@ -83,14 +83,15 @@ def test_without_prefix_caching_only_samples_share_and_nothing_is_kept():
     assert (state.num_blocks_free, state.num_prefix_query_tokens) == (state.num_blocks_total, 0)
 
 
-def test_sampled_tokens_are_cached_for_the_next_turn():
+@pytest.mark.parametrize("num_prompt", [3, 4, 5, 8])
+def test_sampled_tokens_are_cached_for_the_next_turn(num_prompt):
     cell = Cell()
     cell.attach(block_size=4)
-    key = cell.submit([1, 2, 3], 10)
+    prompt = PROMPT[:num_prompt]
+    key = cell.submit(prompt, 13 - num_prompt)
     cell.run(depth=3)
-    history = [1, 2, 3, *cell.output(key)]
     # The KV of the very last token was never computed, so 12 of 13 can be found.
-    assert cached_tokens(cell, [*history, 9]) == 12
+    assert cached_tokens(cell, [*prompt, *cell.output(key), 9]) == 12
 
 
 def test_a_block_is_offered_only_once_its_tokens_are_confirmed():

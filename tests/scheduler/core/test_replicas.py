@@ -21,14 +21,12 @@ def home(cell: Cell, key) -> str | None:
 
 def test_a_request_goes_where_its_prefix_is():
     cell = two_replicas()
-    for _ in range(2):  # the second one finds "a" loaded
-        cell.submit([9, 9, 9], 4)
-    key = cell.submit(PROMPT, 1)
-    where = home(cell, key)
+    cell.submit([9, 9, 9], 4)
+    assert home(cell, cell.submit(PROMPT, 1)) == "b", "the other one is loaded"
     cell.run()
     for _ in range(3):
         again = cell.submit(PROMPT, 1)
-        assert home(cell, again) == where
+        assert home(cell, again) == "b"
         cell.run()
         assert cell.end(again).num_cached_tokens == 8
 
@@ -59,6 +57,46 @@ def test_a_replica_with_an_empty_queue_steals_what_another_cannot_start():
     assert [a.token_ids.tolist() for a in plan.admit] == [[1] * 3]
     assert [home(cell, key) for key in keys] == ["a", "b", "a"]
     cell.run(depth=2)
+    cell.assert_at_rest()
+
+
+def test_work_for_more_than_a_step_is_stolen():
+    cell = Cell()
+    cell.attach("a", max_num_batched_tokens=8)
+    keys = [cell.submit([i] * 8, 4) for i in range(3)]
+    cell.schedule("a")
+    cell.attach("b", max_num_batched_tokens=8)
+    assert len(cell.schedule("b").admit) == 1
+    assert [home(cell, key) for key in keys] == ["a", "b", "a"]
+
+
+def test_what_was_preempted_is_stolen():
+    cell = Cell(watermark=0.0)
+    cell.attach("a", num_blocks=4, block_size=4)
+    cell.submit([1] * 5, 10)
+    victim = cell.submit([2] * 7, 9)
+    while cell.schedule("a") is not None:
+        pass
+    cell.attach("b", num_blocks=4, block_size=4)
+    cell.schedule("b")
+    assert home(cell, victim) == "b"
+    cell.run()
+    cell.assert_at_rest()
+
+
+def test_a_thief_never_steals_from_itself():
+    cell = Cell()
+    cell.attach("a", max_num_seqs=1)
+    cell.attach("b", max_num_seqs=2)
+    keys = [cell.submit([i] * 3, 20) for i in range(8)]
+    cell.step("a")
+    cell.step("b")
+    for key in keys:
+        if home(cell, key) == "b":
+            cell.abort(key)
+    plan = cell.schedule("b")
+    assert len(plan.admit) == 2
+    cell.run()
     cell.assert_at_rest()
 
 
@@ -147,14 +185,28 @@ def test_a_sequence_that_keeps_losing_workers_ends_alone():
     assert cell.end(bystander).reason is FinishReason.LENGTH
 
 
-def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect():
+def test_a_prompt_in_chunks_is_suspect_like_any_other():
     cell = Cell(max_crashes=0)
+    cell.attach(max_num_batched_tokens=4)
+    long, waiting = cell.submit([1] * 20, 4), cell.submit([2], 4)
+    cell.step()
+    cell.schedule()
+    [finished] = cell.detach()
+    assert cell.end(long) is finished
+    assert cell.unfinished() == [waiting]
+
+
+def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect():
+    cell = Cell(max_crashes=1)
     cell.attach()
     key = cell.submit([1], 6)
-    for _ in range(4):
+    for _ in range(3):
         cell.step()
         assert cell.detach() == []
         cell.attach()
+    cell.schedule()
+    assert cell.detach() == [], "the first loss that counts"
+    cell.attach()
     cell.run()
     assert cell.end(key).reason is FinishReason.LENGTH
 
