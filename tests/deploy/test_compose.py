@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_the_proxy_asks_routers_whether_they_are_ready():
     backends = re.findall(r"server-template router \d+ router:(\d+) .*resolvers docker", config)
     assert backends == ["8000", "50050"]
     assert config.count("option httpchk GET /ready") == 2
+    # /ready is HTTP/1.1 also where the requests are HTTP/2.
+    assert "proto h2 resolvers docker init-addr none check port 8000 check-proto h1" in config
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
+def test_the_proxys_own_program_accepts_its_configuration():
+    command = ["haproxy", "-c", "-f", str(DEPLOY / "haproxy.cfg")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_prometheus_scrapes_the_ports_that_the_images_expose():
