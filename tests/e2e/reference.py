@@ -1,7 +1,11 @@
-"""The oracle of the end-to-end tests: transformers' own greedy generation in float32.
+"""The oracle of the end-to-end tests: transformers' own greedy choices in float32.
+
+An output is right if each of its tokens has the best logit given all tokens before it, which is
+what `generate` does, and it ends where `generate` ends. One forward pass over prompt and output
+checks that in a hundredth of the time that generating takes; the slow tier also generates.
 
 Two tokens whose logits differ by less than `TIE` are both right: the order in which a float32 sum
-is taken decides between them. `Reference.num_ties` counts how often that was needed.
+is taken decides between them. `Reference.num_ties` counts the answers in which that was needed.
 """
 
 from dataclasses import dataclass, field
@@ -24,12 +28,11 @@ class Prompt:
 
 @dataclass
 class Reference:
-    """Greedy answers of transformers, each computed once."""
+    """transformers' model; remembers the answers it has accepted."""
 
     model_dir: Path
     num_ties: int = 0
-    _answers: dict[Prompt, list[int]] = field(default_factory=dict)
-    _accepted: set[tuple[Prompt, tuple[int, ...]]] = field(default_factory=set)
+    _accepted: set[tuple[Prompt, tuple[int, ...]]] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
@@ -38,41 +41,35 @@ class Reference:
 
     def answer(self, prompt: Prompt) -> list[int]:
         """Up to 64 tokens, as `generate` chooses them."""
-        if prompt not in self._answers:
-            ids = torch.tensor([prompt.token_ids])
-            config = GenerationConfig(
-                max_new_tokens=NUM_OUTPUT_TOKENS,
-                do_sample=False,
-                eos_token_id=None if prompt.ignore_eos else self._eos,
-                pad_token_id=self._eos,
+        ids = torch.tensor([prompt.token_ids])
+        config = GenerationConfig(
+            max_new_tokens=NUM_OUTPUT_TOKENS,
+            do_sample=False,
+            eos_token_id=None if prompt.ignore_eos else self._eos,
+            pad_token_id=self._eos,
+        )
+        with torch.inference_mode():
+            out = self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config
             )
-            with torch.inference_mode():
-                out = self._model.generate(
-                    ids, attention_mask=torch.ones_like(ids), generation_config=config
-                )
-            self._answers[prompt] = out[0, len(prompt.token_ids) :].tolist()
-        return self._answers[prompt]
+        answer: list[int] = out[0, len(prompt.token_ids) :].tolist()
+        return answer
 
     def check(self, prompt: Prompt, output: list[int]) -> None:
-        """Raise AssertionError unless `output` is a greedy answer, up to ties."""
-        expected = self.answer(prompt)
+        """Raise AssertionError unless `output` is the greedy answer, up to ties."""
         key = (prompt, tuple(output))
-        if output == expected or key in self._accepted:
+        if key in self._accepted:
             return
-        at = next(
-            (i for i, (a, b) in enumerate(zip(output, expected, strict=False)) if a != b),
-            min(len(output), len(expected)),
-        )
         gaps = self._gaps(prompt, output)
         worst = max(range(len(gaps)), key=gaps.__getitem__)
         assert gaps[worst] <= TIE, (
-            f"prompt of {len(prompt.token_ids)} tokens: output leaves transformers' at token {at}, "
-            f"and token {worst} is {gaps[worst]:.2e} below the best logit"
+            f"prompt of {len(prompt.token_ids)} tokens: output token {worst} is "
+            f"{gaps[worst]:.2e} below the best logit"
         )
         ended = not prompt.ignore_eos and output[-1] == self._eos
         assert len(output) == NUM_OUTPUT_TOKENS or ended, f"ended after {len(output)} tokens"
-        assert prompt.ignore_eos or self._eos not in output[:-1]
-        self.num_ties += 1
+        assert prompt.ignore_eos or self._eos not in output[:-1], "went on past the end token"
+        self.num_ties += gaps[worst] > 0
         self._accepted.add(key)
 
     def _gaps(self, prompt: Prompt, output: list[int]) -> list[float]:
@@ -81,4 +78,5 @@ class Reference:
         with torch.inference_mode():
             logits = self._model(ids, logits_to_keep=len(output) + 1).logits[0, :-1]
         chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
-        return (logits.max(dim=1).values - chosen).tolist()
+        gaps: list[float] = (logits.max(dim=1).values - chosen).tolist()
+        return gaps

@@ -1,141 +1,41 @@
-"""Greedy output equals transformers' own, token by token, however the work was cut up.
+"""Greedy output equals transformers' own when sequences share steps."""
 
-The real model, three real processes over real gRPC. The default tier covers every pair of settings,
-the slow tier every combination.
-"""
-
-import itertools
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from allpairspy import AllPairs
 
-from quire import LLM, SamplingParams
-from tests.e2e.prompts import load_prompts
-from tests.e2e.reference import NUM_OUTPUT_TOKENS, Prompt, Reference
+from tests.e2e.exactness import EVERY, PAIRWISE, Setting, check
+from tests.e2e.reference import Prompt, Reference
 
-MAX_MODEL_LEN = 2144
-"""What the longest prompt and its answer need, in whole blocks of every size."""
-SMALL_POOL_TOKENS = 2240
-"""Room for the longest request and little else: several at once must preempt one another."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to cut up the same work."""
-
-    prefix_caching: bool
-    token_budget: int
-    block_size: int
-    concurrency: int
-    replicas: int
-    small_pool: bool
-
-    def __str__(self) -> str:
-        cache = "cache" if self.prefix_caching else "nocache"
-        pool = "small" if self.small_pool else "large"
-        return (
-            f"{cache}-chunk{self.token_budget}-block{self.block_size}-c{self.concurrency}"
-            f"-r{self.replicas}-{pool}"
-        )
-
-    @property
-    def preempts(self) -> bool:
-        """Whether sequences must compete for blocks."""
-        return self.small_pool and self.concurrency > 1
-
-
-FACTORS = [[True, False], [16, 64, 8192], [8, 16, 32], [1, 8, 32], [1, 2], [True, False]]
-# Alone on its replica a sequence never competes for blocks.
-MEANINGFUL = [
-    s
-    for s in itertools.starmap(Setting, itertools.product(*FACTORS))
-    if s.concurrency > 1 or not s.small_pool
-]
-
-
-def _meaningful(row: list[object]) -> bool:
-    return len(row) < 6 or row[3] != 1 or not row[5]
-
-
-PAIRWISE = [Setting(*row) for row in AllPairs(FACTORS, filter_func=_meaningful)]
-
-
-@pytest.fixture(scope="module")
-def reference(model_dir: Path) -> Iterator[Reference]:
-    oracle = Reference(model_dir)
-    yield oracle
-    print(f"\nties within 1e-4 that decided a token: {oracle.num_ties}")
-
-
-@pytest.fixture(scope="module")
-def prompts(model_dir: Path) -> list[Prompt]:
-    return load_prompts(model_dir)
-
-
-def neighbours(setting: Setting) -> list[list[int]]:
-    """Prompts that only take up room, where the others alone would not fill two small pools."""
-    if not setting.preempts or setting.concurrency * setting.replicas > 16:
-        return []
-    dice = random.Random(0)
-    return [dice.choices(range(1000, 10_000), k=700) for _ in range(6 * (setting.replicas - 1))]
-
-
-def serve(model_dir: Path, setting: Setting) -> LLM:
-    num_blocks = (
-        SMALL_POOL_TOKENS // setting.block_size
-        if setting.small_pool
-        else 16384 // setting.block_size
-    )
-    return LLM(
-        str(model_dir),
-        threads=1,
-        max_model_len=MAX_MODEL_LEN,
-        enable_prefix_caching=setting.prefix_caching,
-        max_num_batched_tokens=setting.token_budget,
-        block_size=setting.block_size,
-        max_num_seqs=setting.concurrency,
-        replicas=setting.replicas,
-        num_blocks=num_blocks,
-    )
-
-
-def check(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting) -> None:
-    params = [
-        SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=p.ignore_eos)
-        for p in prompts
-    ]
-    others = neighbours(setting)
-    params += [SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)] * len(others)
-    with serve(model_dir, setting) as llm:
-        outputs = llm.generate([*(p.token_ids for p in prompts), *others], params, use_tqdm=False)
-        state = llm.state()
-    assert all(len(output.outputs[0].token_ids) == 200 for output in outputs[len(prompts) :])
-    for prompt, output in zip(prompts, outputs, strict=False):
-        reference.check(prompt, output.outputs[0].token_ids)
-    if setting.preempts:
-        assert state["preemptions"] > 0, "the pool was meant to be too small"
-    assert state["running"] == state["waiting"] == state["blocks"]["used"] == 0
+SHARED = [setting for setting in EVERY if setting.concurrency > 1]
 
 
 def test_the_oracle_rejects_a_wrong_token(reference: Reference, prompts: list[Prompt]):
-    answer = reference.answer(prompts[17])
-    wrong = [*answer[:10], answer[10] + 1, *answer[11:]]
+    answer = reference.answer(prompts[18])
+    reference.check(prompts[18], answer)
     with pytest.raises(AssertionError, match="below the best logit"):
-        reference.check(prompts[17], wrong)
+        reference.check(prompts[18], [*answer[:10], answer[10] + 1, *answer[11:]])
 
 
-@pytest.mark.parametrize("setting", PAIRWISE, ids=str)
+def test_the_oracle_rejects_an_answer_that_ends_early(reference: Reference, prompts: list[Prompt]):
+    with pytest.raises(AssertionError, match="ended after 10 tokens"):
+        reference.check(prompts[18], reference.answer(prompts[18])[:10])
+
+
+@pytest.mark.parametrize("setting", [s for s in SHARED if s in PAIRWISE], ids=str)
 def test_pairwise(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting):
     check(model_dir, reference, prompts, setting)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", [s for s in MEANINGFUL if s not in PAIRWISE], ids=str)
+@pytest.mark.parametrize("setting", [s for s in SHARED if s not in PAIRWISE], ids=str)
 def test_every_combination(
     model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
 ):
     check(model_dir, reference, prompts, setting)
+
+
+@pytest.mark.slow
+def test_generate_itself_says_the_same(reference: Reference, prompts: list[Prompt]):
+    for prompt in prompts:
+        reference.check(prompt, reference.answer(prompt))
