@@ -151,7 +151,8 @@ def _message(index: int, body: MessageBody) -> ChatMessage:
             f"{field}.role", f"{field}.role is {quote(body.role)}; it must be one of {list(_ROLES)}"
         )
     refuse_unserved(body, _REFUSED_IN_MESSAGE, prefix=f"{field}.")
-    return ChatMessage(role, _content(f"{field}.content", body.content, role), body.name)
+    name = body.name if body.name is None else checked_text(f"{field}.name", body.name)
+    return ChatMessage(role, _content(f"{field}.content", body.content, role), name)
 
 
 def _content(field: str, content: Any, role: str) -> str:

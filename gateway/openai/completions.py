@@ -122,12 +122,14 @@ class CompletionAnswer(Answer):
         return {
             "tokens": texts,
             "token_logprobs": [max(row.logprob, LEAST_LOGPROB) for row in rows],
-            "top_logprobs": [
-                {self._text(token): max(value, LEAST_LOGPROB) for token, value in row.top}
-                for row in rows
-            ],
+            "top_logprobs": [self._top(row) for row in rows],
             "text_offset": offsets,
         }
+
+    def _top(self, row: TokenLogprob) -> dict[str, float]:
+        """The alternatives, and the chosen token even if it is not among them."""
+        pairs = (*row.top, (row.token_id, row.logprob))
+        return {self._text(token): max(logprob, LEAST_LOGPROB) for token, logprob in pairs}
 
     def _text(self, token: int) -> str:
         return self.tokenizer.bytes_of[token].decode("utf-8", "replace")

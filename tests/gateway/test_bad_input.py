@@ -122,6 +122,10 @@ def test_wrong_fields_of_chats(model: Model, fields: dict[str, Any], message: st
         ({"role": "user", "content": 5}, "messages[0].content is 5; it must be a string or"),
         ({"role": "user", "content": "\ud800"}, "messages[0].content has a lone surrogate"),
         (
+            {"role": "user", "content": "x", "name": "\ud800"},
+            "messages[0].name has a lone surrogate",
+        ),
+        (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             'messages[0].content[0].type is "image_url"; this server accepts only text parts',
         ),

@@ -63,9 +63,13 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     max_model_len: int = MAX_MODEL_LEN
     vocab_size: int = 400
     draining: bool = False
+    status_interval_s: float = 1.0
+    mute: bool = False
+    """Says nothing any more, and keeps the stream open."""
     last_seen_s: float = 0.1
     deaf_to_finish: bool = False
     """Notes that a stop string matched, and goes on."""
+    hold_canaries: bool = False
     hold_at: int | None = None
     """Sequences stop for as long as they have so many output tokens."""
     refusal: scheduler_pb2.Refusal | None = None
@@ -75,8 +79,10 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     submits: list[scheduler_pb2.Submit] = field(default_factory=list)
     """All but canaries."""
     aborted: list[int] = field(default_factory=list)
-    finishes: dict[int, int] = field(default_factory=dict)
+    finishes: list[tuple[int, int]] = field(default_factory=list)
+    """Sequence and number of tokens."""
     num_canaries: int = 0
+    num_statuses: int = 0
     incarnation: int = 0
     running: dict[int, Running] = field(default_factory=dict)
     _call: asyncio.Task[None] | None = None
@@ -130,8 +136,17 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read(requests, outbox))
             group.create_task(self._step(outbox))
+            group.create_task(self._tell_statuses())
             while True:
-                await context.write(await outbox.get())
+                message = await outbox.get()
+                if not self.mute:
+                    await context.write(message)
+
+    async def _tell_statuses(self) -> None:
+        while True:
+            await asyncio.sleep(self.status_interval_s)
+            self.tell_status()
+            self.num_statuses += 1
 
     async def _read(
         self,
@@ -148,7 +163,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                         self._end(sequence_id, sampling_pb2.FINISH_REASON_ABORT, outbox)
                 case "finish":
                     finish = request.finish
-                    self.finishes[finish.sequence_id] = finish.num_tokens
+                    self.finishes.append((finish.sequence_id, finish.num_tokens))
                     if not self.deaf_to_finish:
                         self._end(finish.sequence_id, sampling_pb2.FINISH_REASON_STOP, outbox)
 
@@ -187,11 +202,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         """One token of every sequence, again and again."""
         while True:
             await asyncio.sleep(0.001 if self.running else 0.005)
-            ready = [
-                sequence
-                for sequence in self.running.values()
-                if sequence.num_output_tokens != self.hold_at or self._is_canary(sequence)
-            ]
+            ready = [sequence for sequence in self.running.values() if not self._is_held(sequence)]
             if ready:
                 outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=self._frame(ready)))
 
@@ -213,7 +224,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return frame
 
     def _add_logprobs(self, frame: scheduler_pb2.Frame, sequences: list[Running]) -> None:
-        """Rows of those who asked: -0.5, and as alternatives tokens 10, 11, ..."""
+        """Rows of those who asked: minus the tokens so far, and as alternatives 10, 11, ..."""
         rows = [
             (row, s.submit.sampling.num_logprobs)
             for row, s in enumerate(sequences)
@@ -223,12 +234,18 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             return
         columns = frame.logprobs
         columns.row = np.array([row for row, _ in rows], "<i4").tobytes()
-        columns.logprob = np.full(len(rows), -0.5, "<f4").tobytes()
+        logprobs = [-float(sequences[row].num_output_tokens) for row, _ in rows]
+        columns.logprob = np.array(logprobs, "<f4").tobytes()
         columns.rank = np.ones(len(rows), "<i4").tobytes()
         columns.num_top = np.array([count for _, count in rows], "<i4").tobytes()
         top = [10 + i for _, count in rows for i in range(count)]
         columns.top_token_id = np.array(top, "<i4").tobytes()
         columns.top_logprob = np.array([-float(token) for token in top], "<f4").tobytes()
+
+    def _is_held(self, sequence: Running) -> bool:
+        if self._is_canary(sequence):
+            return self.hold_canaries
+        return sequence.num_output_tokens == self.hold_at
 
     @staticmethod
     def _is_canary(sequence: Running) -> bool:

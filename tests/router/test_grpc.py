@@ -43,7 +43,7 @@ async def test_text_is_continued(stub: Stub) -> None:
         assert "".join(piece.text for piece in mine) == "xyzxyz"
         assert sum(len(piece.token_ids) for piece in mine) == 6
         logprobs = [np.frombuffer(piece.logprobs.logprob, "<f4") for piece in mine]
-        assert np.concatenate(logprobs).tolist() == [-0.5] * 6
+        assert np.concatenate(logprobs).tolist() == [-1, -2, -3, -4, -5, -6]
         last = mine[-1]
         assert last.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
         assert last.usage == inference_pb2.Usage(
@@ -69,7 +69,7 @@ async def test_a_stop_string_ends_it(stub: Stub, scheduler: FakeScheduler) -> No
     pieces = [piece async for piece in stub.Generate(request(max_tokens=99, stop=["zx"]))]
     assert "".join(piece.text for piece in pieces) == "xy"
     assert pieces[-1].usage.num_output_tokens == 4
-    assert list(scheduler.finishes.values()) == [4]
+    assert [tokens for _, tokens in scheduler.finishes] == [4]
 
 
 @pytest.mark.parametrize(

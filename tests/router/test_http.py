@@ -106,7 +106,7 @@ async def test_logprobs_of_chats(client: openai.AsyncOpenAI, router: Router) -> 
     assert logprobs.content is not None
     tokenizer = router.core.model.tokenizer
     assert logprobs.content[0].token == "<|im_start|>"
-    assert all(entry.logprob == -0.5 for entry in logprobs.content)
+    assert [entry.logprob for entry in logprobs.content] == [-1, -2, -3]
     top = [(entry.token, entry.logprob) for entry in logprobs.content[0].top_logprobs]
     assert top == [(tokenizer.bytes_of[10].decode(), -10), (tokenizer.bytes_of[11].decode(), -11)]
 
@@ -116,10 +116,14 @@ async def test_logprobs_of_completions(client: openai.AsyncOpenAI) -> None:
     logprobs = response.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.tokens == ["x", "y", "z"]
-    assert logprobs.token_logprobs == [-0.5, -0.5, -0.5]
+    assert logprobs.token_logprobs == [-1, -2, -3]
     assert logprobs.text_offset == [0, 1, 2]
     assert logprobs.top_logprobs is not None
-    assert [list(top.values()) for top in logprobs.top_logprobs] == [[-10]] * 3
+    assert [list(top.values()) for top in logprobs.top_logprobs] == [
+        [-10, -1],
+        [-10, -2],
+        [-10, -3],
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -144,7 +148,7 @@ async def test_a_stop_string_ends_it_here_and_at_the_scheduler(
         assert response.usage.completion_tokens == 4
     assert (text, end.finish_reason) == ("xq", "stop")
     assert end.model_dump()["stop_reason"] == "zq"
-    assert list(scheduler.finishes.values()) == [4]
+    assert [tokens for _, tokens in scheduler.finishes] == [4]
 
 
 async def test_models(client: openai.AsyncOpenAI) -> None:

@@ -10,7 +10,9 @@ import openai
 import pytest
 
 from protos.quire.v1 import scheduler_pb2
-from router import answers, engine
+from router import answers, engine, link
+from router.app import create_app
+from router.http_protocol import HANG_UP
 from router.server import Router
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
@@ -90,10 +92,13 @@ async def test_what_was_complete_when_the_scheduler_died_is_not_asked_again(
     scheduler.deaf_to_finish = True
     asking = asyncio.create_task(http.post(PATH, json={"prompt": "xqzqx", "stop": ["zq"]}))
     await until(lambda: bool(scheduler.finishes))
+    (running,) = scheduler.running.values()
+    await until(lambda: running.num_output_tokens > 20)
     scheduler.kill()
     response = await asking
     assert response.json()["choices"][0]["text"] == "xq"
     assert response.json()["usage"]["completion_tokens"] == 4
+    assert scheduler.finishes == [(running.sequence_id, 4)]
     assert len(scheduler.submits) == 1
 
 
@@ -131,12 +136,37 @@ async def test_a_scheduler_that_stays_away_ends_what_waits_for_it(
         assert "did not come back" in response.json()["error"]["message"]
 
 
+async def test_a_scheduler_that_hangs_is_dialled_again(
+    start_router: StartRouter, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "SILENCE_S", 0.5)
+    scheduler.status_interval_s = 0.05
+    scheduler.hold_at = 4
+    async with (
+        start_router() as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        asking = asyncio.create_task(http.post(PATH, json=XYZ))
+        await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4])
+        await until(lambda: scheduler.num_statuses > 20)
+        assert scheduler.incarnation == 1
+        scheduler.mute = True
+        await until(lambda: router.core.engine.incarnation is None)
+        scheduler.mute = False
+        scheduler.hold_at = None
+        assert (await asking).json()["choices"][0]["text"] == "xyz" * 10
+    assert scheduler.incarnation >= 2
+
+
 async def test_each_scheduler_is_proven_by_a_token(
     router: Router, scheduler: FakeScheduler
 ) -> None:
     assert scheduler.num_canaries == 1
     scheduler.kill()
-    await until(lambda: not router.core.readiness.is_ready())
+    scheduler.hold_canaries = True
+    await until(lambda: scheduler.num_canaries == 2)
+    assert router.core.readiness.why_not() == "no token has been generated yet"
+    scheduler.hold_canaries = False
     await until(router.core.readiness.is_ready)
     assert (scheduler.num_canaries, scheduler.incarnation) == (2, 2)
     assert router.core.metrics.generation_tokens == 0
@@ -155,12 +185,11 @@ async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
     start_router: StartRouter, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "MAX_UNREAD_TOKENS", 64)
-    monkeypatch.setattr(answers, "SEND_S", 0.05)
     scheduler.max_model_len = 10_000_000
     body = json.dumps({**XYZ, "stream": True, "max_tokens": 1_000_000, "n": 32}).encode()
     async with start_router() as router:
         host, _, port = router.address.removeprefix("http://").partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.write(
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
             % (len(body), body)
@@ -168,10 +197,37 @@ async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
         async with httpx.AsyncClient(base_url=router.address, timeout=20) as http:
             assert (await http.post(PATH, json=XYZ)).status_code == 200
         await until(lambda: len(scheduler.aborted) == 32)
-        await until(lambda: router.core.metrics.in_flight == 0)
         writer.close()
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readexactly(1 << 30)
+        await until(lambda: router.core.metrics.in_flight == 0)
+
+
+async def test_a_client_that_takes_nothing_is_hung_up_on(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "SEND_S", 0.05)
+    hung_up = asyncio.Event()
+    messages = [{"type": "http.request", "body": json.dumps({**XYZ, "stream": True}).encode()}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PATH,
+        "headers": [],
+        "extensions": {HANG_UP: {"call": hung_up.set}},
+    }
+    async with asyncio.timeout(20):
+        await create_app(router.core)(scope, receive, send)
+    assert hung_up.is_set()
+    assert router.core.metrics.in_flight == 0
 
 
 async def test_ids_of_what_is_in_flight_are_not_used_again(router: Router) -> None:
@@ -180,4 +236,7 @@ async def test_ids_of_what_is_in_flight_are_not_used_again(router: Router) -> No
     registry._leaving = {2}
     assert registry._unused_ids(2) == (1 << 32) - 2
     assert registry._unused_ids(3) == 4
-    registry._leaving = set()
+    registry.lost()
+    assert registry._unused_ids(1) == 7
+    registry._next_id = 1
+    assert registry._unused_ids(2) == 1

@@ -87,10 +87,13 @@ async def test_it_finishes_what_runs_before_it_ends(
 
 
 async def until_refused(http: httpx.AsyncClient) -> None:
-    """Returns when new requests get 503."""
+    """Returns when new requests are refused because it drains."""
     async with asyncio.timeout(PATIENCE_S):
-        while (await http.post("/v1/completions", json={"prompt": ""})).status_code != 503:
-            pass
+        while True:
+            response = await http.post("/v1/completions", json={"prompt": ""})
+            if "draining" in response.json()["error"]["message"]:
+                assert response.status_code == 503
+                return
 
 
 async def test_the_second_signal_ends_it_at_once(

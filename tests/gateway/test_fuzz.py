@@ -1,0 +1,57 @@
+"""No JSON whatever gets anything but an answer or a refusal."""
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import RequestError
+from gateway.model import Model
+from gateway.openai.chat import parse_chat
+from gateway.openai.completions import parse_completion
+from gateway.openai.errors import error_body
+from gateway.openai.schema import (
+    REFUSED_IN_CHAT,
+    REFUSED_IN_COMPLETION,
+    ChatBody,
+    CompletionBody,
+)
+from tests.gateway.tiny_model import MAX_MODEL_LEN
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
+"""Lone surrogates too: JSON can write them."""
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "assistant"]) | SCALARS, "content": JSON},
+        optional={"name": JSON, "tool_calls": JSON},
+    ),
+    max_size=3,
+)
+CHAT_FIELDS = sorted({*ChatBody.model_fields, *REFUSED_IN_CHAT} - {"messages", "model"})
+COMPLETION_FIELDS = sorted({*CompletionBody.model_fields, *REFUSED_IN_COMPLETION} - {"model"})
+
+
+def is_answered(parse: Any, body: dict[str, Any], model: Model) -> None:
+    """Parses, or refuses with an error that can be written."""
+    try:
+        parse(json.dumps(body).encode(), model, MAX_MODEL_LEN, "r1")
+    except RequestError as error:
+        written = json.dumps(error_body(error), ensure_ascii=False).encode()
+        assert len(written) < 2000
+
+
+@settings(max_examples=400, deadline=None)
+@given(messages=MESSAGES, fields=st.dictionaries(st.sampled_from(CHAT_FIELDS), JSON, max_size=3))
+def test_any_chat(model: Model, messages: list[Any], fields: dict[str, Any]) -> None:
+    is_answered(parse_chat, {"messages": messages, **fields}, model)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(COMPLETION_FIELDS), JSON, max_size=4), JSON)
+def test_any_completion(model: Model, fields: dict[str, Any], prompt: Any) -> None:
+    is_answered(parse_completion, {"prompt": prompt, **fields}, model)
