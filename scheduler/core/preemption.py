@@ -1,12 +1,13 @@
 """Who gives up blocks when there are none left.
 
-A sequence may take blocks only from sequences after it in the policy's order, or from itself. So
-the first in order can always go on, and since it ends, everyone does.
+A sequence may take blocks only from sequences after it in the policy's order; if none of them has
+any to give, it yields itself. So the first in order always goes on, and since it ends, everyone
+does.
 
-Among those, the victim is the one with the least work to repeat per block gained. Work is the
-tokens computed in blocks that nobody shares (shared ones stay where they are and are found again);
-blocks beyond the shortage gain nothing, so a long sequence is not thrown out for one block. On
-ties the newest goes.
+Among those after it, the victim is the one with the least work to repeat per block gained. Work is
+the tokens computed in blocks that nobody shares (shared ones stay where they are and are found
+again); blocks beyond the shortage gain nothing, so a long sequence is not thrown out for one block.
+On ties the newest goes.
 
 Blocks of a victim pass through limbo when plans are in flight. They are counted as coming, so that
 waiting for them does not cost a second victim.
@@ -31,8 +32,9 @@ def _cost_per_block(replica: Replica, sequence: Sequence, shortage: int) -> floa
     return (replica.num_computed(sequence) - shared * replica.block_size) / gained
 
 
-def _cheapest(replica: Replica, candidates: list[Sequence], shortage: int) -> Sequence | None:
-    """The victim among the candidates; None if none of them would free a block."""
+def _cheapest_after(replica: Replica, needy: Sequence, shortage: int) -> Sequence | None:
+    """The victim among those after the one in need; None if none of them would free a block."""
+    candidates = [s for s in replica.slots.running() if s.order > needy.order]
     newest_first = sorted(candidates, key=lambda sequence: sequence.order, reverse=True)
     costs = [_cost_per_block(replica, sequence, shortage) for sequence in newest_first]
     if not costs or min(costs) == inf:
@@ -51,8 +53,7 @@ def make_room_to_decode(replica: Replica, crossers: list[Sequence]) -> list[Sequ
         if supply >= len(crossers):
             return crossers
         needy = crossers[supply]
-        candidates = [s for s in replica.slots.running() if s.order >= needy.order]
-        victim = _cheapest(replica, candidates, len(crossers) - supply) or needy
+        victim = _cheapest_after(replica, needy, len(crossers) - supply) or needy
         replica.preempt(victim)
         crossers = [sequence for sequence in crossers if sequence is not victim]
 
@@ -67,8 +68,7 @@ def make_room_to_prefill(replica: Replica, sequence: Sequence, num_blocks: int) 
         supply = replica.pool.num_available + replica.num_coming_blocks()
         if supply >= num_blocks:
             return vacated
-        candidates = [s for s in replica.slots.running() if s.order > sequence.order]
-        victim = _cheapest(replica, candidates, num_blocks - supply)
+        victim = _cheapest_after(replica, sequence, num_blocks - supply)
         if victim is None:
             return vacated
         vacated.append(victim.slot)

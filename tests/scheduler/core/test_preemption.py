@@ -43,6 +43,16 @@ def test_only_sequences_after_it_yield_to_a_sequence():
     assert cell.end(old).num_preemptions == 0
 
 
+def test_a_sequence_does_not_yield_itself_for_being_cheapest():
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=5, block_size=4)
+    old, new = cell.submit([1] * 5, 10), cell.submit([2] * 8, 9)
+    step_until_preemption(cell)
+    assert preempted(cell, [old, new]) == [1]
+    cell.run()
+    assert cell.end(old).num_preemptions == 0
+
+
 def test_the_victim_is_the_one_with_least_work_to_repeat_for_what_is_needed():
     cell = Cell(watermark=0.0)
     cell.attach(num_blocks=11, block_size=4, max_num_batched_tokens=64)
@@ -144,6 +154,24 @@ def test_a_prefill_takes_blocks_from_those_after_it():
     assert cell.end(urgent).num_preemptions == 0
     assert any(cell.end(key).num_preemptions for key in others)
     cell.assert_at_rest()
+
+
+def test_a_prefill_waits_for_blocks_in_limbo_instead_of_a_second_victim():
+    cell = Cell(watermark=0.0, policy="priority", aging_s=1.0)
+    cell.attach(num_blocks=12, block_size=2, max_num_batched_tokens=6)
+    for token in (1, 2):
+        cell.submit([token] * 3, 9)
+    cell.step()
+    cell.step()
+    urgent = cell.submit([7] * 12, 2, priority=-1)
+    while not cell.scheduler.state().num_preemptions:
+        cell.schedule()
+    assert cell.scheduler.state().num_blocks_limbo > 0
+    while cell.schedule() is not None:
+        pass
+    assert cell.scheduler.state().num_preemptions == 1
+    cell.run(depth=3)
+    assert len(cell.output(urgent)) == 2
 
 
 def test_shared_blocks_do_not_count_as_gained():

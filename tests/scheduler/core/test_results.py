@@ -82,6 +82,16 @@ def test_blocks_wait_in_limbo_for_the_newest_plan_sent():
     assert (state.num_blocks_limbo, state.num_blocks_free) == (0, state.num_blocks_total)
 
 
+def test_blocks_that_others_share_are_not_in_limbo():
+    cell = Cell()
+    cell.attach(block_size=4)
+    key = cell.submit([1] * 10, 20, num_samples=2)
+    cell.schedule()
+    cell.abort(key)
+    state = cell.scheduler.state()
+    assert (state.num_blocks_used, state.num_blocks_limbo) == (4, 1)
+
+
 def test_a_retirement_rides_on_the_next_plan_that_has_rows():
     cell = Cell()
     cell.attach()
