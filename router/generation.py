@@ -53,7 +53,7 @@ class Sample:
 
 
 class Generation:
-    """The pieces of one call, in order of arrival. Whoever starts one must `close` it."""
+    """The pieces of one call, in order of arrival; made and ended by `Engine.generate`."""
 
     def __init__(self, arrived_at: float, *, counted: bool) -> None:
         """`arrived_at` is when the call reached us; `counted` if it is a client's."""
