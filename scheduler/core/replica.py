@@ -177,17 +177,27 @@ class Replica:
         sequence.last_step = self.next_step - 1
         self.calendar.leave(slot)
 
-    def close_block(self, slot: int) -> None:
-        """The tail holds a full block of confirmed tokens whose KV is written: keep and name it."""
-        sequence = self.slots.tenant(slot)
-        self.slots.take_back(sequence)
-        full = sequence.num_known_tokens // self.block_size
+    def close_blocks(self, slots: Int32Column, num_tokens: Int32Column) -> None:
+        """Each slot's tail holds a full block of confirmed tokens whose KV is written: keep and
+        name it. `num_tokens` are the slots' confirmed tokens, a multiple of the block size."""
+        tails = self.slots.tail[slots]
+        stride = tails.itemsize * self.block_size
+        data = tails.tobytes()
+        for i, (slot, count) in enumerate(zip(slots.tolist(), num_tokens.tolist(), strict=True)):
+            tail = data[i * stride : (i + 1) * stride]
+            sequence = self.slots.tenant(slot)
+            known = sequence.num_known_tokens
+            if known < count:
+                sequence.output.frombytes(tail[known % self.block_size * tails.itemsize :])
+            self._name_block(sequence, count // self.block_size - 1, tail)
+
+    def _name_block(self, sequence: Sequence, index: int, tokens: bytes) -> None:
         chain = sequence.chain
         assert chain is not None, "a running sequence has a chain"
         if chain.root is not None:
-            if len(chain.keys) < full:
-                self._hasher.append(chain, self.slots.tail[slot].tobytes())
-            self.pool.register(sequence.blocks[full - 1], chain.keys[full - 1])
+            if len(chain.keys) == index:
+                self._hasher.append(chain, tokens)
+            self.pool.register(sequence.blocks[index], chain.keys[index])
 
     def release(self, sequence: Sequence) -> None:
         """A running sequence leaves with its tokens; its slot and blocks go to limbo."""

@@ -66,8 +66,8 @@ def _append(replica: Replica, slot: Int32Column, token: Int32Column) -> Int32Col
     slots = replica.slots
     position = slots.num_tokens[slot]
     place = position % slots.block_size
-    for crosser in slot[place == 0].tolist():
-        replica.close_block(crosser)
+    crossing = place == 0
+    replica.close_blocks(slot[crossing], position[crossing])
     slots.tail[slot, place] = token
     num_tokens = position + 1
     slots.num_tokens[slot] = num_tokens
