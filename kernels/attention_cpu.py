@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
 
 from kernels.batch import StepTensors
 from kernels.elementwise_cpu import exp
-from kernels.jit import jit, prefetch
+from kernels.jit import inner, jit, prefetch
 from kernels.reference import gather_context
 
 Floats = npt.NDArray[np.float32]
@@ -89,7 +89,7 @@ def _attend_decodes(
             _mix_block(here, values[table[index], head], mixed, ahead)
 
 
-@jit()
+@inner()
 def _score_block(queries: Floats, keys: Floats, scores: Floats, ahead: Floats) -> None:
     """scores[g, t] = queries[g] · keys[t], four tokens at a time."""
     group, head_dim = queries.shape
@@ -116,7 +116,7 @@ def _score_block(queries: Floats, keys: Floats, scores: Floats, ahead: Floats) -
             scores[g, t] = a
 
 
-@jit()
+@inner()
 def _softmax(weights: Floats, scale: np.float32) -> None:
     for g in range(weights.shape[0]):
         highest = weights[g, 0]
@@ -131,7 +131,7 @@ def _softmax(weights: Floats, scale: np.float32) -> None:
             weights[g, t] /= total
 
 
-@jit()
+@inner()
 def _mix_block(weights: Floats, values: Floats, mixed: Floats, ahead: Floats) -> None:
     """mixed[g] += Σ weights[g, t] · values[t], eight tokens at a time."""
     group, head_dim = mixed.shape

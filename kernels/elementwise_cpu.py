@@ -1,7 +1,8 @@
 """The elementwise ops of `kernels.reference` for float32 on a CPU: one pass over memory each.
 
 A kernel that sees many rows exists twice, for one thread and for several: below a few dozen rows
-one thread is done before a second has woken.
+one thread is done before a second has woken. Inner loops index views with the bare loop variable:
+an index that might be negative, `half + i` say, keeps numba from making vectors of them.
 """
 
 import math
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from kernels.batch import StepTensors
-from kernels.jit import jit
+from kernels.jit import inner, jit
 
 Floats = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int64]
@@ -28,7 +29,7 @@ _C2, _C3, _C4 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
 
 
-@jit()
+@inner()
 def exp(x: np.float32) -> np.float32:
     """e^x as 2^n · e^r: no call and no branch, so that loops around it become vectors."""
     x = min(max(x, _EXP_LOWEST), _EXP_HIGHEST)
@@ -88,7 +89,7 @@ def _several_threads_pay(x: torch.Tensor) -> bool:
     return x.shape[0] >= _PARALLEL_ROWS
 
 
-@jit()
+@inner()
 def _norm_row(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
     total = np.float32(0)
     for i in range(x.shape[0]):
@@ -104,7 +105,7 @@ def _norm(x: Floats, weight: Floats, eps: np.float32, out: Floats) -> None:
         _norm_row(x[row], weight, eps, out[row])
 
 
-@jit()
+@inner()
 def _add_row(x: Floats, residual: Floats) -> None:
     for i in range(x.shape[0]):
         residual[i] += x[i]
@@ -126,16 +127,22 @@ def _add_norm_parallel(
         _norm_row(residual[row], weight, eps, out[row])
 
 
-@jit()
+@inner()
 def _rotate(head: Floats, cos: Floats, sin: Floats, out: Floats) -> None:
     half = cos.shape[0]
+    low, high, out_low, out_high = head[:half], head[half:], out[:half], out[half:]
     for i in range(half):
-        low, high = head[i], head[half + i]
-        out[i] = low * cos[i] - high * sin[i]
-        out[half + i] = high * cos[i] + low * sin[i]
+        out_low[i] = low[i] * cos[i] - high[i] * sin[i]
+        out_high[i] = high[i] * cos[i] + low[i] * sin[i]
 
 
-@jit()
+@inner()
+def _copy(source: Floats, out: Floats) -> None:
+    for i in range(out.shape[0]):
+        out[i] = source[i]
+
+
+@inner()
 def _rope_store_row(
     qkv: Floats, cos: Floats, sin: Floats, slot: int, keys: Floats, values: Floats, query: Floats
 ) -> None:
@@ -148,8 +155,7 @@ def _rope_store_row(
         key = (num_heads + head) * head_dim
         value = key + num_kv_heads * head_dim
         _rotate(qkv[key:], cos, sin, keys[block, head, offset])
-        for i in range(head_dim):
-            values[block, head, offset, i] = qkv[value + i]
+        _copy(qkv[value:], values[block, head, offset])
 
 
 @jit()
@@ -168,12 +174,11 @@ def _rope_store_parallel(
         _rope_store_row(qkv[row], cos[row], sin[row], slots[row], keys, values, query[row])
 
 
-@jit()
+@inner()
 def _silu_mul_row(gate_up: Floats, out: Floats) -> None:
-    width = out.shape[0]
-    for i in range(width):
-        gate = gate_up[i]
-        out[i] = gate / (_ONE + exp(-gate)) * gate_up[width + i]
+    gate, up = gate_up[: out.shape[0]], gate_up[out.shape[0] :]
+    for i in range(out.shape[0]):
+        out[i] = gate[i] / (_ONE + exp(-gate[i])) * up[i]
 
 
 @jit()

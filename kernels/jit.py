@@ -1,11 +1,17 @@
 """Compiling CPU kernels with numba: the options they share, and the threads they run on.
 
-Machine code is cached on disk: beside the source, or under the user's cache directory where the
-source is read-only. With neither writable a kernel is compiled again in each process.
+Machine code is cached on disk, beside the sources or, where those are read-only, under the user's
+cache directory; with neither writable a kernel is compiled again in each process. Two habits of
+numba's cache are worked around. It notices a change of the file that a kernel is in, but not of
+what the kernel calls: so the cache's place is named after all sources. And a function that comes
+from the cache cannot be inlined into its caller: so only what Python calls is cached (`jit`), and
+what kernels call is compiled with them (`inner`).
 """
 
+import hashlib
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 # Before numba loads its OpenMP layer, which then binds to the OpenMP library that torch brought:
@@ -22,8 +28,18 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
+def _cache_name() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8)
+    return f"numba-{digest.hexdigest()}"
+
+
+# Where this cannot be written numba goes on to the user's cache directory by itself.
+config.CACHE_DIR = config.CACHE_DIR or str(Path(__file__).parent / "__pycache__" / _cache_name())
+
+
 def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kernel]:
-    """Compiles a function on its first call for each set of argument types; releases the GIL.
+    """Compiles a function that Python calls, on its first call for each set of argument types.
 
     Args:
         parallel: `numba.prange` loops run on several threads; otherwise they are plain loops.
@@ -31,7 +47,7 @@ def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kern
     """
 
     def compile_kernel(function: Kernel) -> Kernel:
-        options = {"parallel": parallel, "nogil": True, "fastmath": _FAST if fast else False}
+        options = {"parallel": parallel, **_options(fast)}
         try:
             return cast(Kernel, njit(cache=True, **options)(function))
         except RuntimeError:
@@ -39,6 +55,27 @@ def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kern
             return cast(Kernel, njit(**options)(function))
 
     return compile_kernel
+
+
+def inner(*, fast: bool = True) -> Callable[[Kernel], Kernel]:
+    """Compiles a function that only kernels call, with each of them.
+
+    Args:
+        fast: sums may be reordered.
+    """
+
+    def compile_kernel(function: Kernel) -> Kernel:
+        return cast(Kernel, njit(**_options(fast))(function))
+
+    return compile_kernel
+
+
+def _options(fast: bool) -> dict[str, Any]:
+    return {
+        "nogil": True,
+        "fastmath": _FAST if fast else False,
+        "error_model": "numpy",  # division by zero gives infinity, and no branch
+    }
 
 
 def set_threads(count: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kernels.jit import jit
+from kernels.jit import inner, jit
 from kernels.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1
 from kernels.sampling import DrawParams, PenaltyTables
 
@@ -70,7 +70,7 @@ def draw_rows(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) 
     return torch.from_numpy(tokens)
 
 
-@jit(fast=False)
+@inner(fast=False)
 def _words(key: np.uint64, position: np.uint64, block: np.uint64):  # type: ignore[no-untyped-def]
     k0, k1 = key & _WORD, key >> _32
     c0, c1, c2, c3 = position & _WORD, block, np.uint64(0), np.uint64(0)
@@ -81,17 +81,17 @@ def _words(key: np.uint64, position: np.uint64, block: np.uint64):  # type: igno
     return c0, c1, c2, c3
 
 
-@jit(fast=False)
+@inner(fast=False)
 def _noise(word: np.uint64) -> float:
     return -math.log(-math.log((np.float64(word) + 0.5) * 2.0**-32))
 
 
-@jit(fast=False)
+@inner(fast=False)
 def _noise_of(key: np.uint64, position: np.uint64, token: int) -> float:
     return _noise(_words(key, position, np.uint64(token >> 2))[token & 3])
 
 
-@jit(fast=False)
+@inner(fast=False)
 def _draw_from_all(z: npt.NDArray[np.float32], key: np.uint64, position: np.uint64) -> int:
     winner = int(np.argmax(z))
     best = np.float64(z[winner]) + _noise_of(key, position, winner)
@@ -114,7 +114,7 @@ def _draw_from_all(z: npt.NDArray[np.float32], key: np.uint64, position: np.uint
     return winner
 
 
-@jit(fast=False)
+@inner(fast=False)
 def _ranked(
     z: npt.NDArray[np.float32], top_k: int, top_p: float, min_p: float
 ) -> npt.NDArray[np.int64]:
