@@ -1,24 +1,26 @@
 """HTTP as far as `quire` itself needs it: GET, POST of JSON, and server-sent events, over TCP or a
-unix socket.
+unix socket. httpx does the work; here are our addresses and our errors.
 
-One connection per request, and nothing between the socket and the line that was sent: the
-benchmark takes its times here, so a client that costs as much as the server would show itself.
+Every request dials anew. The benchmark takes its times here, and so each of its requests costs the
+same: none waits for a pool of connections, none meets one that the server has just given up, and a
+proxy spreads all of them. The price, one handshake per request, is part of every time it shows.
 
-An address is "http://host:port", "https://host[:port]" or "http+unix:///path/of.sock".
+An address is "http://host:port", "https://host[:port]" or "http+unix:///path/of.sock". It is
+dialled as it stands: proxies of the environment are for other addresses.
 """
 
-import asyncio
 import contextlib
+import functools
 import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from quire.errors import ConfigurationError, RequestFailed
 
-LINE_LIMIT_BYTES = 1 << 24
+if TYPE_CHECKING:  # httpx loads when something is asked: `quire --help` is quick without it
+    import httpx
 
 
 class Unreachable(RequestFailed):
@@ -34,15 +36,15 @@ class Endpoint:
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body. Raises Unreachable."""
-        async with self._request("GET", path, None) as (status, response):
-            return status, b"".join([chunk async for chunk in _body(response)])
+        async with self._request("GET", path, None) as response:
+            return response.status_code, await response.aread()
 
     async def post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
         """The JSON answer. Raises RequestFailed with the server's own message."""
-        async with self._request("POST", path, payload) as (status, response):
-            body = b"".join([chunk async for chunk in _body(response)])
-        if status != 200:
-            raise RequestFailed(_error_message(status, body))
+        async with self._request("POST", path, payload) as response:
+            body = await response.aread()
+        if response.status_code != 200:
+            raise RequestFailed(_error_message(response.status_code, body))
         answer: dict[str, Any] = json.loads(body)
         return answer
 
@@ -53,85 +55,69 @@ class Endpoint:
 
         Raises RequestFailed if the server refuses, sends an error event, or stops half-way.
         """
-        async with self._request("POST", path, payload) as (status, response):
-            if status != 200:
-                body = b"".join([chunk async for chunk in _body(response)])
-                raise RequestFailed(_error_message(status, body))
-            rest = b""
-            async for chunk in _body(response):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line.startswith(b"data: [DONE]"):
+        # Not httpx's own aiter_lines: it ends a line at U+2028 too, which JSON leaves as it is.
+        from httpx_sse import EventSource, SSEError
+
+        async with self._request("POST", path, payload) as response:
+            if response.status_code != 200:
+                body = await response.aread()
+                raise RequestFailed(_error_message(response.status_code, body))
+            try:
+                async for event in EventSource(response).aiter_sse():
+                    if event.data == "[DONE]":
                         return
-                    if line.startswith(b"data:"):
-                        event = json.loads(line[5:])
-                        if "error" in event:
-                            raise RequestFailed(str(event["error"].get("message", event["error"])))
-                        yield event
+                    data = json.loads(event.data)
+                    if "error" in data:
+                        raise RequestFailed(str(data["error"].get("message", data["error"])))
+                    yield data
+            except SSEError as error:
+                raise RequestFailed(f"{self.url}{path} sent no event stream: {error}") from error
         raise RequestFailed("the stream ended before its end was sent")
 
     @contextlib.asynccontextmanager
     async def _request(
         self, method: str, path: str, payload: dict[str, Any] | None
-    ) -> AsyncIterator[tuple[int, "_Response"]]:
-        """Sends a request; gives the status, and the response to read the body from."""
-        reader, writer, host = await self._connect()
-        try:
-            body = b"" if payload is None else json.dumps(payload).encode()
-            head = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
-            if payload is not None:
-                head += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
-            if self.api_key:
-                head.append(f"Authorization: Bearer {self.api_key}")
-            writer.write("\r\n".join([*head, "", ""]).encode() + body)
-            await writer.drain()
-            status = int((await reader.readline()).split(b" ", 2)[1])
-            headers = {}
-            while (line := (await reader.readline()).strip()) != b"":
-                name, _, value = line.decode("latin-1").partition(":")
-                headers[name.lower()] = value.strip()
-            yield status, _Response(reader, headers)
-        except (ConnectionError, asyncio.IncompleteReadError, IndexError) as error:
-            raise Unreachable(f"the connection to {self.url} broke") from error
-        finally:
-            writer.close()
+    ) -> AsyncIterator["httpx.Response"]:
+        """Sends a request; the response's head has arrived, its body is to be read."""
+        import httpx
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, str]:
-        parts = urlsplit(self.url)
+        base_url, uds = self._address()
+        headers = {"Connection": "close"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        transport = httpx.AsyncHTTPTransport(uds=uds, verify=_trusted())
         try:
-            if parts.scheme == "http+unix":
-                streams = await asyncio.open_unix_connection(parts.path, limit=LINE_LIMIT_BYTES)
-                return *streams, "localhost"
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigurationError(f"url is {self.url!r}; it must be like http://host:port")
-            tls = ssl.create_default_context() if parts.scheme == "https" else None
-            port = parts.port or (443 if tls else 80)
-            streams = await asyncio.open_connection(
-                parts.hostname, port, ssl=tls, limit=LINE_LIMIT_BYTES
-            )
-            return *streams, parts.netloc.rpartition("@")[2]
-        except OSError as error:
+            async with (
+                httpx.AsyncClient(
+                    base_url=base_url, transport=transport, timeout=None, trust_env=False
+                ) as client,
+                client.stream(method, path, json=payload, headers=headers) as response,
+            ):
+                yield response
+        except httpx.ConnectError as error:
             raise Unreachable(f"nobody answers at {self.url}: {error}") from error
+        except httpx.RequestError as error:
+            raise Unreachable(f"the connection to {self.url} broke") from error
+
+    def _address(self) -> tuple[str, str | None]:
+        """The base of every URL, and the unix socket to dial instead of its host."""
+        import httpx
+
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"url is {self.url!r}: {error}") from error
+        if url.scheme == "http+unix":
+            return "http://localhost", url.path
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ConfigurationError(f"url is {self.url!r}; it must be like http://host:port")
+        return self.url, None
 
 
-@dataclass(frozen=True, slots=True)
-class _Response:
-    reader: asyncio.StreamReader
-    headers: dict[str, str]
-
-
-async def _body(response: _Response) -> AsyncIterator[bytes]:
-    """The body as it arrives, whichever way its end is marked."""
-    reader, headers = response.reader, response.headers
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        while size := int((await reader.readline()).split(b";")[0], 16):
-            yield await reader.readexactly(size)
-            await reader.readline()
-    elif "content-length" in headers:
-        yield await reader.readexactly(int(headers["content-length"]))
-    else:
-        while chunk := await reader.read(1 << 16):
-            yield chunk
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """The system's certificate authorities, read once: that takes milliseconds."""
+    return ssl.create_default_context()
 
 
 def _error_message(status: int, body: bytes) -> str:

@@ -45,19 +45,25 @@ class Answer(BaseHTTPRequestHandler):
         """A whole answer."""
         body = json.dumps(payload).encode()
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def events(self, *events: object, done: bool = True) -> None:
         """An event stream, one chunk per event."""
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
+        self.begin_events()
         lines = [f"data: {json.dumps(event)}\n\n" for event in events]
         for line in [*lines, "data: [DONE]\n\n"] if done else lines:
             self.chunk(line.encode())
         self.chunk(b"")
+
+    def begin_events(self) -> None:
+        """The head of an event stream."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
 
     def chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -45,15 +47,31 @@ async def test_events_are_given_one_by_one_until_done(server):
 
 async def test_events_may_be_cut_anywhere(server):
     def one_byte_at_a_time(answer, _):
-        answer.send_response(200)
-        answer.send_header("Transfer-Encoding", "chunked")
-        answer.end_headers()
+        answer.begin_events()
         for byte in 'data: {"a": "é"}\n\n: comment\n\ndata: [DONE]\n\n'.encode():
             answer.chunk(bytes([byte]))
         answer.chunk(b"")
 
     server.answers["/events"] = one_byte_at_a_time
     assert await collect(Endpoint(server.url)) == [{"a": "é"}]
+
+
+async def test_only_newlines_end_a_line(server):
+    text = "a\u2028b\u2029c\x85d"
+
+    def unescaped(answer, _):
+        answer.begin_events()
+        answer.chunk(f'data: {{"a": "{text}"}}\r\n\r\ndata: [DONE]\n\n'.encode())
+        answer.chunk(b"")
+
+    server.answers["/events"] = unescaped
+    assert await collect(Endpoint(server.url)) == [{"a": text}]
+
+
+async def test_an_answer_that_is_no_event_stream_is_an_error(server):
+    server.answers["/events"] = lambda answer, _: answer.json({"a": 1})
+    with pytest.raises(RequestFailed, match=r"/events sent no event stream: .*application/json"):
+        await collect(Endpoint(server.url))
 
 
 async def test_an_error_event_ends_the_stream(server):
@@ -93,6 +111,23 @@ async def test_nobody_there_is_told_with_the_address():
 async def test_a_url_that_is_none_is_refused(url):
     with pytest.raises(ConfigurationError, match="it must be like http://host:port"):
         await Endpoint(url).get("/ready")
+
+
+async def test_a_port_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError, match=r"url is 'http://host:port': .*port"):
+        await Endpoint("http://host:port").get("/ready")
+
+
+async def test_proxies_of_the_environment_are_not_asked(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    server.answers["/ready"] = lambda answer, _: answer.json({})
+    assert await Endpoint(server.url).get("/ready") == (200, b"{}")
+
+
+def test_httpx_is_not_loaded_before_something_is_asked():
+    code = "import sys, quire.cli, quire.http; print({'httpx', 'httpx_sse'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
 
 
 async def test_a_unix_socket_is_an_address(tmp_path):
