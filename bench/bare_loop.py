@@ -8,7 +8,6 @@ as few steps as the token budget allows, then all decode together.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ import numpy as np
 import typer
 
 from bench.mixed_requests import uniform_requests
+from worker.cores import size_thread_pools
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
 
 BLOCK_SIZE = 16
@@ -148,8 +148,7 @@ def main(
 ) -> None:
     """Prints one line of JSON."""
     if threads:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-            os.environ[name] = str(threads)
+        size_thread_pools(threads)
     print(json.dumps(run(model, concurrency, input_len, output_len)))
 
 

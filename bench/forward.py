@@ -7,13 +7,14 @@ tokens per second of both, and their ratio. Each figure is the best of a few rou
 sides alternate, so that other load on the machine meets both.
 """
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from worker.cores import size_thread_pools
 
 BLOCK_SIZE = 16
 BATCH_SIZES = (1, 8, 32)
@@ -104,8 +105,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds; the best counts.")] = 8,
 ) -> None:
     """Compare the bare forward pass with transformers'."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = str(threads)
+    size_thread_pools(threads)
     from kernels.jit import set_threads
 
     set_threads(threads)

@@ -1,6 +1,5 @@
 """`python -m worker`: the command line of the worker process."""
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -99,11 +98,11 @@ def main(
 ) -> None:
     """Runs a worker: it holds a model and its KV, dials the scheduler and executes its plans."""
     from worker import logs
-    from worker.cores import usable_cores
+    from worker.cores import size_thread_pools, usable_cores
 
     logs.configure("worker")
     num_threads = threads or usable_cores()
-    _set_threads(num_threads)  # before torch and numba load: they read it then, and only then
+    size_thread_pools(num_threads)  # before torch and numba load: they read it then, and only then
 
     from worker.process import Options, StartError, run
 
@@ -130,13 +129,6 @@ def main(
         sys.stderr.write(f"error: {error}\n")
         exit_code = 2
     raise typer.Exit(exit_code)
-
-
-def _set_threads(num_threads: int) -> None:
-    """Sizes the thread pools; how idle threads wait stays with OMP_WAIT_POLICY."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[name] = str(num_threads)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How many compute threads are worth having: physical cores that this process may use."""
+"""Compute threads: how many are worth having, and how they wait for each other."""
 
 import os
 from pathlib import Path
 
 _CPUS = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# What GNU OpenMP itself takes when it knows that there are more threads than cores.
+_SPIN_COUNT = "1000"
 
 
 def usable_cores() -> int:
@@ -17,6 +19,20 @@ def usable_cores() -> int:
         return os.cpu_count() or 1
     cores = {_siblings(cpu) for cpu in affinity(0)}
     return max(1, min(len(cores), _quota()))
+
+
+def size_thread_pools(num_threads: int) -> None:
+    """Sets how many threads compute and how they wait; call before torch or numba is loaded.
+
+    OpenMP's threads spin between two loops. Where anything else runs on the cores, a long spin
+    holds up the very thread that is waited for: measured on two cores with a busy neighbour, up to
+    1,100 ms a step against 30 with a short spin, which costs at most 5 % on an idle machine.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(num_threads)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _siblings(cpu: int) -> str:

@@ -43,3 +43,18 @@ def test_usable_cores(
     if quota is not None:
         (machine / "cpu.max").write_text(quota)
     assert cores.usable_cores() == expected
+
+
+def test_threads_spin_shortly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "7")  # so that monkeypatch restores what is set below
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cores.size_thread_pools(3)
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["GOMP_SPINCOUNT"]) == ("3", "7")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    cores.size_thread_pools(3)
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cores.size_thread_pools(3)
+    assert "GOMP_SPINCOUNT" not in os.environ
