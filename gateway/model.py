@@ -8,6 +8,7 @@ chat_template.jinja      the chat template, if it is not in tokenizer_config.jso
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Model:
         options: Options,
         max_model_len: int,
         *,
+        dice: random.Random,
         request_id: str,
         prompt_field: str,
     ) -> GenerateRequest:
@@ -84,6 +86,7 @@ class Model:
             options,
             self.defaults,
             limits,
+            dice=dice,
             request_id=request_id,
             prompt_field=prompt_field,
         )

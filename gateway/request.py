@@ -135,10 +135,11 @@ def build_request(
     defaults: SamplingDefaults,
     limits: Limits,
     *,
+    dice: random.Random,
     request_id: str,
     prompt_field: str,
 ) -> GenerateRequest:
-    """Checks everything and fills in the defaults.
+    """Checks everything and fills in the defaults; `dice` give a seed where none was said.
 
     Raises RequestError naming the field, the limit and the value given.
     """
@@ -153,7 +154,7 @@ def build_request(
             f"cache_salt is {quote(options.cache_salt)}; "
             "it must be 1 to 64 letters, digits, '-' or '_'",
         )
-    seed = random.getrandbits(64) if options.seed is None else options.seed & _UINT64
+    seed = dice.getrandbits(64) if options.seed is None else options.seed & _UINT64
     return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=np.array(prompt_token_ids, np.int32),

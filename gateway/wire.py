@@ -1,5 +1,6 @@
 """`InferenceService` messages to requests, and pieces of output to messages."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,7 +27,11 @@ _OPTIONAL = (
 
 
 def parse_generate(
-    message: inference_pb2.GenerateRequest, model: Model, max_model_len: int, request_id: str
+    message: inference_pb2.GenerateRequest,
+    model: Model,
+    max_model_len: int,
+    request_id: str,
+    dice: random.Random,
 ) -> GenerateRequest:
     """A valid request, its prompt rendered and tokenized. Raises RequestError."""
     model.check_name(message.model)
@@ -36,7 +41,9 @@ def parse_generate(
         cache_salt=message.cache_salt,
     )
     tokens, field = _prompt(message, model, max_model_len)
-    return model.build(tokens, options, max_model_len, request_id=request_id, prompt_field=field)
+    return model.build(
+        tokens, options, max_model_len, dice=dice, request_id=request_id, prompt_field=field
+    )
 
 
 def piece_message(piece: Piece) -> inference_pb2.GenerateResponse:

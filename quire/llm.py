@@ -11,7 +11,9 @@ directory, and speaks to the router as any gRPC client would: there is no second
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeGuard
 
@@ -37,14 +39,18 @@ class LLM:
         """Starts the stack; returns when it has generated a token.
 
         `model` is what `quire serve` takes (alias, directory, GGUF file or hub id), `options` are
-        its flags in Python's spelling (`max_model_len=2048`, `replicas=2`). Raises ModelNotFound,
-        ConfigurationError, StackFailed; TypeError for an unknown option.
+        its flags in Python's spelling (`max_model_len=2048`, `replicas=2`). With `seed=N`, prompts
+        whose parameters name no seed get one from a generator seeded with N, in the order in which
+        they are given; otherwise it is random. Raises ModelNotFound, ConfigurationError,
+        StackFailed; TypeError for an unknown option.
         """
         unknown = sorted(set(options) - set(StackOptions.names()))
         if unknown:
             known = ", ".join(StackOptions.names())
             raise TypeError(f"unknown option {unknown[0]!r}; options are: {known}")
-        self._stack = BackgroundStack(resolve(model, announce), StackOptions(**options))
+        stack_options = StackOptions(**options)
+        self._dice = random.Random(stack_options.seed)
+        self._stack = BackgroundStack(resolve(model, announce), stack_options)
         self._client = self._stack.run(self._dial())
 
     def generate(
@@ -99,7 +105,8 @@ class LLM:
     async def _answer_all(
         self, prompts: Sequence[Any], params: Params, show: bool
     ) -> list[RequestOutput]:
-        each = _one_per_prompt(params, len(prompts))
+        # Here and not at the router, where the prompts of a batch arrive in any order.
+        each = [_with_seed(params, self._dice) for params in _one_per_prompt(params, len(prompts))]
         gate = asyncio.Semaphore(MAX_IN_FLIGHT)
         try:
             with progress(len(prompts), visible=show) as advance:
@@ -150,6 +157,10 @@ def _one_per_prompt(params: Params, count: int) -> list[SamplingParams]:
             f"{count} prompts"
         )
     return list(params)
+
+
+def _with_seed(params: SamplingParams, dice: random.Random) -> SamplingParams:
+    return params if params.seed is not None else replace(params, seed=dice.getrandbits(64))
 
 
 def _is_one_prompt(prompts: Prompts) -> TypeGuard[Prompt]:

@@ -35,6 +35,8 @@ class StackOptions:
     served_model_name: str | None = None
     max_body_bytes: int | None = None
     max_in_flight: int | None = None
+    seed: int | None = None
+    """Of the seeds that requests without one get."""
 
     def arguments(self, role: str) -> list[str]:
         """The command-line arguments that this role is handed."""
@@ -80,5 +82,5 @@ _TAKES = {
         "max_num_seqs",
         "max_num_batched_tokens",
     ),
-    "router": ("served_model_name", "max_body_bytes", "max_in_flight", "drain_timeout"),
+    "router": ("served_model_name", "max_body_bytes", "max_in_flight", "seed", "drain_timeout"),
 }

@@ -54,6 +54,14 @@ def main(
     scheduler_timeout: Annotated[
         float, Option(help="Seconds that running requests wait for a lost scheduler.", min=0)
     ] = 120.0,
+    seed: Annotated[
+        int | None,
+        Option(
+            help="Requests that bring no seed get theirs from a generator seeded with this: the "
+            "same again for the same order of arrival. Without it they are random.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve OpenAI's API over HTTP, and InferenceService over gRPC.
 
@@ -74,6 +82,7 @@ def main(
         max_in_flight=max_in_flight,
         drain_timeout_s=drain_timeout,
         scheduler_timeout_s=scheduler_timeout,
+        seed=seed,
     )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

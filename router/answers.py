@@ -8,6 +8,7 @@ gets its proper status. After that, an error is an event of the stream, which th
 import asyncio
 import json
 import logging
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -30,7 +31,7 @@ SEND_S = 60.0
 
 _log = logging.getLogger(__name__)
 
-Parse = Callable[[bytes, Model, int, str], Call]
+Parse = Callable[[bytes, Model, int, str, random.Random], Call]
 MakeAnswer = Callable[[Call, Tokenizer], Answer]
 
 
@@ -53,9 +54,11 @@ class GenerationResponse(Response):
         try:
             with core.admission.permit():
                 max_model_len = core.engine.check_available()
+                dice = core.dice_of_call()
                 content = await read_body(request, core.max_body_bytes)
+                request_id = scope["state"]["request_id"]
                 call = await core.in_thread(
-                    self._parse, content, core.model, max_model_len, scope["state"]["request_id"]
+                    self._parse, content, core.model, max_model_len, request_id, dice
                 )
                 scope["state"]["request_id"] = call.request_id
                 answer = self._make_answer(call, core.model.tokenizer)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,10 +35,16 @@ class Core:
     max_body_bytes: int
     api_key: ApiKey | None
     """None: everybody may ask."""
+    seeds: random.Random
     version: str
     started_at: int
     """Seconds since 1970."""
     _pool: ThreadPoolExecutor = field(default_factory=_tokenizer_pool)
+
+    def dice_of_call(self) -> random.Random:
+        """Gives the requests of one call their seeds. Taken when the call arrives: the threads that
+        build its requests end in any order."""
+        return random.Random(self.seeds.getrandbits(64))
 
     async def in_thread(
         self,

@@ -6,6 +6,7 @@ a client would. Until it has come, the router is not ready.
 
 import asyncio
 import logging
+import random
 import time
 
 from gateway.errors import RequestError
@@ -67,8 +68,9 @@ class Readiness:
         model = self._engine.model
         request = model.build(
             [min(model.eos_token_ids, default=0)],
-            Options(max_tokens=1, temperature=0.0, ignore_eos=True),
+            Options(max_tokens=1, temperature=0.0, ignore_eos=True, seed=0),
             self._engine.check_available(),
+            dice=random.Random(),
             request_id="canary",
             prompt_field="prompt",
         )

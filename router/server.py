@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import stat
@@ -68,6 +69,8 @@ class Settings:
     max_in_flight: int
     drain_timeout_s: float
     scheduler_timeout_s: float
+    seed: int | None
+    """Of the seeds given to requests that bring none; None: they are random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ def create_core(settings: Settings, model: Model) -> Core:
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         api_key=ApiKey(settings.api_key) if settings.api_key else None,
+        seeds=random.Random(settings.seed),
         version=_version(),
         started_at=int(time.time()),
     )

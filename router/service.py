@@ -59,8 +59,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._check_key(context)
             with core.admission.permit():
                 max_model_len = core.engine.check_available()
+                request_id, dice = secrets.token_hex(12), core.dice_of_call()
                 generate = await core.in_thread(
-                    parse_generate, request, core.model, max_model_len, secrets.token_hex(12)
+                    parse_generate, request, core.model, max_model_len, request_id, dice
                 )
                 with core.engine.generate([generate], arrived_at) as generation:
                     async for pieces in generation.batches():

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import json
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,9 @@ _REFUSED_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def parse_chat(content: bytes, model: Model, max_model_len: int, request_id: str) -> Call:
+def parse_chat(
+    content: bytes, model: Model, max_model_len: int, request_id: str, dice: random.Random
+) -> Call:
     """A valid call out of a request body, with the prompt rendered and tokenized.
 
     Raises RequestError.
@@ -58,6 +61,7 @@ def parse_chat(content: bytes, model: Model, max_model_len: int, request_id: str
             **_max_tokens(body),
         ),
         max_model_len,
+        dice=dice,
         request_id=request_id,
         prompt_field="messages",
     )

@@ -1,6 +1,7 @@
 """POST /v1/completions: raw prompts, as text or tokens, one or several."""
 
 import json
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ MAX_CHOICES = 1024
 """Prompts times n of one call."""
 
 
-def parse_completion(content: bytes, model: Model, max_model_len: int, request_id: str) -> Call:
+def parse_completion(
+    content: bytes, model: Model, max_model_len: int, request_id: str, dice: random.Random
+) -> Call:
     """A valid call out of a request body, with every prompt tokenized. Raises RequestError."""
     body = parse_body(content, CompletionBody)
     model.check_name(body.model)
@@ -49,6 +52,7 @@ def parse_completion(content: bytes, model: Model, max_model_len: int, request_i
             else model.token_prompt(prompt),
             options,
             max_model_len,
+            dice=dice,
             request_id=request_id,
             prompt_field="prompt",
         )

@@ -106,6 +106,15 @@ MaxInFlight = Annotated[
     int | None, _router("Requests the router holds at once; more get 429.", "N")
 ]
 
+Seed = Annotated[
+    int | None,
+    _router(
+        "Requests without a seed get theirs from a generator seeded with this: the same again for "
+        "the same order of arrival. Without it they are random.",
+        "N",
+    ),
+]
+
 UrlFlag = Annotated[
     str | None, typer.Option(metavar="URL", help="A running server, like http://127.0.0.1:8000.")
 ]

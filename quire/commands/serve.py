@@ -25,6 +25,7 @@ def serve(
     served_model_name: flags.ServedModelName = None,
     max_body_bytes: flags.MaxBodyBytes = None,
     max_in_flight: flags.MaxInFlight = None,
+    seed: flags.Seed = None,
     replicas: flags.Replicas = 1,
     device: flags.DeviceFlag = None,
     dtype: flags.DtypeFlag = None,

@@ -1,6 +1,7 @@
 """Every wrong request is refused with the field, the limit and the value."""
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 def refusal(model: Model, parse: Any, content: bytes) -> tuple[int, str, str | None]:
     """Status, message and field; what may be sent to a client."""
     with pytest.raises(RequestError) as caught:
-        parse(content, model, MAX_MODEL_LEN, "r1")
+        parse(content, model, MAX_MODEL_LEN, "r1", random.Random())
     body = error_body(caught.value)["error"]
     assert len(json.dumps(body).encode()) < 1000
     return ERROR_KINDS[caught.value.fault].status, body["message"], body["param"]

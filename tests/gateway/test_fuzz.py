@@ -1,6 +1,7 @@
 """No JSON whatever gets anything but an answer or a refusal."""
 
 import json
+import random
 from typing import Any
 
 from hypothesis import given, settings
@@ -39,7 +40,7 @@ COMPLETION_FIELDS = sorted({*CompletionBody.model_fields, *REFUSED_IN_COMPLETION
 def is_answered(parse: Any, body: dict[str, Any], model: Model) -> None:
     """Parses, or refuses with an error that can be written."""
     try:
-        parse(json.dumps(body).encode(), model, MAX_MODEL_LEN, "r1")
+        parse(json.dumps(body).encode(), model, MAX_MODEL_LEN, "r1", random.Random())
     except RequestError as error:
         written = json.dumps(error_body(error), ensure_ascii=False).encode()
         assert len(written) < 2000

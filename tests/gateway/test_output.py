@@ -1,6 +1,7 @@
 """From a sample's tokens to its text and its end."""
 
 import json
+import random
 from typing import Any
 
 from gateway.model import Model
@@ -11,7 +12,7 @@ from tests.gateway.tiny_model import EOS, MAX_MODEL_LEN
 
 def output(model: Model, /, **fields: Any) -> SampleOutput:
     body = {"messages": [{"role": "user", "content": "hi"}], **fields}
-    call = parse_chat(json.dumps(body).encode(), model, MAX_MODEL_LEN, "r1")
+    call = parse_chat(json.dumps(body).encode(), model, MAX_MODEL_LEN, "r1", random.Random())
     return SampleOutput(call.requests[0], model.tokenizer)
 
 

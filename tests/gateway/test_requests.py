@@ -1,6 +1,7 @@
 """What a valid body turns into."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def chat(model: Model, /, **fields: Any) -> Call:
     content = json.dumps({"messages": HELLO, **fields}).encode()
-    return parse_chat(content, model, MAX_MODEL_LEN, "r1")
+    return parse_chat(content, model, MAX_MODEL_LEN, "r1", random.Random())
 
 
 def completion(model: Model, /, **fields: Any) -> Call:
-    return parse_completion(json.dumps(fields).encode(), model, MAX_MODEL_LEN, "r1")
+    return parse_completion(
+        json.dumps(fields).encode(), model, MAX_MODEL_LEN, "r1", random.Random()
+    )
 
 
 def test_what_is_not_said_takes_openais_defaults(model: Model) -> None:
@@ -100,8 +103,15 @@ def test_temperatures_next_to_zero_are_greedy(model: Model) -> None:
     assert chat(model, temperature=1e-30).requests[0].sampling.temperature == 0.0
 
 
-def test_each_request_without_a_seed_gets_its_own(model: Model) -> None:
-    assert len({chat(model).requests[0].seed for _ in range(8)}) == 8
+def test_each_request_without_a_seed_gets_its_own_from_the_dice(model: Model) -> None:
+    content = json.dumps({"prompt": ["a"] * 8}).encode()
+
+    def seeds(number: int) -> list[int]:
+        call = parse_completion(content, model, MAX_MODEL_LEN, "r1", random.Random(number))
+        return [request.seed for request in call.requests]
+
+    assert len(set(seeds(1) + seeds(2))) == 16
+    assert seeds(1) == seeds(1)
 
 
 def test_text_parts_are_joined_and_developers_are_systems(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import select
 import signal
 
@@ -70,6 +71,19 @@ def test_samples_of_one_prompt_differ_and_a_seed_repeats_them(llm):
     assert first.outputs == second.outputs
     assert [sample.index for sample in first.outputs] == [0, 1, 2]
     assert len({sample.text for sample in first.outputs}) == 3
+
+
+def test_a_seeded_model_gives_each_prompt_its_seed_in_their_order(llm):
+    def texts(one, seeds):
+        params = [SamplingParams(max_tokens=12, seed=seed) for seed in seeds]
+        outputs = one.generate(["Once upon a time"] * len(seeds), params)
+        return [output.outputs[0].text for output in outputs]
+
+    dice = random.Random(5)
+    expected = texts(llm, [dice.getrandbits(64), 7, dice.getrandbits(64)])
+    assert len(set(expected)) == 3
+    with LLM("smollm2", max_model_len=256, num_blocks=256, threads=1, seed=5) as seeded:
+        assert texts(seeded, [None, 7, None]) == expected
 
 
 def test_logprobs_name_the_chosen_token_and_the_likeliest(llm):

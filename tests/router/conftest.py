@@ -40,6 +40,7 @@ def settings(model_dir: Path) -> Callable[..., Settings]:
             "max_in_flight": 256,
             "drain_timeout_s": 5.0,
             "scheduler_timeout_s": 20.0,
+            "seed": None,
         }
         return Settings(**(defaults | given))
 
