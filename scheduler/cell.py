@@ -68,7 +68,6 @@ class Cell:
         self._watches: dict[int, StepWatch] = {}
         self._feed_is_due = False
         self._idle = asyncio.Event()
-        self._deserted = asyncio.Event()
         self._last_event_at = self._started_at
         self._checked_at = self._started_at
 
@@ -86,7 +85,6 @@ class Cell:
         self._routers.leave(router)
         self._tell(self._core.drop_router(router.number, self._clock()))
         self._feed_soon()
-        self._notice_desertion()
 
     def submit(self, request: Request) -> None:
         """A router's request. Raises Refused."""
@@ -127,7 +125,6 @@ class Cell:
             why = f"lost the stream of rank {rank.hello.rank} ({rank.hello.worker_id!r})"
             self._detach(rank.attachment, grpc.StatusCode.ABORTED, why)
         self._replicas.forget(rank)
-        self._notice_desertion()
 
     def heard(self, rank: Rank) -> None:
         """A sign of life."""
@@ -283,21 +280,22 @@ class Cell:
         """Returns when nothing accepted is left."""
         await self._idle.wait()
 
-    def dismiss(self) -> None:
-        """Every worker and router is told to go."""
+    def dismiss_workers(self) -> None:
+        """The cell is given up: every worker is told to leave for good."""
         for attachment in self._replicas:
             for rank in attachment.ranks:
                 rank.stream.send(workers.DRAIN)
-        self._routers.dismiss("the scheduler is shutting down")
-        self._notice_desertion()
 
-    async def wait_deserted(self) -> None:
-        """Returns when the last router and the last replica have gone."""
-        await self._deserted.wait()
+    def end_streams(self) -> None:
+        """This scheduler goes, the cell stays: routers and workers will dial the next one.
 
-    def _notice_desertion(self) -> None:
-        if self.draining and not len(self._routers) and not len(self._replicas):
-            self._deserted.set()
+        Routers first, once they have all their news: what the loss of the workers does to
+        unfinished sequences is not for them, they submit those again.
+        """
+        why = "the scheduler is shutting down"
+        self._routers.dismiss(why)
+        for attachment in self._replicas:
+            self._detach(attachment, grpc.StatusCode.UNAVAILABLE, why)
 
     def _push_status(self) -> None:
         if len(self._routers):

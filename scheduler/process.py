@@ -1,8 +1,9 @@
 """The scheduler as a process: listen, serve, drain, leave.
 
-On SIGTERM or SIGINT it drains: new requests are refused, accepted ones go on up to a limit, workers
-are told to leave. A second signal ends it at once. What the limit cuts off is not lost: routers
-submit it again to the next scheduler.
+On SIGTERM or SIGINT it drains: new requests are refused, accepted ones go on up to a limit, then
+the streams end. A second signal ends it at once. Nothing is lost with it: workers keep their
+weights and dial until the next scheduler is there, and routers submit to it again what the limit
+cut off.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _FAREWELL_S = 5.0
-_STOP_GRACE_S = 0.5
+"""How long peers may take to hear that their streams have ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ async def run(config: ProcessConfig) -> None:
     await stop.wait()
     await _drain(cell, server, config.drain_timeout_s)
     ticking.cancel()
-    await server.stop(_STOP_GRACE_S)
+    cell.end_streams()
+    await server.stop(_FAREWELL_S)  # takes no new stream from now on
     await asyncio.to_thread(metrics.close)
     logger.info("stopped")
 
@@ -123,7 +125,3 @@ async def _drain(cell: Cell, server: GrpcServer, timeout_s: float) -> None:
             await cell.wait_drained()
     except TimeoutError:
         logger.warning("some sequences are unfinished: their routers will submit them again")
-    cell.dismiss()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FAREWELL_S):
-            await cell.wait_deserted()

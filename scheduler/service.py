@@ -177,6 +177,7 @@ class Services:
         """SchedulerService.Drain."""
         self._cell.start_draining()
         await self._cell.wait_drained()
+        self._cell.dismiss_workers()
         return scheduler_pb2.DrainResponse()
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -243,5 +244,5 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float) -> None:
-        """Ends what is left of every call after the grace."""
+        """Refuses new calls, and ends what is left of the others after the grace."""
         await self._server.stop(grace_s)

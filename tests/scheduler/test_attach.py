@@ -18,7 +18,6 @@ from tests.scheduler.peers import (
     eventually,
     ints,
     token_at,
-    within_time,
 )
 
 
@@ -344,10 +343,14 @@ async def test_telemetry_is_a_sign_of_life(served: Served) -> None:
     assert before.pids == (1234,)
 
 
-async def test_a_drained_worker_is_told_to_leave(served: Served) -> None:
+async def test_a_worker_is_not_told_to_leave_when_the_scheduler_goes(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
-    working = asyncio.create_task(rank.work())
-    served.cell.start_draining()
-    served.cell.dismiss()
-    await within_time(working)
-    await within_time(served.cell.wait_deserted())
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3])
+    await rank.plan()
+    served.cell.end_streams()
+    with pytest.raises(grpc.aio.AioRpcError, match="the scheduler is shutting down"):
+        await rank.receive()
+    with pytest.raises(grpc.aio.AioRpcError, match="the scheduler is shutting down"):
+        await router.until_finished(1)
+    assert not router.finished

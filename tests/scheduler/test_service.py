@@ -52,7 +52,7 @@ async def test_a_draining_cell_finishes_and_admits_nothing(served: Served) -> No
     await router.until_finished(1)
     await within_time(draining)
     assert router.tokens == {1: [token_at(3), token_at(4)]}
-    working.cancel()
+    await within_time(working)  # it was told to leave
 
 
 async def _drain(served: Served) -> None:
@@ -66,7 +66,7 @@ async def test_an_idle_cell_drains_at_once(served: Served) -> None:
 async def test_a_dismissed_router_gets_its_last_news_first(served: Served) -> None:
     router = await FakeRouter.connected(served.address)
     served.cell.tick()
-    served.cell.dismiss()
+    served.cell.end_streams()
     await router.status()
     assert await router.end() == (
         grpc.StatusCode.UNAVAILABLE,

@@ -73,7 +73,9 @@ class SchedulerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stop admitting and finish what runs. Answers when nothing is in flight.
+        """Gives the cell up: stop admitting, finish what runs, then tell the workers to leave for good.
+        Answers when nothing is in flight and they have been told. A scheduler that is only restarted
+        (SIGTERM) does not tell them: they keep their weights and attach to the next one.
         DEADLINE_EXCEEDED: the caller's deadline passed first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
