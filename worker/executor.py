@@ -144,6 +144,7 @@ class Executor:
 
     def _welcome(self, welcome: Welcome) -> None:
         self._runner.reset()
+        self._totals.num_live = 0  # so the time without a scheduler is no wait for a plan
         self._epoch = welcome.epoch
         self._next_step = 1
         self._pipe.send(MARK)

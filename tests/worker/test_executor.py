@@ -362,6 +362,34 @@ def test_waiting_counts_only_while_sequences_are_live(
     assert script.totals.wait_us == results[1].timing.wait_us
 
 
+def test_the_time_without_a_scheduler_is_no_wait(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "IDLE_S", 0.02)
+    steps = iter(
+        [
+            [welcome(1), first_plan(1)],
+            [],
+            [],  # live, but the stream is broken
+            [],
+            [welcome(2)],
+            [],  # the next scheduler has nothing to compute yet
+            [first_plan(2, generation=1)],
+            [drain()],
+        ]
+    )
+
+    def send_next() -> bool:
+        script.send(*next(steps, []))
+        return False
+
+    script.executor.run(send_next)
+    results = [a.result for a in script.answers() if a and a.WhichOneof("message") == "result"]
+    assert [(r.epoch, r.step_id) for r in results] == [(1, 1), (2, 1)]
+    assert [r.timing.wait_us for r in results] == [0, 0]
+    assert script.totals.wait_us == 0
+
+
 def test_the_transports_end_is_reported(script: Script) -> None:
     script.send(welcome(1))
     script._theirs.shutdown(socket.SHUT_WR)
