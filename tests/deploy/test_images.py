@@ -6,7 +6,25 @@ from pathlib import Path
 
 import pytest
 
-CHECK = Path(__file__).parents[2] / "deploy" / "check_images.py"
+ROOT = Path(__file__).parents[2]
+CHECK = ROOT / "deploy" / "check_images.py"
+
+
+def test_the_builder_is_sent_what_the_images_copy_and_nothing_else():
+    lines = [
+        line.split()
+        for file in (ROOT / "deploy").glob("Dockerfile.*")
+        for line in file.read_text().splitlines()
+    ]
+    copied = {source for line in lines if line[:1] == ["COPY"] for source in line[1:-1]}
+    nothing, *sent = (
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if not line.startswith(("#", "**/"))
+    )
+    assert nothing == "*"
+    assert {line.removeprefix("!") for line in sent} == copied
+    assert all((ROOT / source).exists() for source in copied)
 
 
 @pytest.mark.slow
