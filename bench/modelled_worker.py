@@ -40,7 +40,8 @@ def output_tokens(seed: int, start: int, stop: int) -> Int32Column:
 
 def _tokens(seed: np.ndarray, position: np.ndarray) -> Int32Column:
     mixed = (seed * 2_654_435_761 + position * 40_503 + (seed ^ position)) >> 3
-    return (mixed % VOCABULARY).astype(np.int32)
+    token_ids: Int32Column = (mixed % VOCABULARY).astype(np.int32)
+    return token_ids
 
 
 class ModelledWorker:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -214,7 +215,11 @@ async def _read_on(call: Any) -> None:
 
 def codec_costs(plans: list[bytes], num_sequences: int) -> dict[str, float]:
     """Microseconds per step to write and read a plan, a result and a frame: means."""
-    decoded = [decode_plan(worker_pb2.AttachResponse.FromString(data).plan) for data in plans]
+
+    def read_plan(data: bytes) -> Plan:
+        return decode_plan(worker_pb2.AttachResponse.FromString(data).plan)
+
+    decoded = [read_plan(data) for data in plans]
     columns = np.arange(num_sequences, dtype=np.int32)
     result = StepResult(1, columns, columns, columns, np.zeros(num_sequences, np.uint8))
     written = encode_result(result, 1)
@@ -224,10 +229,8 @@ def codec_costs(plans: list[bytes], num_sequences: int) -> dict[str, float]:
         return workers.decode_result(message, num_slots=num_sequences, vocab_size=VOCABULARY)
 
     return {
-        "plan encode µs": _mean_us([lambda p=plan: workers.encode_plan(p, 1) for plan in decoded]),
-        "plan decode µs": _mean_us(
-            [lambda d=d: decode_plan(worker_pb2.AttachResponse.FromString(d).plan) for d in plans]
-        ),
+        "plan encode µs": _mean_us([partial(workers.encode_plan, plan, 1) for plan in decoded]),
+        "plan decode µs": _mean_us([partial(read_plan, data) for data in plans]),
         "result encode µs": _mean_us([lambda: encode_result(result, 1)] * len(plans)),
         "result decode and check µs": _mean_us([read_result] * len(plans)),
         "frame encode µs": _mean_us(
