@@ -161,7 +161,7 @@ class CellStatus(_message.Message):
     def __init__(self, model: _Optional[_Union[_worker_pb2.ModelCard, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "epoch", "device", "last_seen_s", "num_blocks_total", "num_blocks_free", "num_blocks_cached", "num_blocks_used", "num_running", "num_waiting", "block_size", "pids", "num_steps")
+    __slots__ = ("replica_id", "epoch", "device", "last_seen_s", "num_blocks_total", "num_blocks_free", "num_blocks_cached", "num_blocks_used", "num_running", "num_waiting", "block_size", "pids", "num_steps", "step_age_s", "step_patience_s", "num_generated_tokens")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +175,9 @@ class ReplicaStatus(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    STEP_PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     epoch: int
     device: str
@@ -188,7 +191,10 @@ class ReplicaStatus(_message.Message):
     block_size: int
     pids: _containers.RepeatedScalarFieldContainer[int]
     num_steps: int
-    def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., num_blocks_total: _Optional[int] = ..., num_blocks_free: _Optional[int] = ..., num_blocks_cached: _Optional[int] = ..., num_blocks_used: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., block_size: _Optional[int] = ..., pids: _Optional[_Iterable[int]] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    step_age_s: float
+    step_patience_s: float
+    num_generated_tokens: int
+    def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., num_blocks_total: _Optional[int] = ..., num_blocks_free: _Optional[int] = ..., num_blocks_cached: _Optional[int] = ..., num_blocks_used: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., block_size: _Optional[int] = ..., pids: _Optional[_Iterable[int]] = ..., num_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., step_patience_s: _Optional[float] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ()
