@@ -248,11 +248,24 @@ class Cell:
         now = self._clock()
         return CellView(
             model=self.model,
-            replicas=tuple(_view_of(attachment, now) for attachment in self._replicas),
+            replicas=tuple(self._view_of(attachment, now) for attachment in self._replicas),
             num_routers=len(self._routers),
             draining=self.draining,
             incarnation=self.incarnation,
             uptime_s=now - self._started_at,
+        )
+
+    def _view_of(self, attachment: Attachment, now: float) -> ReplicaView:
+        since = attachment.oldest_since
+        return ReplicaView(
+            replica_id=attachment.replica_id,
+            epoch=attachment.epoch,
+            device=attachment.device,
+            pids=tuple(rank.hello.pid for rank in attachment.ranks),
+            num_steps=attachment.num_steps,
+            last_seen_s=now - attachment.last_seen,
+            step_age_s=None if since is None else now - since,
+            step_patience_s=attachment.patience_s(self.config.step_timeout_s),
         )
 
     def state(self) -> CoreState:
@@ -315,16 +328,3 @@ class Cell:
         except AssertionError:
             self.metrics.num_integrity_failures += 1
             logger.critical("the core's books do not balance", exc_info=True)
-
-
-def _view_of(attachment: Attachment, now: float) -> ReplicaView:
-    since = attachment.oldest_since
-    return ReplicaView(
-        replica_id=attachment.replica_id,
-        epoch=attachment.epoch,
-        device=attachment.device,
-        pids=tuple(rank.hello.pid for rank in attachment.ranks),
-        num_steps=attachment.num_steps,
-        last_seen_s=now - attachment.last_seen,
-        step_age_s=0.0 if since is None else now - since,
-    )

@@ -116,8 +116,10 @@ class ReplicaView:
     num_steps: int
     last_seen_s: float
     """Seconds since it was last heard of."""
-    step_age_s: float
-    """Seconds the oldest plan in flight has been running; 0 when there is none."""
+    step_age_s: float | None
+    """Seconds since the oldest plan in flight could start; None when there is none."""
+    step_patience_s: float
+    """Seconds that plan may take before the replica is given up; 0 when there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def _gauges(model: str, view: CellView, state: CoreState) -> Iterator[Metric]:
         labels=["model_name", "replica"],
     )
     for attached in view.replicas:
-        age.add_metric([model, attached.replica_id], attached.step_age_s)
+        age.add_metric([model, attached.replica_id], attached.step_age_s or 0.0)
     yield age
 
 

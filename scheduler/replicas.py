@@ -105,13 +105,18 @@ class Attachment:
         self.num_steps += 1
         return plan, seconds
 
+    def patience_s(self, floor_s: float) -> float:
+        """How long the oldest plan in flight may take; 0 when there is none."""
+        if not self.in_flight:
+            return 0.0
+        return self.pace.patience_s(self.in_flight[0].num_tokens, floor_s=floor_s)
+
     def overdue_at(self, floor_s: float) -> tuple[int, float] | None:
         """Step id and deadline of the oldest plan in flight."""
         since = self.oldest_since
         if since is None:
             return None
-        oldest = self.in_flight[0]
-        return oldest.step_id, since + self.pace.patience_s(oldest.num_tokens, floor_s=floor_s)
+        return self.in_flight[0].step_id, since + self.patience_s(floor_s)
 
     def close(self, code: grpc.StatusCode, details: str) -> None:
         """Ends the streams of all ranks."""

@@ -100,6 +100,9 @@ def _add_replica(
         block_size=state.block_size,
         pids=replica.pids,
         num_steps=replica.num_steps,
+        step_age_s=replica.step_age_s,
+        step_patience_s=replica.step_patience_s,
+        num_generated_tokens=state.num_generated_tokens,
     )
 
 

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.quire.v1 import scheduler_pb2
 from scheduler.service import GrpcServer, PortTaken
-from tests.scheduler.conftest import Served
+from tests.scheduler.conftest import Serve, Served
 from tests.scheduler.peers import FakeRank, FakeRouter, eventually, token_at, within_time
 
 
@@ -32,6 +32,36 @@ async def test_state_has_the_totals(served: Served) -> None:
     assert replica.num_blocks_free + replica.num_blocks_cached == replica.num_blocks_total == 64
     assert replica.num_blocks_cached == 2  # 40 prompt and 7 computed output tokens
     working.cancel()
+
+
+async def test_state_tells_how_long_the_step_in_flight_has_run_and_may_run(serve: Serve) -> None:
+    """A replica in a long step is told from one that is silent."""
+    served = await serve(step_timeout_s=7.0)
+    rank = await FakeRank.attached(served.address)
+    (idle,) = (await _state(served)).status.replicas
+    assert not idle.HasField("step_age_s")
+    assert (idle.step_patience_s, idle.num_generated_tokens) == (0, 0)
+
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    plan = await rank.plan()
+    (first,) = (await _state(served)).status.replicas
+    (later,) = (await _state(served)).status.replicas
+    assert 0 <= first.step_age_s < later.step_age_s
+    assert first.step_patience_s == 7
+
+    await rank.answer(plan)
+    await router.until_finished(1)
+    (done,) = (await _state(served)).status.replicas
+    assert not done.HasField("step_age_s")
+    assert done.num_generated_tokens == 1
+
+
+async def _state(served: Served) -> scheduler_pb2.GetStateResponse:
+    state: scheduler_pb2.GetStateResponse = await served.stub.GetState(
+        scheduler_pb2.GetStateRequest()
+    )
+    return state
 
 
 async def test_a_draining_cell_finishes_and_admits_nothing(served: Served) -> None:
