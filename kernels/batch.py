@@ -91,12 +91,12 @@ class StepTensors:
 
     Attributes:
         batch: the rows.
-        slots: [num_tokens] int64, where each token's KV goes: block * block_size + offset.
+        kv_index: [num_tokens] int64, where each token's KV goes: block * block_size + offset.
         cos: [num_tokens, head_dim / 2] float32, of the rotary angles.
         sin: likewise.
     """
 
     batch: AttentionBatch
-    slots: torch.Tensor
+    kv_index: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor

@@ -16,7 +16,7 @@ from kernels.batch import StepTensors
 from kernels.jit import inner, jit
 
 Floats = npt.NDArray[np.float32]
-Slots = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 _PARALLEL_ROWS = 48
 
@@ -69,7 +69,7 @@ def rope_and_store(
         qkv.numpy(),
         step.cos.numpy(),
         step.sin.numpy(),
-        step.slots.numpy(),
+        step.kv_index.numpy(),
         keys.numpy(),
         values.numpy(),
         query.numpy(),
@@ -144,11 +144,11 @@ def _copy(source: Floats, out: Floats) -> None:
 
 @inner()
 def _rope_store_row(
-    qkv: Floats, cos: Floats, sin: Floats, slot: int, keys: Floats, values: Floats, query: Floats
+    qkv: Floats, cos: Floats, sin: Floats, index: int, keys: Floats, values: Floats, query: Floats
 ) -> None:
     num_heads, head_dim = query.shape
     num_kv_heads, block_size = keys.shape[1], keys.shape[2]
-    block, offset = slot // block_size, slot % block_size
+    block, offset = index // block_size, index % block_size
     for head in range(num_heads):
         _rotate(qkv[head * head_dim :], cos, sin, query[head])
     for head in range(num_kv_heads):
@@ -160,18 +160,30 @@ def _rope_store_row(
 
 @jit()
 def _rope_store(
-    qkv: Floats, cos: Floats, sin: Floats, slots: Slots, keys: Floats, values: Floats, query: Floats
+    qkv: Floats,
+    cos: Floats,
+    sin: Floats,
+    kv_index: Indices,
+    keys: Floats,
+    values: Floats,
+    query: Floats,
 ) -> None:
     for row in range(qkv.shape[0]):
-        _rope_store_row(qkv[row], cos[row], sin[row], slots[row], keys, values, query[row])
+        _rope_store_row(qkv[row], cos[row], sin[row], kv_index[row], keys, values, query[row])
 
 
 @jit(parallel=True)
 def _rope_store_parallel(
-    qkv: Floats, cos: Floats, sin: Floats, slots: Slots, keys: Floats, values: Floats, query: Floats
+    qkv: Floats,
+    cos: Floats,
+    sin: Floats,
+    kv_index: Indices,
+    keys: Floats,
+    values: Floats,
+    query: Floats,
 ) -> None:
     for row in numba.prange(qkv.shape[0]):
-        _rope_store_row(qkv[row], cos[row], sin[row], slots[row], keys, values, query[row])
+        _rope_store_row(qkv[row], cos[row], sin[row], kv_index[row], keys, values, query[row])
 
 
 @inner()

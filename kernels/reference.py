@@ -2,7 +2,8 @@
 
 Shapes: tokens of all rows are flattened, ``[num_tokens, ...]``. Heads are grouped (GQA): query head
 h reads key/value head ``h // (num_heads // num_kv_heads)``. A layer's paged cache is two tensors
-``[num_blocks, num_kv_heads, block_size, head_dim]``; a *slot* is ``block * block_size + offset``.
+``[num_blocks, num_kv_heads, block_size, head_dim]``; a token's *KV index* there is
+``block * block_size + offset``.
 
 Reductions and rotations are computed in float32 whatever the type of the tensors.
 """
@@ -53,8 +54,8 @@ def rope_angles(
     return angles.cos(), angles.sin()
 
 
-def slot_mapping(batch: AttentionBatch, block_size: int) -> torch.Tensor:
-    """Where each token's KV goes: [num_tokens] int64 slots."""
+def kv_index(batch: AttentionBatch, block_size: int) -> torch.Tensor:
+    """Where each token's KV goes, [num_tokens] int64: block · block_size + offset."""
     lengths = batch.cu_seqlens.diff()
     rows = torch.repeat_interleave(
         torch.arange(batch.num_rows, device=lengths.device), lengths, output_size=batch.num_tokens
@@ -74,7 +75,7 @@ def step_tensors(
         inverse_frequencies: [head_dim / 2] float32.
     """
     cos, sin = rope_angles(batch.positions, inverse_frequencies)
-    return StepTensors(batch, slot_mapping(batch, block_size), cos, sin)
+    return StepTensors(batch, kv_index(batch, block_size), cos, sin)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ def rope_and_store(
 
     Args:
         qkv: [num_tokens, (num_heads + 2 · num_kv_heads) · head_dim], queries first.
-        step: the tokens' rotary angles and slots.
+        step: the tokens' rotary angles and KV indices.
         keys: [num_blocks, num_kv_heads, block_size, head_dim]; written in place.
         values: likewise.
 
@@ -110,7 +111,7 @@ def rope_and_store(
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
     query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-    block, offset = step.slots // block_size, step.slots % block_size
+    block, offset = step.kv_index // block_size, step.kv_index % block_size
     keys[block, :, offset] = rotate(key, step.cos, step.sin)
     values[block, :, offset] = value
     return rotate(query, step.cos, step.sin)

@@ -17,8 +17,8 @@ def usable_cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     if affinity is None:
         return os.cpu_count() or 1
-    cores = {_siblings(cpu) for cpu in affinity(0)}
-    return max(1, min(len(cores), _quota()))
+    cores, quota = {_siblings(cpu) for cpu in affinity(0)}, _quota()
+    return len(cores) if quota is None else max(1, min(len(cores), quota))
 
 
 def size_thread_pools(num_threads: int) -> None:
@@ -42,9 +42,10 @@ def _siblings(cpu: int) -> str:
         return str(cpu)
 
 
-def _quota() -> int:
+def _quota() -> int | None:
+    """Whole cores that the container may use; None where it may use all."""
     try:
         quota, period = _QUOTA.read_text().split()
     except (OSError, ValueError):
-        return 1 << 16
-    return 1 << 16 if quota == "max" else max(1, int(quota) // int(period))
+        return None
+    return None if quota == "max" else int(quota) // int(period)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from worker.plans import FINISH_ERROR, StepResult
+from worker.plans import FinishReason, StepResult
 
 _STATM = Path("/proc/self/statm")
 
@@ -37,7 +37,7 @@ class StepTotals:
         timing = result.timing
         self.num_steps += 1
         self.num_tokens += len(result.token_id)
-        self.num_failed += int((result.finish == FINISH_ERROR).sum())
+        self.num_failed += int((result.finish == FinishReason.ERROR).sum())
         self.num_live = num_live
         self.wait_us += timing.wait_us
         self.prepare_us += timing.prepare_us

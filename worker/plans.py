@@ -5,6 +5,7 @@ Columns are int32 arrays; parallel columns share an index. `worker.proto` is the
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,13 @@ Int32Column = npt.NDArray[np.int32]
 Float32Column = npt.NDArray[np.float32]
 UInt8Column = npt.NDArray[np.uint8]
 
-FINISH_STOP = 1
-FINISH_LENGTH = 2
-FINISH_ERROR = 4
-"""Values of the finish column, those of `quire.v1.FinishReason`; 0 goes on."""
+
+class FinishReason(IntEnum):
+    """Why a row ended: values of the finish column, those of `quire.v1.FinishReason`."""
+
+    STOP = 1
+    LENGTH = 2
+    ERROR = 4
 
 
 class PlanError(Exception):
@@ -120,7 +124,7 @@ class StepResult:
     generation: Int32Column
     token_id: Int32Column
     finish: UInt8Column
-    """0, or why the row ended; the token of a row that ended by error means nothing."""
+    """0 where the row goes on, else its `FinishReason`; after an error the token means nothing."""
     logprobs: Logprobs | None
     timing: Timing
 

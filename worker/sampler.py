@@ -16,8 +16,6 @@ from kernels.sampling import DrawParams, PenaltyTables, TokenLogprobs
 from worker.plans import Admission, Float32Column, Logprobs, Sampling
 from worker.step_state import Int64Column, SampledColumns, SampledRows
 
-NO_LOGPROBS = -1
-
 
 @dataclass(frozen=True)
 class RowLogprobs:
@@ -106,7 +104,8 @@ class Sampler:
         self._is_penalized = np.zeros(max_num_seqs, np.bool_)
         self._is_biased = np.zeros(max_num_seqs, np.bool_)
         self._ban_until = np.zeros(max_num_seqs, np.int64)
-        self._num_logprobs = np.full(max_num_seqs, NO_LOGPROBS, np.int64)
+        self._wants_logprobs = np.zeros(max_num_seqs, np.bool_)
+        self._num_logprobs = np.zeros(max_num_seqs, np.int64)
         # Made when a sequence first needs them: slots × vocabulary is large.
         self._tables: PenaltyTables | None = None
         self._needs: _Needs | None = None
@@ -123,9 +122,8 @@ class Sampler:
         self._seed[slot] = admission.seed
         self._is_biased[slot] = bool(params.bias)
         self._ban_until[slot] = admission.num_prompt_tokens + params.min_tokens
-        self._num_logprobs[slot] = (
-            NO_LOGPROBS if params.num_logprobs is None else params.num_logprobs
-        )
+        self._wants_logprobs[slot] = params.num_logprobs is not None
+        self._num_logprobs[slot] = params.num_logprobs or 0
         penalties = (
             params.repetition_penalty,
             params.presence_penalty,
@@ -219,7 +217,7 @@ class Sampler:
         slots = rows.slots
         random = np.flatnonzero(self._temperature[slots] > 0)
         penalized = np.flatnonzero(self._is_penalized[slots])
-        logprob_rows = np.flatnonzero(self._num_logprobs[slots] != NO_LOGPROBS)
+        logprob_rows = np.flatnonzero(self._wants_logprobs[slots])
         chosen = slots[random]
         draw = None
         if len(random):

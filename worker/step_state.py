@@ -23,11 +23,9 @@ import torch
 
 from kernels.batch import AttentionBatch
 from worker.plans import (
-    FINISH_ERROR,
-    FINISH_LENGTH,
-    FINISH_STOP,
     Admission,
     BatchPlan,
+    FinishReason,
     Int32Column,
     PlanError,
     UInt8Column,
@@ -37,6 +35,7 @@ Int64Column = npt.NDArray[np.int64]
 BoolColumn = npt.NDArray[np.bool_]
 
 _NONE = np.empty(0, np.int32)
+_NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,10 @@ class StepState:
         self._limit = self._table(max_num_seqs, dtype=torch.int64)
         self._done = self._table(max_num_seqs, dtype=torch.bool)
         self._invalid = self._table(max_num_seqs, dtype=torch.bool)
-        self._stop_table = torch.full((max_num_seqs, 1), -1, dtype=torch.int32, device=device)
+        # As wide as the most stop tokens of a sequence; filled up with what is never sampled.
+        self._stop_table = torch.full(
+            (max_num_seqs, 1), _NO_TOKEN, dtype=torch.int32, device=device
+        )
         # The host's counts.
         self._admitted: BoolColumn = np.zeros(max_num_seqs, np.bool_)
         self._ended: BoolColumn = np.zeros(max_num_seqs, np.bool_)
@@ -201,10 +203,10 @@ class StepState:
         self._append(np.full_like(index, slot), index, admission.blocks)
         stops = admission.sampling.stop_token_ids
         if len(stops) > self._stop_table.shape[1]:
-            wider = self._stop_table.new_full((len(self._admitted), len(stops)), -1)
+            wider = self._stop_table.new_full((len(self._admitted), len(stops)), _NO_TOKEN)
             wider[:, : self._stop_table.shape[1]] = self._stop_table
             self._stop_table = wider
-        self._stop_table[slot] = -1
+        self._stop_table[slot] = _NO_TOKEN
         if stops:
             self._stop_table[slot, : len(stops)] = self._upload(np.array(stops, np.int64))
 
@@ -361,9 +363,9 @@ class StepState:
         """
         token = token_id.int()
         stop = (token[:, None] == self._stop_table[rows.slot]).any(dim=1)
-        finish = torch.where(rows.position + 1 >= self._limit[rows.slot], FINISH_LENGTH, 0)
-        finish = torch.where(stop, FINISH_STOP, finish)
-        finish = torch.where(failed | self._invalid[rows.slot], FINISH_ERROR, finish)
+        finish = torch.where(rows.position + 1 >= self._limit[rows.slot], FinishReason.LENGTH, 0)
+        finish = torch.where(stop, FinishReason.STOP, finish)
+        finish = torch.where(failed | self._invalid[rows.slot], FinishReason.ERROR, finish)
         target = torch.where(rows.live, rows.position, self._max_model_len)
         self._token_table[rows.slot, target] = token
         self._done[rows.slot] |= finish > 0

@@ -187,7 +187,7 @@ def test_a_row_attends_alike_alone_and_among_others() -> None:
             num_decodes=1,
             sample_index=torch.tensor([0]),
         )
-        single = StepTensors(alone, step.slots, step.cos, step.sin)
+        single = StepTensors(alone, step.kv_index, step.cos, step.sin)
         got = attention_cpu.paged_attention(query[row : row + 1], keys, values, single, 0.125)
         assert torch.equal(got[0], together[row])
 

@@ -10,11 +10,9 @@ import torch
 from kernels.batch import AttentionBatch
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE, admission, column, plan
 from worker.plans import (
-    FINISH_ERROR,
-    FINISH_LENGTH,
-    FINISH_STOP,
     Admission,
     BatchPlan,
+    FinishReason,
     PlanError,
     Sampling,
 )
@@ -126,7 +124,7 @@ def test_a_stopped_slot_is_masked_until_it_is_retired() -> None:
     )
     _, rows = run(state, step)
     columns = commit(state, rows, [51, 9])
-    assert columns.finish.tolist() == [FINISH_STOP, 0]
+    assert columns.finish.tolist() == [FinishReason.STOP, 0]
     assert state.num_live == 1
 
     batch, rows = run(state, plan(2, decode=[0, 1]))
@@ -154,10 +152,10 @@ def test_a_sequence_ends_by_length_at_its_limit_even_at_the_models() -> None:
         chunks=[(0, 0, len(full)), (1, 0, 2)],
     )
     _, rows = run(state, step)
-    assert commit(state, rows, [1, 1]).finish.tolist() == [FINISH_LENGTH, 0]
+    assert commit(state, rows, [1, 1]).finish.tolist() == [FinishReason.LENGTH, 0]
     # A plan that was under way still names the second; the first could not go on anyway.
     _, rows = run(state, plan(2, decode=[1]))
-    assert commit(state, rows, [1]).finish.tolist() == [FINISH_LENGTH]
+    assert commit(state, rows, [1]).finish.tolist() == [FinishReason.LENGTH]
 
 
 def test_a_stop_token_at_the_limit_is_a_stop() -> None:
@@ -168,7 +166,7 @@ def test_a_stop_token_at_the_limit_is_a_stop() -> None:
         chunks=[(0, 0, 1)],
     )
     _, rows = run(state, step)
-    assert commit(state, rows, [9]).finish.tolist() == [FINISH_STOP]
+    assert commit(state, rows, [9]).finish.tolist() == [FinishReason.STOP]
 
 
 def test_a_row_that_failed_ends_by_error_alone() -> None:
@@ -179,7 +177,7 @@ def test_a_row_that_failed_ends_by_error_alone() -> None:
         chunks=[(0, 0, 1), (1, 0, 1)],
     )
     _, rows = run(state, step)
-    assert commit(state, rows, [3, 4], [True, False]).finish.tolist() == [FINISH_ERROR, 0]
+    assert commit(state, rows, [3, 4], [True, False]).finish.tolist() == [FinishReason.ERROR, 0]
 
 
 def test_a_token_outside_the_vocabulary_ends_its_sequence_alone() -> None:
@@ -191,7 +189,7 @@ def test_a_token_outside_the_vocabulary_ends_its_sequence_alone() -> None:
     )
     batch, rows = run(state, step)
     assert batch.token_ids.max() < VOCAB_SIZE
-    assert commit(state, rows, [3, 4]).finish.tolist() == [FINISH_ERROR, 0]
+    assert commit(state, rows, [3, 4]).finish.tolist() == [FinishReason.ERROR, 0]
 
 
 def test_a_slots_next_tenant_has_its_own_generation_stops_and_life() -> None:
@@ -415,9 +413,9 @@ class Oracle:
             tenant.tokens.append(token)
             finish = 0
             if token in tenant.stops:
-                finish = FINISH_STOP
+                finish = FinishReason.STOP
             elif len(tenant.tokens) == tenant.max_total:
-                finish = FINISH_LENGTH
+                finish = FinishReason.LENGTH
             tenant.ended = finish > 0
             expected.append((slot, tenant.generation, token, finish, row))
         columns = (result.slot, result.generation, result.token_id, result.finish, result.row)

@@ -8,6 +8,7 @@ from worker import wire
 from worker.plans import (
     BatchPlan,
     Drain,
+    FinishReason,
     Hello,
     Logprobs,
     PlanError,
@@ -20,6 +21,11 @@ from worker.plans import (
 
 def packed(*values: int) -> bytes:
     return np.array(values, "<i4").tobytes()
+
+
+def test_finish_reasons_are_the_contracts() -> None:
+    for reason in FinishReason:
+        assert reason == sampling_pb2.FinishReason.Value(f"FINISH_REASON_{reason.name}")
 
 
 def test_a_plan_with_every_field() -> None:
