@@ -1,26 +1,42 @@
-"""`make bench`: what the control path costs and what the served path reaches, on this machine."""
+"""`make bench`: what the control path costs and what the served path reaches, on this machine.
+
+python -m bench                                  # everything, minutes
+python -m bench --save-dir bench/results/today   # and keep the figures
+"""
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Annotated
 
-STAGES = (
-    ("schedule + apply per step", "bench.core_step"),
-    ("plan bytes and round trip", "bench.plan_wire"),
-    ("blocks, hit rate and queueing in a simulated cell", "bench.simulate", "--requests", "20000"),
-    ("the served path", "bench.served", "--rounds", "1"),
-)
+import typer
 
 
-def main() -> int:
-    """Runs each stage in a process of its own; returns the first failure's exit code."""
-    for title, module, *arguments in STAGES:
-        print(f"== {title} (python -m {' '.join((module, *arguments))})", flush=True)
-        done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
+def main(
+    threads: Annotated[int, typer.Option(min=1, help="Compute threads of every system.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Of the served path.")] = 1,
+    requests: Annotated[int, typer.Option(min=1, help="Of the simulation.")] = 20_000,
+    save_dir: Annotated[Path | None, typer.Option(help="Keep figures as JSON here.")] = None,
+) -> None:
+    """Runs each stage in a process of its own."""
+    stages = {
+        "core_step": ("schedule and apply, per step", []),
+        "plan_wire": ("plan bytes and round trip", []),
+        "simulate": ("a simulated cell", ["--requests", str(requests)]),
+        "served": (
+            "the served path, what bounds it and what a user would try first",
+            ["--threads", str(threads), "--rounds", str(rounds)],
+        ),
+    }
+    for name, (title, arguments) in stages.items():
+        if save_dir is not None:
+            arguments += ["--save", str(save_dir / f"{name}.json")]
+        print(f"== {title} (python -m bench.{' '.join((name, *arguments))})", flush=True)
+        done = subprocess.run([sys.executable, "-m", f"bench.{name}", *arguments], check=False)
         if done.returncode:
-            return done.returncode
+            raise typer.Exit(done.returncode)
         print(flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -5,16 +5,18 @@ hashed, nobody comes or goes. *churn*: outputs end at random and each end is rep
 prompt, so admission, prefix lookup and release are in it as well. One plan is always ahead.
 """
 
-import argparse
 import gc
-import json
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from bench.modelled_worker import ModelledSampling, ModelledWorker, StepCost
+from bench.recording import Target, report
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Plan
 from scheduler.core.events import Capacity, Request, StepResult
@@ -23,6 +25,7 @@ from scheduler.core.scheduler import Scheduler
 PROMPT_TOKENS = 256
 MEAN_OUTPUT_TOKENS = 256
 BLOCK_SIZE = 16
+LIMITS_US = {256: 200.0, 1024: 500.0}
 
 
 @dataclass(frozen=True)
@@ -146,26 +149,26 @@ def measure(num_seqs: int, num_steps: int, *, churns: bool) -> Measured:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seqs", type=int, nargs="+", default=[1, 256, 1024])
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    arguments = parser.parse_args()
-    if not arguments.json:
-        print("load    decoding  schedule µs  apply µs  sum µs  p99 µs  plan bytes  per sequence")
-    for churns in (False, True):
-        for num_seqs in arguments.seqs:
-            m = measure(num_seqs, arguments.steps, churns=churns)
-            if arguments.json:
-                print(json.dumps(asdict(m)))
-                continue
-            print(
-                f"{m.load:7} {m.num_decoding:8} {m.schedule_us:12} {m.apply_us:9}"
-                f" {m.schedule_us + m.apply_us:7.1f} {m.p99_us:7} {m.plan_bytes:11}"
-                f" {m.plan_bytes_per_sequence:13}"
-            )
+def main(
+    seqs: Annotated[list[int] | None, typer.Option(help="Decoding at once; repeatable.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 1000,
+    save: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
+) -> None:
+    """Times the scheduling core."""
+    runs = [
+        measure(num_seqs, steps, churns=churns)
+        for churns in (False, True)
+        for num_seqs in seqs or (1, 256, 1024)
+    ]
+    # The targets are about decoding; a thousand sequences of which four change at every step are
+    # shown beside it.
+    targets = [
+        Target(f"{run.load} at {run.num_decoding}, µs", run.schedule_us + run.apply_us, limit)
+        for run in runs
+        if run.load == "steady" and (limit := LIMITS_US.get(run.num_decoding)) is not None
+    ]
+    report({f"{run.load} at {run.num_decoding}": asdict(run) for run in runs}, targets, save)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

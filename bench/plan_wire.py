@@ -26,7 +26,7 @@ import typer
 import uvloop
 
 from bench.modelled_worker import VOCABULARY, ModelledSampling, ModelledWorker, StepCost
-from bench.recording import report
+from bench.recording import Target, report
 from protos.quire.v1 import sampling_pb2, scheduler_pb2, worker_pb2
 from scheduler.core.decisions import Admission, Plan
 from scheduler.core.events import Capacity, StepResult
@@ -246,6 +246,10 @@ def _mean_us(calls: list[Callable[[], object]]) -> float:
     return (time.perf_counter() - started) / len(calls) * 1e6
 
 
+def _title(count: int) -> str:
+    return f"{count} sequences decoding"
+
+
 def main(
     sequences: Annotated[list[int], typer.Option(help="Decoding at once; may be repeated.")] = [  # noqa: B006
         1,
@@ -256,10 +260,15 @@ def main(
     save: Annotated[Path | None, typer.Option(help="Also write the figures here.")] = None,
 ) -> None:
     """Measures the plan stream of a real scheduler process."""
-    figures = {
-        f"{count} sequences decoding": uvloop.run(round_trips(count, steps)) for count in sequences
-    }
-    report(f"bench.plan_wire --steps {steps}", figures, save)
+    figures = {_title(count): uvloop.run(round_trips(count, steps)) for count in sequences}
+    targets = [
+        Target(
+            f"bytes per sequence at {count}", figures[_title(count)]["plan bytes per sequence"], 8.0
+        )
+        for count in sequences
+        if count > 1
+    ]
+    report(figures, targets, save)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,33 @@ from typing import Any
 _PACKAGES = ("torch", "transformers", "grpcio", "protobuf", "numpy", "numba")
 
 
-def report(command: str, figures: dict[str, Any], save: Path | None) -> None:
-    """Prints nested figures indented; with `save`, also writes them as JSON."""
-    _print(figures)
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure that was promised: at least, or at most, so much."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """For people."""
+        met = self.value >= self.limit if self.at_least else self.value <= self.limit
+        bound = "at least" if self.at_least else "at most"
+        return f"{self.value:,.4g}, {bound} {self.limit:,.4g}: {'met' if met else 'MISSED'}"
+
+
+def report(
+    figures: dict[str, Any], targets: Sequence[Target] = (), save: Path | None = None
+) -> None:
+    """Prints nested figures and what became of targets; with `save`, also writes them as JSON."""
+    shown = {**figures, "targets": {target.name: target.verdict for target in targets}}
+    _print(shown if targets else figures)
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
-        record = {"command": f"python -m {command}", **provenance(), "figures": figures}
+        command = " ".join(["python", *sys.orig_argv[1:]])
+        record = {"command": command, **provenance(), "figures": shown if targets else figures}
         save.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -25,7 +26,7 @@ import typer
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.mixed_requests import MixedRequest, mixed_requests, uniform_requests
-from bench.recording import report
+from bench.recording import Target, report
 from quire import SamplingParams
 from quire.background import BackgroundStack
 from quire.client import InferenceClient
@@ -119,7 +120,7 @@ def _subprocess(module: str, *arguments: str) -> float:
     return result["output_tokens_per_s"]
 
 
-def run(threads: int, rounds: int) -> dict[str, Any]:
+def run(threads: int, rounds: int) -> tuple[dict[str, Any], list[Target]]:
     """All figures; each is the median of `rounds`, the systems taking turns."""
     model = resolve("smollm2", lambda message: None)
     common = ("--model", str(model.path), "--threads", str(threads))
@@ -149,29 +150,33 @@ def run(threads: int, rounds: int) -> dict[str, Any]:
     return _summary(served, others)
 
 
-def _summary(served: dict[str, list[Served]], others: dict[str, list[float]]) -> dict[str, Any]:
-    rate = {
-        name: statistics.median(run.output_tokens_per_s for run in runs)
-        for name, runs in served.items()
-    }
+def _summary(
+    served: dict[str, list[Served]], others: dict[str, list[float]]
+) -> tuple[dict[str, Any], list[Target]]:
+    def medians(what: Callable[[Served], float]) -> dict[str, float]:
+        return {name: statistics.median(map(what, runs)) for name, runs in served.items()}
+
+    rate = medians(lambda run: run.output_tokens_per_s)
+    wait = medians(lambda run: run.wait_share)
     other = {name: statistics.median(runs) for name, runs in others.items()}
-    return {
+    figures = {
         "output_tokens_per_s": {f"quire {name}": value for name, value in rate.items()} | other,
-        "step_ms": {
-            name: statistics.median(run.step_ms for run in runs) for name, runs in served.items()
-        },
-        "worker_wait_share": {
-            name: statistics.median(run.wait_share for run in runs) for name, runs in served.items()
-        },
-        "ratios": {
-            "served over bare loop at 8 (target 0.95)": rate["256/128 at 8"]
-            / other["bare loop at 8"],
-            "over transformers, alone (target 1.5)": rate["256/128 at 1"]
-            / other["transformers alone"],
-            "over transformers, static batches of 8 (target 4)": rate["mixed 32"]
-            / other["transformers static"],
-        },
+        "step_ms": medians(lambda run: run.step_ms),
+        "worker_wait_share": wait,
     }
+    at_1, at_8 = rate["256/128 at 1"], rate["256/128 at 8"]
+    targets = [
+        Target("largest share of a step waiting for a plan", max(wait.values()), 0.02),
+        Target("served over bare loop at 8", at_8 / other["bare loop at 8"], 0.95, at_least=True),
+        Target("over transformers, alone", at_1 / other["transformers alone"], 1.5, at_least=True),
+        Target(
+            "over transformers, mixed lengths against static batches",
+            rate["mixed 32"] / other["transformers static"],
+            4.0,
+            at_least=True,
+        ),
+    ]
+    return figures, targets
 
 
 def main(
@@ -180,7 +185,8 @@ def main(
     save: Annotated[Path | None, typer.Option(help="Write figures and machine as JSON.")] = None,
 ) -> None:
     """Measures and prints; about three minutes a round."""
-    report(f"bench.served --threads {threads} --rounds {rounds}", run(threads, rounds), save)
+    figures, targets = run(threads, rounds)
+    report({"threads": threads, "rounds": rounds, **figures}, targets, save)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ long requests queue, and what a step costs the core.
 import argparse
 import gc
 import heapq
-import json
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 
 from bench.conversations import Conversation, ConversationSource, Traffic, Turn
 from bench.modelled_worker import ModelledSampling, ModelledWorker, StepCost, output_tokens
+from bench.recording import Target, report
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Finished, Outputs
 from scheduler.core.events import Capacity, FinishReason, Request, StepResult
@@ -272,7 +273,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--step-per-context", type=float, default=4e-8, help="seconds per position")
     parser.add_argument("--round-trip", type=float, default=3e-4, help="seconds, plan and result")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", type=Path, help="also write the figures here")
     return parser.parse_args()
 
 
@@ -281,12 +282,9 @@ def main() -> None:
     simulation = Simulation(arguments)
     gc.collect()
     gc.freeze()
-    report = asdict(simulation.run())
-    if arguments.json:
-        print(json.dumps({"arguments": vars(arguments), "report": report}))
-        return
-    for name, value in report.items():
-        print(f"{name:22} {value}")
+    result = simulation.run()
+    waste = Target("KV waste, percent of used blocks", result.kv_waste_percent, 4.0)
+    report(asdict(result), [waste], arguments.save)
 
 
 if __name__ == "__main__":
