@@ -112,7 +112,7 @@ class Cell:
         older = self._replicas.get(hello.replica_id)
         if older is not None:
             why = f"rank {hello.rank} has dialled again, as worker {hello.worker_id!r}"
-            self._detach(older, grpc.StatusCode.ABORTED, why)
+            self._detach(older, grpc.StatusCode.ABORTED, why, blame=False)
         rank = Rank(hello, stream)
         ranks = self._replicas.gather(rank)
         if ranks is not None:
@@ -122,8 +122,10 @@ class Cell:
     def part(self, rank: Rank) -> None:
         """A rank's stream has ended: its replica is lost."""
         if rank.attachment is not None:
-            why = f"lost the stream of rank {rank.hello.rank} ({rank.hello.worker_id!r})"
-            self._detach(rank.attachment, grpc.StatusCode.ABORTED, why)
+            who = f"rank {rank.hello.rank} ({rank.hello.worker_id!r})"
+            why = f"{who} has left" if rank.takes_leave else f"lost the stream of {who}"
+            blame = not rank.takes_leave
+            self._detach(rank.attachment, grpc.StatusCode.ABORTED, why, blame=blame)
         self._replicas.forget(rank)
 
     def heard(self, rank: Rank) -> None:
@@ -176,10 +178,13 @@ class Cell:
         self._push_status()
         self._feed_soon()
 
-    def _detach(self, attachment: Attachment, code: grpc.StatusCode, why: str) -> None:
+    def _detach(
+        self, attachment: Attachment, code: grpc.StatusCode, why: str, *, blame: bool
+    ) -> None:
+        """An epoch is void. Blame: the sequences in flight may be why."""
         self._watches.pop(attachment.epoch).stop()
         self._replicas.detach(attachment, code, why)
-        self._tell(self._core.detach(attachment.replica_id, self._clock()))
+        self._tell(self._core.detach(attachment.replica_id, self._clock(), blame=blame))
         self._push_status()
         self._feed_soon()
 
@@ -188,7 +193,7 @@ class Cell:
         self.metrics.num_fenced_replicas += 1
         oldest = attachment.in_flight[0]
         why = f"step {oldest.step_id} ({oldest.num_tokens} tokens) missed its deadline"
-        self._detach(attachment, grpc.StatusCode.DEADLINE_EXCEEDED, why)
+        self._detach(attachment, grpc.StatusCode.DEADLINE_EXCEEDED, why, blame=True)
 
     # ---- feeding ----
 
@@ -308,7 +313,7 @@ class Cell:
         why = "the scheduler is shutting down"
         self._routers.dismiss(why)
         for attachment in self._replicas:
-            self._detach(attachment, grpc.StatusCode.UNAVAILABLE, why)
+            self._detach(attachment, grpc.StatusCode.UNAVAILABLE, why, blame=False)
 
     def _push_status(self) -> None:
         if len(self._routers):

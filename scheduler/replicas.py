@@ -38,6 +38,8 @@ class Rank:
     stream: Stream
     attachment: "Attachment | None" = None
     """Set while its replica is whole."""
+    takes_leave: bool = False
+    """It has said farewell: the end of its stream is nobody's fault."""
 
     @property
     def num_slots(self) -> int:

@@ -92,7 +92,7 @@ class RouterSession:
 
 
 class RankSession:
-    """One rank's stream: a hello, then results and signs of life."""
+    """One rank's stream: a hello, then results and signs of life, perhaps a farewell."""
 
     def __init__(self, cell: Cell, stream: Stream) -> None:
         self._cell = cell
@@ -116,6 +116,8 @@ class RankSession:
             self._cell.result(self._rank, result)
         elif kind == "telemetry":
             self._cell.heard(self._rank)
+        elif kind == "farewell":
+            self._rank.takes_leave = True
         else:
             raise Malformed("a Hello comes once")
 

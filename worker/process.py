@@ -115,6 +115,7 @@ def _serve(
 ) -> int:
     try:
         executor.run(should_stop)
+        pipe.send(wire.FAREWELL)
         exit_code = 0
     except PipeClosedError:
         # The link has said why: a refusal is final, anything else is a crash.

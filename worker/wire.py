@@ -18,6 +18,9 @@ from worker.plans import (
 
 PROTOCOL_VERSION = 1
 
+FAREWELL = worker_pb2.AttachRequest(farewell=worker_pb2.Farewell()).SerializeToString()
+"""The AttachRequest of a worker that leaves of its own accord."""
+
 
 def parse_response(frame: bytes) -> Welcome | BatchPlan | Drain:
     """What an AttachResponse says; raises `PlanError` when it says nothing known."""

@@ -120,14 +120,14 @@ class Scheduler:
             hopeless.append(self._end(sequence, FinishReason.ERROR, now, message=reason[0]))
         return Outputs(finished=tuple(hopeless))
 
-    def detach(self, replica: str, now: float) -> Outputs:
-        """The replica is lost: its sequences return to queues with every confirmed token. Those
-        which a plan in flight computed may be why, and end once that happened too often. Nothing
-        happens if no such replica is attached."""
+    def detach(self, replica: str, now: float, *, blame: bool) -> Outputs:
+        """The replica is gone: its sequences return to queues with every confirmed token. With
+        `blame` those which a plan in flight computed may be why, and end once that happened too
+        often. Nothing happens if no such replica is attached."""
         lost = self._replicas.pop(replica, None)
         if lost is None:
             return Outputs()
-        suspects = lost.in_flight_now()
+        suspects = lost.in_flight_now() if blame else []
         running = lost.abandon()
         lost.counters.num_replays += len(running)
         self._detached.add(lost.counters)
@@ -136,7 +136,8 @@ class Scheduler:
         self._place(sorted([*running, *lost.queue.take_all()], key=lambda s: s.order))
         limit = self._config.max_crashes
         culprits = [sequence for sequence in suspects if sequence.num_crashes > limit]
-        message = f"the worker was lost {limit + 1} times while it computed this request"
+        how_often = "once" if limit == 0 else f"{limit + 1} times"
+        message = f"the worker was lost {how_often} while it computed this request"
         return self._end_all(culprits, FinishReason.ERROR, now, message=message)
 
     def schedule(self, replica: str, now: float) -> Plan | None:

@@ -29,13 +29,14 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts a cell; arguments are CellConfig's."""
+    """Starts a cell; arguments are CellConfig's, and `core` holds CoreConfig's."""
     servers: list[GrpcServer] = []
     channels: list[grpc.aio.Channel] = []
     cells: list[Cell] = []
 
-    async def start(**config: Any) -> Served:
-        cell = Cell(Scheduler(CoreConfig(hash_seed=b"test")), CellConfig(**config))
+    async def start(*, core: dict[str, Any] | None = None, **config: Any) -> Served:
+        scheduler = Scheduler(CoreConfig(**{"hash_seed": b"test"} | (core or {})))
+        cell = Cell(scheduler, CellConfig(**config))
         server = GrpcServer(cell)
         address = server.listen("127.0.0.1:0")
         await server.start()

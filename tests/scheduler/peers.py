@@ -243,6 +243,15 @@ class FakeRank(Peer):
     async def send_result(self, result: worker_pb2.StepResult) -> None:
         await self.write(worker_pb2.AttachRequest(result=result))
 
+    async def leave(self) -> None:
+        """Says farewell, as an executor that was told to stop."""
+        await self.write(worker_pb2.AttachRequest(farewell=worker_pb2.Farewell()))
+        await within_time(self.call.done_writing())
+
+    async def break_off(self) -> None:
+        """Half-closes without a word, as the link of an executor that has crashed."""
+        await within_time(self.call.done_writing())
+
     async def work(self) -> None:
         """Executes every plan, while `go` is set, until told to leave; then hangs up."""
         while (message := await self.receive()).HasField("plan"):

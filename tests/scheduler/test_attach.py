@@ -176,6 +176,41 @@ async def test_sequences_of_a_lost_replica_go_on_elsewhere(served: Served) -> No
     working.cancel()
 
 
+@pytest.mark.parametrize("accord", ["leaves", "dials again"])
+async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: str) -> None:
+    served = await serve(core={"max_crashes": 0})
+    first = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    await first.plan()
+    if accord == "leaves":
+        await first.leave()
+        await first.end()
+    second = await FakeRank.attached(served.address)
+    await second.answer(await second.plan())
+    await router.until_finished(1)
+    assert router.tokens == {1: [token_at(3)]}
+
+
+@pytest.mark.parametrize("fault", ["crashes", "is cut off", "talks nonsense"])
+async def test_a_broken_stream_blames_what_was_in_flight(serve: Serve, fault: str) -> None:
+    served = await serve(core={"max_crashes": 0})
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    await rank.plan()
+    match fault:
+        case "crashes":
+            await rank.break_off()
+        case "is cut off":
+            await rank.hang_up()
+        case "talks nonsense":
+            await rank.write(b"\xff\xff\xff")
+    await router.until_finished(1)
+    assert router.finished[1].reason == 4
+    assert "the worker was lost once" in router.finished[1].message
+
+
 async def test_a_worker_that_dials_again_voids_its_older_epoch(served: Served) -> None:
     older = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)

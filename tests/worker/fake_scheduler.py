@@ -44,6 +44,12 @@ class Attachment:
         assert request.WhichOneof("message") == "result"
         return request.result
 
+    async def farewell(self) -> None:
+        """The next message, which must be a farewell."""
+        request = await self.receive()
+        assert request is not None
+        assert request.WhichOneof("message") == "farewell"
+
     async def welcome(self, epoch: int) -> None:
         """Sends a Welcome."""
         await self._send(worker_pb2.AttachResponse(welcome=worker_pb2.Welcome(epoch=epoch)))

@@ -151,15 +151,16 @@ async def test_it_serves_and_serves_the_same_after_a_break(
         assert await generate(stream, 2) == tokens
 
         page = await asyncio.to_thread(lambda: urlopen(str(ready["metrics"])).read().decode())
-        assert f'quire:worker_steps_total{{model_name="tiny-llama"}} {2 * NUM_TOKENS}.0' in page
+        assert f'quire:executor_steps_total{{model_name="tiny-llama"}} {2 * NUM_TOKENS}.0' in page
         assert (
-            f'quire:worker_sampled_tokens_total{{model_name="tiny-llama"}} {2 * NUM_TOKENS}.0'
+            f'quire:executor_sampled_tokens_total{{model_name="tiny-llama"}} {2 * NUM_TOKENS}.0'
             in page
         )
-        assert "quire:worker_wait_seconds_total" in page
-        assert "quire:worker_resident_bytes" in page
+        assert "quire:executor_wait_seconds_total" in page
+        assert "quire:executor_resident_bytes" in page
 
         await stream.drain()
+        await stream.farewell()
         code, output, log = await worker.end()
         assert (code, output) == (0, "")
         assert "30 blocks of 8 tokens" in log
@@ -189,6 +190,7 @@ async def test_a_signal_ends_it_in_order(
         await stream.plan(first_plan(1))
         await stream.result()
         worker.process.send_signal(number)
+        await stream.farewell()
         assert await stream.receive() is None
         assert (await worker.end())[0] == 0
 

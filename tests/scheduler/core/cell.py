@@ -72,9 +72,9 @@ class Cell:
         self.links[name] = Link(FakeWorker(capacity))
         return self._hear(outputs)
 
-    def detach(self, name: str = "a") -> list[Finished]:
+    def detach(self, name: str = "a", *, blame: bool = True) -> list[Finished]:
         del self.links[name]
-        return self._hear(self.scheduler.detach(name, self._tick()))
+        return self._hear(self.scheduler.detach(name, self._tick(), blame=blame))
 
     def submit(
         self,

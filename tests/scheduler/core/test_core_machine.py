@@ -108,10 +108,10 @@ class CoreMachine(RuleBasedStateMachine):
         if replica not in self.cell.links:
             self.cell.attach(replica, **self.capacity)
 
-    @rule(replica=st.sampled_from(REPLICAS))
-    def detach(self, replica: str) -> None:
+    @rule(replica=st.sampled_from(REPLICAS), blame=st.booleans())
+    def detach(self, replica: str, blame: bool) -> None:
         if replica in self.cell.links:
-            self.cell.detach(replica)
+            self.cell.detach(replica, blame=blame)
 
     def teardown(self) -> None:
         if not hasattr(self, "cell"):

@@ -210,6 +210,18 @@ def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect():
     assert cell.end(key).reason is FinishReason.LENGTH
 
 
+def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect():
+    cell = Cell(max_crashes=0)
+    cell.attach()
+    key = cell.submit([1], 6)
+    for _ in range(3):
+        cell.schedule()
+        assert cell.detach(blame=False) == []
+        cell.attach()
+    cell.run()
+    assert cell.end(key).reason is FinishReason.LENGTH
+
+
 def test_replicas_with_other_weights_do_not_share_hashes():
     cell = Cell()
     cell.attach("a", model_revision="one")
@@ -243,7 +255,7 @@ def test_names_of_replicas_are_unique():
     cell.attach("a")
     with pytest.raises(ValueError, match="attached already"):
         cell.attach("a")
-    assert cell.scheduler.detach("nobody", 0.0).finished == ()
+    assert cell.scheduler.detach("nobody", 0.0, blame=True).finished == ()
     with pytest.raises(KeyError):
         cell.scheduler.schedule("nobody", 0.0)
 
