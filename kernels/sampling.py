@@ -60,6 +60,20 @@ class PenaltyTables:
     in_prompt: torch.Tensor
     output_count: torch.Tensor
 
+    @classmethod
+    def empty(cls, num_slots: int, vocab_size: int, device: torch.device) -> "PenaltyTables":
+        """Tables of sequences that have seen nothing."""
+        shape = (num_slots, vocab_size)
+        return cls(
+            in_prompt=torch.zeros(shape, dtype=torch.bool, device=device),
+            output_count=torch.zeros(shape, dtype=torch.int32, device=device),
+        )
+
+    @staticmethod
+    def num_bytes(num_slots: int, vocab_size: int) -> int:
+        """What `empty` takes."""
+        return num_slots * vocab_size * (torch.bool.itemsize + torch.int32.itemsize)
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.sampling import PenaltyTables
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel
 
@@ -50,7 +51,8 @@ class Ledger:
         free_bytes: what the machine or the device had left once the weights were there.
         weight_bytes: the model.
         kv_bytes: all KV blocks, the null block included.
-        workspace_bytes: step tables, and activations and logits of the largest step.
+        workspace_bytes: step tables, the penalties' token counts, and activations and logits of the
+            largest step.
         num_blocks: usable KV blocks.
         block_size: tokens per block.
         max_model_len: tokens of the longest sequence.
@@ -135,7 +137,9 @@ def _workspace_bytes(
     # Residual, normed, gate and up side by side, their product; and two copies of the logits.
     width = 2 * config.hidden_size + 3 * config.intermediate_size
     activations = loaded.dtype.itemsize * max_num_batched_tokens * width
-    return tables + activations + 2 * 4 * max_num_seqs * config.vocab_size
+    logits = 2 * 4 * max_num_seqs * config.vocab_size
+    penalties = PenaltyTables.num_bytes(max_num_seqs, config.vocab_size)
+    return tables + activations + logits + penalties
 
 
 def free_bytes(device: torch.device) -> int:

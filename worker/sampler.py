@@ -136,11 +136,7 @@ class Sampler:
 
     def _count_known_tokens(self, admission: Admission) -> None:
         if self._tables is None:
-            shape = (self._max_num_seqs, self._vocab_size)
-            self._tables = PenaltyTables(
-                in_prompt=torch.zeros(shape, dtype=torch.bool, device=self._device),
-                output_count=torch.zeros(shape, dtype=torch.int32, device=self._device),
-            )
+            self._tables = PenaltyTables.empty(self._max_num_seqs, self._vocab_size, self._device)
         tokens = admission.token_ids
         in_vocabulary = (tokens >= 0) & (tokens < self._vocab_size)
         tokens = np.where(in_vocabulary, tokens, 0)

@@ -3,24 +3,29 @@
 import pytest
 import torch
 
-from tests.worker.builders import MAX_MODEL_LEN
+from tests.worker.builders import MAX_MODEL_LEN, admission
 from worker import ledger
 from worker.kv_cache import KVCache
 from worker.ledger import KVRequest, Ledger, MemoryShortError, parse_size, settle
 from worker.loader import LoadedModel
+from worker.plans import Sampling
+from worker.sampler import Sampler
+from worker.step_state import StepState
 
 BLOCK_SIZE = 16
 BLOCKS_EACH = MAX_MODEL_LEN // BLOCK_SIZE
 CPU = torch.device("cpu")
 
 
-def settled(loaded: LoadedModel, *, blocks: int | None = None, memory: int | None = None) -> Ledger:
+def settled(
+    loaded: LoadedModel, *, blocks: int | None = None, memory: int | None = None, slots: int = 10
+) -> Ledger:
     return settle(
         loaded,
         KVRequest(blocks, memory),
         device=CPU,
         block_size=BLOCK_SIZE,
-        max_num_seqs=10,
+        max_num_seqs=slots,
         max_num_batched_tokens=256,
     )
 
@@ -35,6 +40,28 @@ def test_by_default_every_slot_has_room(tiny_model: LoadedModel) -> None:
     assert found.kv_bytes == (found.num_blocks + 1) * block_bytes(tiny_model)
     assert found.weight_bytes == tiny_model.weight_bytes
     assert found.workspace_bytes > 0
+
+
+def test_a_slot_more_costs_its_tables_and_its_logits(tiny_model: LoadedModel) -> None:
+    vocab_size = tiny_model.config.vocab_size
+    sampler = Sampler(max_num_seqs=1, vocab_size=vocab_size, device=CPU)
+    state = StepState(
+        max_num_seqs=1,
+        max_model_len=MAX_MODEL_LEN,
+        num_blocks=1,
+        block_size=BLOCK_SIZE,
+        vocab_size=vocab_size,
+        device=CPU,
+    )
+    sampler.admit(admission(0, [1], [1], sampling=Sampling(presence_penalty=1.0)))
+    assert sampler._tables is not None
+    tables = (
+        *(sampler._tables.in_prompt, sampler._tables.output_count),
+        *(state._token_table[:, :MAX_MODEL_LEN], state._block_table),
+    )
+    two_rows_of_logits = 2 * 4 * vocab_size
+    more = settled(tiny_model, slots=11).workspace_bytes - settled(tiny_model).workspace_bytes
+    assert more == sum(table.numel() * table.itemsize for table in tables) + two_rows_of_logits
 
 
 def test_the_default_takes_a_quarter_of_what_is_free(
