@@ -1,4 +1,4 @@
-"""What a worker shows to Prometheus, under `quire:worker_*`.
+"""What a worker shows to Prometheus, under `quire:executor_*`.
 
 A step adds to plain numbers; they become metrics when somebody asks, on the HTTP server's thread.
 """
@@ -72,12 +72,12 @@ class WorkerCollector(Collector):
         yield self._gauge("resident_bytes", "Resident memory of the executor.", resident_bytes())
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(f"quire:worker_{name}", text, labels=("model_name",))
+        family = CounterMetricFamily(f"quire:executor_{name}", text, labels=("model_name",))
         family.add_metric((self._model_name,), value)
         return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(f"quire:worker_{name}", text, labels=("model_name",))
+        family = GaugeMetricFamily(f"quire:executor_{name}", text, labels=("model_name",))
         family.add_metric((self._model_name,), value)
         return family
 
