@@ -1,11 +1,11 @@
 """Compiling CPU kernels with numba: the options they share, and the threads they run on.
 
-Machine code is cached on disk, beside the sources or, where those are read-only, under the user's
-cache directory; with neither writable a kernel is compiled again in each process. Two habits of
-numba's cache are worked around. It notices a change of the file that a kernel is in, but not of
-what the kernel calls: so the cache's place is named after all sources. And a function that comes
-from the cache cannot be inlined into its caller: so only what Python calls is cached (`jit`), and
-what kernels call is compiled with them (`inner`).
+Machine code is cached on disk, in NUMBA_CACHE_DIR or beside the sources or, where those are
+read-only, under the user's cache directory; with neither writable a kernel is compiled again in
+each process. Two habits of numba's cache are worked around. It notices a change of the file that a
+kernel is in, but not of what the kernel calls: so the cache's place is named after all sources. And
+a function that comes from the cache cannot be inlined into its caller: so only what Python calls is
+cached (`jit`), and what kernels call is compiled with them (`inner`).
 """
 
 import hashlib
@@ -28,14 +28,16 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
-def _cache_name() -> str:
+def _cache_dir(chosen: str) -> Path:
+    """A directory for exactly these sources, in the one that the user chose or else beside them."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8)
-    return f"numba-{digest.hexdigest()}"
+    home = Path(chosen) if chosen else Path(__file__).parent / "__pycache__"
+    return home / f"numba-{digest.hexdigest()}"
 
 
 # Where this cannot be written numba goes on to the user's cache directory by itself.
-config.CACHE_DIR = config.CACHE_DIR or str(Path(__file__).parent / "__pycache__" / _cache_name())
+config.CACHE_DIR = str(_cache_dir(chosen=config.CACHE_DIR))
 
 
 def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kernel]:

@@ -57,11 +57,15 @@ def test_without_openmp_numba_stays_on_one_thread(monkeypatch: pytest.MonkeyPatc
     assert numba.get_num_threads() == numba_threads
 
 
-def test_the_cache_follows_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", ["", "/somewhere/else"])
+def test_the_cache_follows_every_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
     for name in ("a.py", "b.py"):
         (tmp_path / name).write_text("x = 1")
     monkeypatch.setattr(compiling, "__file__", str(tmp_path / "a.py"))
-    before = compiling._cache_name()
-    assert compiling._cache_name() == before
+    before = compiling._cache_dir(chosen)
+    assert compiling._cache_dir(chosen) == before
+    assert before.is_relative_to(chosen or tmp_path)
     (tmp_path / "b.py").write_text("x = 2")
-    assert compiling._cache_name() != before
+    assert compiling._cache_dir(chosen) != before
