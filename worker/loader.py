@@ -31,7 +31,6 @@ class LoadedModel:
         model: the weights and the forward pass.
         dtype: number format of weights and KV.
         max_model_len: the longest sequence served, in tokens.
-        eos_token_ids: tokens that end a sequence, ascending.
         revision: changes whenever configuration or weights do.
         weight_bytes: memory that the weights occupy.
     """
@@ -40,7 +39,6 @@ class LoadedModel:
     model: LlamaModel
     dtype: torch.dtype
     max_model_len: int
-    eos_token_ids: tuple[int, ...]
     revision: str
     weight_bytes: int
 
@@ -64,7 +62,6 @@ def load_model(
         raw = _read_json(path, "config.json")
         config = ModelConfig.parse(raw)
         length = _model_length(config, max_model_len)
-        eos_token_ids = _eos_token_ids(path, raw, config)
         checkpoint = Checkpoint.open(path)
         checkpoint.check_shapes(checkpoint_tensors(config), _ignored_tensors(config))
     except (UnsupportedModelError, CheckpointError, OSError) as error:
@@ -79,7 +76,6 @@ def load_model(
         model=model,
         dtype=weight_dtype,
         max_model_len=length,
-        eos_token_ids=eos_token_ids,
         revision=digest.hexdigest(),
         weight_bytes=model.weight_bytes,
     )
@@ -112,22 +108,6 @@ def _model_length(config: ModelConfig, asked: int | None) -> int:
             f"max_model_len is {length}, use at most {window}"
         )
     return length
-
-
-def _eos_token_ids(path: Path, raw: Mapping[str, Any], config: ModelConfig) -> tuple[int, ...]:
-    """What generation_config.json says, else config.json; one id or a list."""
-    named = None
-    if (path / "generation_config.json").is_file():
-        named = _read_json(path, "generation_config.json").get("eos_token_id")
-    if named is None:
-        named = raw.get("eos_token_id")
-    ids = named if isinstance(named, list) else [] if named is None else [named]
-    for token_id in ids:
-        if not isinstance(token_id, int) or not 0 <= token_id < config.vocab_size:
-            raise UnsupportedModelError(
-                f"eos_token_id is {token_id!r}; token ids are 0 to {config.vocab_size - 1}"
-            )
-    return tuple(sorted(set(ids)))
 
 
 def _weight_dtype(config: ModelConfig, asked: str, device: torch.device) -> torch.dtype:

@@ -172,10 +172,10 @@ def test_the_directory_loads_here_and_in_transformers(tmp_path: Path) -> None:
     directory = converted(TinyGGUF(), tmp_path)
     assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
     loaded = load_model(directory, dtype="auto", device=torch.device("cpu"))
-    assert loaded.eos_token_ids == (2,)
     assert (loaded.config.rope_theta, loaded.config.rms_norm_eps) == (100000.0, 1e-5)
     theirs = AutoModelForCausalLM.from_pretrained(directory)
     assert theirs.config.vocab_size == len(TOKENS)
+    assert theirs.generation_config.eos_token_id == 2
     assert theirs.config.rope_parameters["rope_theta"] == 100000.0
     text = PreTrainedTokenizerFast.from_pretrained(directory)
     assert (text.bos_token, text.eos_token, text.pad_token) == (

@@ -62,18 +62,11 @@ def refusal(directory: Path, **options: Any) -> str:
 
 def test_a_model_says_what_the_worker_must_know(directory: Path) -> None:
     loaded = load(directory)
-    assert (loaded.max_model_len, loaded.eos_token_ids) == (96, (2,))
+    assert loaded.max_model_len == 96
     assert loaded.dtype == torch.float32
     plain = sum(t.numel() for t in safetensors.torch.load_file(directory / WEIGHTS).values())
     head_copy = loaded.config.vocab_size * loaded.config.hidden_size
     assert loaded.weight_bytes in (4 * plain, 4 * (plain + head_copy))
-
-
-def test_generation_config_outranks_config_for_the_end_tokens(directory: Path) -> None:
-    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 4]}))
-    assert load(directory).eos_token_ids == (4, 9)
-    (directory / "generation_config.json").write_text("{}")
-    assert load(directory).eos_token_ids == (2,)
 
 
 def test_the_type_of_the_weights_can_be_chosen(directory: Path) -> None:
@@ -201,12 +194,6 @@ def test_weights_that_are_not_floating_point(directory: Path) -> None:
     norm = {"model.norm.weight": torch.ones(64, dtype=torch.int32)}
     change_tensors(directory, lambda tensors: tensors.update(norm))
     assert "model.norm.weight has type I32" in refusal(directory)
-
-
-@pytest.mark.parametrize("eos", [320, -1, "2"])
-def test_an_end_token_outside_the_vocabulary(directory: Path, eos: object) -> None:
-    set_config(directory, eos_token_id=eos)
-    assert f"eos_token_id is {eos!r}; token ids are 0 to 319" in refusal(directory)
 
 
 def test_an_index_that_names_an_absent_file(directory: Path) -> None:

@@ -79,11 +79,6 @@ class ModelConfig:
     tied_embeddings: bool
     dtype: torch.dtype
 
-    @property
-    def qkv_size(self) -> int:
-        """Width of the fused query, key and value projection."""
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> "ModelConfig":
         """Reads the object in config.json.
