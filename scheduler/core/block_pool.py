@@ -105,6 +105,11 @@ class BlockPool:
             del self._cached[block]
             self._free.append(block)
 
+    def stop_offering(self, blocks: Iterable[int]) -> None:
+        """Forget the names of used blocks: nobody new will rely on what they hold."""
+        for block in blocks:
+            self._index.remove(block)
+
     def check_integrity(self, mentions: dict[int, int]) -> None:
         """Raises AssertionError unless references equal `mentions` and each block has one state."""
         self._index.check_integrity()

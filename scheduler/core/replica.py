@@ -238,6 +238,10 @@ class Replica:
             for name in sequence.chain.keys[num_tokens // self.block_size :]:
                 self.pool.forget(name)
 
+    def distrust(self, sequence: Sequence) -> None:
+        """Its KV may be what went wrong: stop offering every block it used, shared ones too."""
+        self.pool.stop_offering(sequence.blocks)
+
     # ---- plans and results
 
     def send(self) -> tuple[int, Int32Column]:

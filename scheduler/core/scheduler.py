@@ -150,19 +150,21 @@ class Scheduler:
     def apply(self, replica: str, result: StepResult, now: float) -> Outputs:
         """The result of the replica's oldest plan in flight. Raises KeyError if no such replica is
         attached, ValueError if it is the result of another plan."""
-        confirmed = confirm(self._replicas[replica], result, now)
-        finished = tuple(
-            self._end(
-                sequence, reason, now, message=_NOT_FINITE if reason is FinishReason.ERROR else ""
-            )
-            for sequence, reason in confirmed.ended
-        )
+        home = self._replicas[replica]
+        confirmed = confirm(home, result, now)
+        finished = []
+        for sequence, reason in confirmed.ended:
+            message = ""
+            if reason is FinishReason.ERROR:
+                home.distrust(sequence)
+                message = _NOT_FINITE
+            finished.append(self._end(sequence, reason, now, message=message))
         return Outputs(
             router=confirmed.router,
             sequence_id=confirmed.sequence_id,
             token_id=confirmed.token_id,
             result_row=confirmed.result_row,
-            finished=finished,
+            finished=tuple(finished),
         )
 
     def in_flight(self, replica: str) -> int:

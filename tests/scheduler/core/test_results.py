@@ -118,6 +118,22 @@ def test_logits_that_are_not_finite_end_the_sequence_alone():
     cell.assert_at_rest()
 
 
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_logits_that_are_not_finite_leave_nothing_to_reuse(num_samples):
+    cell = Cell()
+    cell.attach(block_size=4)
+    prompt = [1] * 9
+    broken = cell.submit(prompt, 8, broken_at=11, num_samples=num_samples)
+    cell.run(depth=3)
+    for sample in range(num_samples):
+        assert cell.end(broken, sample).reason is FinishReason.ERROR
+    assert cell.scheduler.state().num_blocks_cached == 0
+    again = cell.submit(prompt, 1)
+    cell.run()
+    assert cell.end(again).num_cached_tokens == 0
+    cell.assert_at_rest()
+
+
 def test_the_limit_holds_even_if_the_worker_does_not_report_it():
     cell = Cell()
     cell.attach()
