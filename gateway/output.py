@@ -16,10 +16,14 @@ from gateway.tokenizer import Tokenizer
 
 
 class FinishReason(Enum):
-    """Why a sample ended well; the values are OpenAI's words."""
+    """Why a sample ended; the values are OpenAI's words, and metrics'."""
 
     STOP = "stop"
     LENGTH = "length"
+    ABORT = "abort"
+    """It was ended early; a client never reads it: it left, or gets an error."""
+    ERROR = "error"
+    """It could not be finished; the client gets an error instead."""
 
 
 @dataclass(frozen=True, slots=True)

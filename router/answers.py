@@ -21,8 +21,8 @@ from gateway.model import Model
 from gateway.openai.call import Answer, Call
 from gateway.openai.errors import error_body
 from gateway.tokenizer import Tokenizer
+from router.backend import Backend
 from router.body import read_body
-from router.core import Core
 from router.generation import Generation
 from router.http_protocol import HANG_UP
 
@@ -39,9 +39,9 @@ class GenerationResponse(Response):
     """Reads, runs and answers one call; everything happens when it is sent."""
 
     def __init__(
-        self, core: Core, parse: Parse, make_answer: MakeAnswer, arrived_at: float
+        self, backend: Backend, parse: Parse, make_answer: MakeAnswer, arrived_at: float
     ) -> None:
-        self._core = core
+        self._backend = backend
         self._parse = parse
         self._make_answer = make_answer
         self._arrived_at = arrived_at
@@ -49,20 +49,20 @@ class GenerationResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call. Raises RequestError if it fails before the response has begun."""
-        core = self._core
+        backend = self._backend
         request = Request(scope, receive)
         try:
-            with core.admission.permit():
-                max_model_len = core.engine.check_available()
-                dice = core.dice_of_call()
-                content = await read_body(request, core.max_body_bytes)
+            with backend.permits.permit():
+                max_model_len = backend.engine.check_available()
+                dice = backend.dice_of_call()
+                content = await read_body(request, backend.max_body_bytes)
                 request_id = scope["state"]["request_id"]
-                call = await core.in_thread(
-                    self._parse, content, core.model, max_model_len, request_id, dice
+                call = await backend.in_thread(
+                    self._parse, content, backend.model, max_model_len, request_id, dice
                 )
                 scope["state"]["request_id"] = call.request_id
-                answer = self._make_answer(call, core.model.tokenizer)
-                with core.engine.generate(call.requests, self._arrived_at) as generation:
+                answer = self._make_answer(call, backend.model.tokenizer)
+                with backend.engine.generate(call.requests, self._arrived_at) as generation:
                     async with _watch(receive, generation):
                         if call.streams:
                             await _stream(answer, generation, scope, send)

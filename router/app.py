@@ -22,14 +22,14 @@ from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
 from gateway.openai.models import model_body, models_body
 from router.answers import GenerationResponse
-from router.core import Core
+from router.backend import Backend
 from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
 from router.responses import error_response
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(core: Core) -> Starlette:
+def create_app(backend: Backend) -> Starlette:
     """The ASGI application."""
     app = Starlette(
         routes=[
@@ -44,7 +44,7 @@ def create_app(core: Core) -> Starlette:
         ],
         middleware=[
             Middleware(RequestIdMiddleware),
-            Middleware(AuthenticationMiddleware, api_key=core.api_key),
+            Middleware(AuthenticationMiddleware, api_key=backend.api_key),
         ],
         exception_handlers={
             RequestError: _on_request_error,
@@ -53,27 +53,31 @@ def create_app(core: Core) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
-    app.state.core = core
+    app.state.backend = backend
     return app
 
 
 async def _chat(request: Request) -> Response:
-    return GenerationResponse(_core(request), parse_chat, ChatAnswer, time.monotonic())
+    return GenerationResponse(_backend(request), parse_chat, ChatAnswer, time.monotonic())
 
 
 async def _completions(request: Request) -> Response:
-    return GenerationResponse(_core(request), parse_completion, CompletionAnswer, time.monotonic())
+    return GenerationResponse(
+        _backend(request), parse_completion, CompletionAnswer, time.monotonic()
+    )
 
 
 async def _models(request: Request) -> Response:
-    core = _core(request)
-    return JSONResponse(models_body(core.model, core.started_at, core.engine.max_model_len))
+    backend = _backend(request)
+    return JSONResponse(
+        models_body(backend.model, backend.started_at, backend.engine.max_model_len)
+    )
 
 
 async def _model(request: Request) -> Response:
-    core = _core(request)
-    core.model.check_name(request.path_params["name"])
-    return JSONResponse(model_body(core.model, core.started_at, core.engine.max_model_len))
+    backend = _backend(request)
+    backend.model.check_name(request.path_params["name"])
+    return JSONResponse(model_body(backend.model, backend.started_at, backend.engine.max_model_len))
 
 
 async def _health(request: Request) -> Response:
@@ -81,24 +85,24 @@ async def _health(request: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    reason = _core(request).readiness.why_not()
+    reason = _backend(request).readiness.why_not()
     if reason is None:
         return JSONResponse({"status": "ready"})
     return error_response(RequestError(Fault.UNAVAILABLE, reason, retry_after_s=2))
 
 
 async def _version(request: Request) -> Response:
-    return JSONResponse({"version": _core(request).version})
+    return JSONResponse({"version": _backend(request).version})
 
 
 async def _metrics(request: Request) -> Response:
-    content = _core(request).metrics.exposition()
+    content = _backend(request).metrics.exposition()
     return PlainTextResponse(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _core(request: Request) -> Core:
-    core: Core = request.app.state.core
-    return core
+def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """Every call in flight, and what happens to it: submit, hear tokens, abort, survive a restart.
 
-The engine hears the scheduler (`router.cell.Listener`) and belongs to the event loop: no method
+The engine hears the scheduler (`router.messages.Listener`) and belongs to the event loop: no method
 blocks and none is called from another thread. A sequence is in `_samples` from its submission to
 its end, and in `_leaving` from an abort until the scheduler confirms it, so that its id is not
 used again too early.
@@ -17,10 +17,10 @@ from contextlib import contextmanager
 
 from gateway.errors import Fault, RequestError
 from gateway.model import Model
-from gateway.output import SampleOutput, TokenLogprob
+from gateway.output import FinishReason, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
-from router.cell import CellStatus, EndReason, SequenceEnd, Submission, Uplink
 from router.generation import Generation, Sample
+from router.messages import CellStatus, Finished, Submission, Uplink
 from router.metrics import Metrics
 
 FRESH_S = 5.0
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Implements `router.cell.Listener`; `uplink` is set before anything is started."""
+    """Implements `router.messages.Listener`; `uplink` is set before anything is started."""
 
     uplink: Uplink
 
@@ -134,8 +134,8 @@ class Engine:
         self._leaving.clear()
         for sample in list(self._samples.values()):
             sample.submitted = False
-            if (end := sample.complete()) is not None:
-                self._end(sample, end)
+            if (finished := sample.complete()) is not None:
+                self._end(sample, finished)
         if self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(
                 self._scheduler_timeout_s, self._give_up
@@ -176,12 +176,12 @@ class Engine:
             if len(sample.tokens) - sample.num_taken > MAX_UNREAD_TOKENS:
                 self._fail(sample.generation, _too_slow())
 
-    def finished(self, sequence_id: int, end: SequenceEnd) -> None:
+    def finished(self, sequence_id: int, finished: Finished) -> None:
         """See `Listener`."""
         self._leaving.discard(sequence_id)
         sample = self._samples.get(sequence_id)
         if sample is not None:
-            self._end(sample, end)
+            self._end(sample, finished)
 
     def refused(self, sequence_id: int, message: str, field: str, *, retry: bool) -> None:
         """See `Listener`."""
@@ -210,18 +210,18 @@ class Engine:
         if isinstance(sample.output.stop_reason, str) and sample.submitted:
             self.uplink.finish(sample.sequence_id, num_tokens)
         elif not sample.submitted:
-            self._end(sample, SequenceEnd(EndReason.STOP))
+            self._end(sample, Finished(FinishReason.STOP))
 
-    def _end(self, sample: Sample, end: SequenceEnd) -> None:
+    def _end(self, sample: Sample, finished: Finished) -> None:
         del self._samples[sample.sequence_id]
-        self._count_end(sample, end)
-        if end.reason is EndReason.ERROR:
-            message = end.message or "the server could not finish the request"
+        self._count_end(sample, finished)
+        if finished.reason is FinishReason.ERROR:
+            message = finished.message or "the server could not finish the request"
             self._fail(sample.generation, RequestError(Fault.INTERNAL, message))
-        elif end.reason is EndReason.ABORT:
+        elif finished.reason is FinishReason.ABORT:
             self._fail(sample.generation, _unavailable(_ENDED_BY_SERVER))
         else:
-            sample.end = end
+            sample.finished = finished
             sample.generation.heard(sample)
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
@@ -231,7 +231,7 @@ class Engine:
     def _close(self, generation: Generation) -> None:
         """The consumer is gone, or has all it wanted."""
         self._abort(generation)
-        if generation.counted and all(sample.end is not None for sample in generation.samples):
+        if generation.counted and all(sample.finished is not None for sample in generation.samples):
             elapsed_s = time.monotonic() - generation.arrived_at
             self.metrics.e2e_request_latency.observe(elapsed_s)
 
@@ -244,7 +244,7 @@ class Engine:
         ]
         if open_samples and generation.counted:
             self.metrics.aborted += 1
-            self.metrics.finished["abort"] += len(open_samples)
+            self.metrics.finished[FinishReason.ABORT] += len(open_samples)
         withdrawn = [sample.sequence_id for sample in open_samples if sample.submitted]
         if withdrawn:
             self._leaving.update(withdrawn)
@@ -292,7 +292,7 @@ class Engine:
             return
         metrics = self.metrics
         metrics.generation_tokens += 1
-        if sample.last_token_at:
+        if sample.last_token_at is not None:
             metrics.inter_token_latency.observe(now - sample.last_token_at)
         else:
             sample.first_token_at = now
@@ -301,12 +301,14 @@ class Engine:
                 metrics.prompt_tokens += len(sample.request.prompt_token_ids)
         sample.last_token_at = now
 
-    def _count_end(self, sample: Sample, end: SequenceEnd) -> None:
+    def _count_end(self, sample: Sample, finished: Finished) -> None:
         if not sample.generation.counted:
             return
-        reason = EndReason.STOP if sample.output.stopped else end.reason
-        self.metrics.finished[reason.name.lower()] += 1
+        reason = FinishReason.STOP if sample.output.stopped else finished.reason
+        self.metrics.finished[reason] += 1
         if len(sample.tokens) > 1:
+            assert sample.first_token_at is not None
+            assert sample.last_token_at is not None
             span_s = sample.last_token_at - sample.first_token_at
             self.metrics.time_per_output_token.observe(span_s / (len(sample.tokens) - 1))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gateway.errors import RequestError
 from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
-from router.cell import EndReason, SequenceEnd
+from router.messages import Finished
 
 
 @dataclass(slots=True, eq=False)
@@ -33,22 +33,22 @@ class Sample:
     """Tokens the consumer has seen."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of the tokens it has not seen."""
-    end: SequenceEnd | None = None
+    finished: Finished | None = None
     submitted: bool = False
     """The scheduler of this connection knows it."""
     resubmitted: bool = False
     """It was accepted before, so it may not be refused now."""
     has_news: bool = False
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
+    first_token_at: float | None = None
+    last_token_at: float | None = None
 
-    def complete(self) -> SequenceEnd | None:
+    def complete(self) -> Finished | None:
         """Its end, if the tokens at hand are all there will be whatever the scheduler says."""
         ends = self.request.eos_token_ids | self.request.stop_token_ids
         if self.output.stopped or (self.tokens and self.tokens[-1] in ends):
-            return SequenceEnd(EndReason.STOP)
+            return Finished(FinishReason.STOP)
         if len(self.tokens) >= self.request.max_tokens:
-            return SequenceEnd(EndReason.LENGTH)
+            return Finished(FinishReason.LENGTH)
         return None
 
 
@@ -107,17 +107,16 @@ class Generation:
     def _advance(self, sample: Sample) -> Piece:
         """Turns the news of one sequence into a piece."""
         sample.has_news = False
-        end = sample.end
         fresh = [] if sample.output.stopped else sample.tokens[sample.num_taken :]
         text, count = sample.output.feed(fresh)
-        if fresh and sample.output.stopped and end is None:
+        if fresh and sample.output.stopped and sample.finished is None:
             self.on_stop(sample, sample.num_taken + count)
         sample.num_taken = len(sample.tokens)
         logprobs, sample.logprobs = sample.logprobs[:count], []
         finish = None
-        if end is not None:
+        if sample.finished is not None:
             text += sample.output.close()
-            finish = self._finish(sample, end)
+            finish = self._finish(sample, sample.finished)
         return Piece(
             index=sample.index,
             text=text,
@@ -126,15 +125,14 @@ class Generation:
             finish=finish,
         )
 
-    def _finish(self, sample: Sample, end: SequenceEnd) -> Finish:
+    def _finish(self, sample: Sample, finished: Finished) -> Finish:
         self._num_open -= 1
-        stopped = sample.output.stopped or end.reason is EndReason.STOP
         return Finish(
-            reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+            reason=FinishReason.STOP if sample.output.stopped else finished.reason,
             stop_reason=sample.output.stop_reason,
             num_prompt_tokens=len(sample.request.prompt_token_ids),
             num_output_tokens=sample.output.num_tokens,
-            num_cached_tokens=end.num_cached_tokens,
+            num_cached_tokens=finished.num_cached_tokens,
         )
 
 

@@ -15,13 +15,13 @@ from typing import NoReturn
 import grpc
 
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
-from router.cell import Listener, Submission
+from router.messages import Listener, Submission
 from router.wire import (
     cell_status,
     frame_columns,
     frame_logprobs,
     hello_message,
-    sequence_end,
+    sequence_finished,
     submit_message,
 )
 
@@ -44,7 +44,7 @@ Call = grpc.aio.StreamStreamCall[scheduler_pb2.ConnectRequest, scheduler_pb2.Con
 
 
 class Link:
-    """Holds the stream while `run` runs; implements `router.cell.Uplink`."""
+    """Holds the stream while `run` runs; implements `router.messages.Uplink`."""
 
     def __init__(self, address: str, router_id: str, listener: Listener) -> None:
         self._address = address
@@ -144,7 +144,7 @@ class Link:
                     sequence_ids, token_ids = frame_columns(frame)
                     listener.tokens(sequence_ids, token_ids, frame_logprobs(frame, token_ids))
                 for finished in frame.finished:
-                    listener.finished(finished.sequence_id, sequence_end(finished))
+                    listener.finished(finished.sequence_id, sequence_finished(finished))
             case "status":
                 listener.status(cell_status(message.status, time.monotonic()))
             case "refusal":

@@ -5,7 +5,6 @@ operations without a lock; they take the client library's form only when scraped
 """
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -13,6 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from gateway.output import FinishReason
+from router.permits import Permits
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -58,8 +60,10 @@ class Histogram:
 class Metrics(Collector):
     """All of one router's metrics."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, permits: Permits) -> None:
+        """`permits`: one is taken for each request in flight."""
         self._model_name = model_name
+        self._permits = permits
         self.time_to_first_token = Histogram(
             "vllm:time_to_first_token_seconds",
             "From a request's arrival to its first token.",
@@ -80,8 +84,7 @@ class Metrics(Collector):
         )
         self.prompt_tokens = 0
         self.generation_tokens = 0
-        self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
-        self.in_flight = 0
+        self.finished = dict.fromkeys(FinishReason, 0)
         self.aborted = 0
         self.resubmitted = 0
         self._registry = CollectorRegistry()
@@ -107,12 +110,12 @@ class Metrics(Collector):
             labels=["model_name", "finished_reason"],
         )
         for reason, count in self.finished.items():
-            finished.add_metric([self._model_name, reason], count)
+            finished.add_metric([self._model_name, reason.value], count)
         yield finished
         in_flight = GaugeMetricFamily(
             "quire:requests_in_flight", "Requests being answered.", labels=["model_name"]
         )
-        in_flight.add_metric([self._model_name], self.in_flight)
+        in_flight.add_metric([self._model_name], self._permits.num_taken)
         yield in_flight
         yield self._counter(
             "quire:aborted_requests", "Requests ended before they were complete.", self.aborted

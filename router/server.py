@@ -28,14 +28,14 @@ import uvicorn
 
 from gateway.errors import ModelError
 from gateway.model import Model, load_model
-from router.admission import Admission
 from router.app import create_app
-from router.core import Core
+from router.backend import Backend
 from router.engine import Engine
 from router.http_protocol import BoundedHttpProtocol
 from router.link import Link
 from router.metrics import Metrics
 from router.middleware import ApiKey
+from router.permits import Permits
 from router.readiness import Readiness
 from router.service import create_server
 
@@ -77,7 +77,7 @@ class Settings:
 class Router:
     """A router that listens."""
 
-    core: Core
+    backend: Backend
     address: str
     """http://host:port or unix:/path."""
     grpc_address: str
@@ -93,7 +93,7 @@ async def serve(settings: Settings) -> None:
         gc.freeze()  # what exists now stays; the collector need not look at it again
         _announce(router)
         await _until_told(told, router.tasks)
-        await _drain(router.core, settings.drain_timeout_s)
+        await _drain(router.backend, settings.drain_timeout_s)
 
 
 @contextlib.asynccontextmanager
@@ -103,23 +103,23 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
         model = load_model(settings.model, settings.served_model_name)
     except ModelError as error:
         raise ConfigurationError(str(error)) from error
-    core = create_core(settings, model)
-    link = Link(settings.scheduler, f"{socket.gethostname()}-{os.getpid()}", core.engine)
-    core.engine.uplink = link
+    backend = create_backend(settings, model)
+    link = Link(settings.scheduler, f"{socket.gethostname()}-{os.getpid()}", backend.engine)
+    backend.engine.uplink = link
     with _http_socket(settings) as http_socket:
-        grpc_server = create_server(core)
+        grpc_server = create_server(backend)
         grpc_address = _bind_grpc(grpc_server, settings.grpc_listen)
-        http_server = _HttpServer(core)
+        http_server = _HttpServer(backend)
         await grpc_server.start()
         serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
         tasks = (
             serving,
             asyncio.create_task(link.run(), name="link"),
-            asyncio.create_task(core.readiness.run(), name="readiness"),
+            asyncio.create_task(backend.readiness.run(), name="readiness"),
         )
         try:
             await http_server.listening.wait()
-            yield Router(core, _address(settings, http_socket), grpc_address, tasks)
+            yield Router(backend, _address(settings, http_socket), grpc_address, tasks)
         finally:
             http_server.should_exit = True
             await grpc_server.stop(grace=1.0)
@@ -127,17 +127,18 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            core.close()
+            backend.close()
 
 
-def create_core(settings: Settings, model: Model) -> Core:
+def create_backend(settings: Settings, model: Model) -> Backend:
     """The router without its fronts and its link."""
-    metrics = Metrics(model.name)
+    permits = Permits(settings.max_in_flight, "requests are in flight")
+    metrics = Metrics(model.name, permits)
     engine = Engine(model, metrics, scheduler_timeout_s=settings.scheduler_timeout_s)
-    return Core(
+    return Backend(
         model=model,
         engine=engine,
-        admission=Admission(settings.max_in_flight, metrics),
+        permits=permits,
         readiness=Readiness(engine),
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
@@ -151,10 +152,10 @@ def create_core(settings: Settings, model: Model) -> Core:
 class _HttpServer(uvicorn.Server):
     """uvicorn, with the signals left to us."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, backend: Backend) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(core),
+                create_app(backend),
                 http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="off",
@@ -204,17 +205,17 @@ async def _until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]]
         raise RuntimeError(f"{task.get_name()} ended by itself")
 
 
-async def _drain(core: Core, timeout_s: float) -> None:
+async def _drain(backend: Backend, timeout_s: float) -> None:
     """New requests are refused from now on; running ones get their time."""
-    core.engine.draining = True
-    if core.metrics.in_flight:
-        _log.info("draining: %d requests are in flight", core.metrics.in_flight)
+    backend.engine.draining = True
+    if backend.permits.num_taken:
+        _log.info("draining: %d requests are in flight", backend.permits.num_taken)
     try:
         async with asyncio.timeout(timeout_s):
-            await core.admission.idle()
+            await backend.permits.idle()
     except TimeoutError:
-        _log.warning("%d requests did not end in %g s", core.metrics.in_flight, timeout_s)
-        core.engine.end_all("the server had to stop before the request was complete")
+        _log.warning("%d requests did not end in %g s", backend.permits.num_taken, timeout_s)
+        backend.engine.end_all("the server had to stop before the request was complete")
 
 
 @contextlib.contextmanager

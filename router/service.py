@@ -14,7 +14,7 @@ from gateway.errors import Fault, RequestError
 from gateway.request import check_token_ids
 from gateway.wire import parse_generate, piece_message
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
-from router.core import Core
+from router.backend import Backend
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -46,24 +46,24 @@ _SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """The servicer; a call's coroutine is cancelled when its client leaves, which aborts it."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """See the proto."""
-        core = self._core
+        backend = self._backend
         arrived_at = time.monotonic()
         try:
             self._check_key(context)
-            with core.admission.permit():
-                max_model_len = core.engine.check_available()
-                request_id, dice = secrets.token_hex(12), core.dice_of_call()
-                generate = await core.in_thread(
-                    parse_generate, request, core.model, max_model_len, request_id, dice
+            with backend.permits.permit():
+                max_model_len = backend.engine.check_available()
+                request_id, dice = secrets.token_hex(12), backend.dice_of_call()
+                generate = await backend.in_thread(
+                    parse_generate, request, backend.model, max_model_len, request_id, dice
                 )
-                with core.engine.generate([generate], arrived_at) as generation:
+                with backend.engine.generate([generate], arrived_at) as generation:
                     async for pieces in generation.batches():
                         for piece in pieces:
                             yield piece_message(piece)
@@ -74,13 +74,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
         """See the proto."""
-        core = self._core
+        backend = self._backend
         try:
             self._check_key(context)
-            core.model.check_name(request.model)
-            with core.admission.permit():
-                tokens = await core.in_thread(
-                    core.model.tokenizer.encode,
+            backend.model.check_name(request.model)
+            with backend.permits.permit():
+                tokens = await backend.in_thread(
+                    backend.model.tokenizer.encode,
                     request.text,
                     add_special_tokens=request.add_special_tokens,
                 )
@@ -92,7 +92,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
         """See the proto."""
-        model = self._core.model
+        model = self._backend.model
         try:
             self._check_key(context)
             model.check_name(request.model)
@@ -111,26 +111,26 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         except RequestError as error:
             await _abort(context, error)
         model = inference_pb2.Model(
-            name=self._core.model.name, max_model_len=self._core.engine.max_model_len or 0
+            name=self._backend.model.name, max_model_len=self._backend.engine.max_model_len or 0
         )
         return inference_pb2.ListModelsResponse(models=[model])
 
     def _check_key(self, context: Context) -> None:
-        if self._core.api_key is not None:
+        if self._backend.api_key is not None:
             metadata = dict(context.invocation_metadata() or ())
             value = metadata.get("authorization")
-            self._core.api_key.check(value if isinstance(value, str) else None)
+            self._backend.api_key.check(value if isinstance(value, str) else None)
 
 
-def create_server(core: Core) -> grpc.aio.Server:
+def create_server(backend: Backend) -> grpc.aio.Server:
     """The gRPC server with the inference, health and reflection services; not yet listening."""
     server = grpc.aio.server(
-        options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", core.max_body_bytes))
+        options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", backend.max_body_bytes))
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-        InferenceService(core), server
+        InferenceService(backend), server
     )
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(core), server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(backend), server)
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
     return server
 
@@ -141,8 +141,8 @@ class HealthService(health_pb2_grpc.HealthServicer):
     Looked up whenever it is asked for, so that it cannot be out of date.
     """
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     async def Check(  # noqa: N802 - gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -167,7 +167,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         response = health_pb2.HealthCheckResponse
-        if service == SERVICE and not self._core.readiness.is_ready():
+        if service == SERVICE and not self._backend.readiness.is_ready():
             return response(status=response.NOT_SERVING)
         known = service in ("", SERVICE)
         return response(status=response.SERVING if known else response.SERVICE_UNKNOWN)

@@ -1,15 +1,20 @@
-"""`SchedulerService` messages to and from the data in `router.cell`."""
+"""`SchedulerService` messages to and from the data in `router.messages`."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from gateway.output import TokenLogprob
+from gateway.output import FinishReason, TokenLogprob
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
-from router.cell import CellStatus, EndReason, SequenceEnd, Submission
+from router.messages import CellStatus, Finished, Submission
 
 PROTOCOL_VERSION = 1
 _UINT64 = (1 << 64) - 1
+_REASONS: Mapping[int, FinishReason] = {
+    sampling_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    sampling_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    sampling_pb2.FINISH_REASON_ABORT: FinishReason.ABORT,
+}
 
 
 def hello_message(router_id: str) -> scheduler_pb2.ConnectRequest:
@@ -93,10 +98,10 @@ def frame_logprobs(frame: scheduler_pb2.Frame, token_ids: list[int]) -> Mapping[
     }
 
 
-def sequence_end(finished: scheduler_pb2.Finished) -> SequenceEnd:
-    """The end of a sequence."""
-    reason = EndReason(finished.reason) if finished.reason else EndReason.ERROR
-    return SequenceEnd(reason, finished.num_cached_tokens, finished.message)
+def sequence_finished(message: scheduler_pb2.Finished) -> Finished:
+    """The end of a sequence; a reason that this version does not know is an error."""
+    reason = _REASONS.get(message.reason, FinishReason.ERROR)
+    return Finished(reason, message.num_cached_tokens, message.message)
 
 
 def cell_status(message: scheduler_pb2.CellStatus, received_at: float) -> CellStatus:

@@ -70,7 +70,7 @@ def start_router(
     async def start(*, until_ready: bool = True, **given: Any) -> AsyncIterator[Router]:
         async with listening(settings(**({"scheduler": served[1]} | given))) as router:
             if until_ready:
-                await until(router.core.readiness.is_ready)
+                await until(router.backend.readiness.is_ready)
             yield router
 
     return start

@@ -107,7 +107,7 @@ async def test_no_worker_is_unavailable(
 ) -> None:
     scheduler.num_replicas = 0
     scheduler.tell_status()
-    await until(lambda: not router.core.readiness.is_ready())
+    await until(lambda: not router.backend.readiness.is_ready())
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         _ = [piece async for piece in stub.Generate(request())]
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -119,7 +119,7 @@ async def test_cancelling_aborts(stub: Stub, scheduler: FakeScheduler, router: R
     assert (await call.read()).text
     call.cancel()
     await until(lambda: scheduler.aborted == [scheduler.submits[0].sequence_id])
-    await until(lambda: router.core.metrics.in_flight == 0)
+    await until(lambda: router.backend.permits.num_taken == 0)
 
 
 async def test_text_and_tokens(stub: Stub) -> None:
@@ -154,7 +154,7 @@ async def test_health_follows_readiness(
     assert (await stub.Check(asked)).status == serving
     scheduler.num_replicas = 0
     scheduler.tell_status()
-    await until(lambda: not router.core.readiness.is_ready())
+    await until(lambda: not router.backend.readiness.is_ready())
     assert (await stub.Check(asked)).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == serving
     with pytest.raises(grpc.aio.AioRpcError) as caught:

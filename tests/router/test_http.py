@@ -104,7 +104,7 @@ async def test_logprobs_of_chats(client: openai.AsyncOpenAI, router: Router) -> 
     logprobs = response.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
-    tokenizer = router.core.model.tokenizer
+    tokenizer = router.backend.model.tokenizer
     assert logprobs.content[0].token == "<|im_start|>"
     assert [entry.logprob for entry in logprobs.content] == [-1, -2, -3]
     top = [(entry.token, entry.logprob) for entry in logprobs.content[0].top_logprobs]

@@ -156,7 +156,7 @@ async def test_nobody_to_serve(
         case "another model":
             scheduler.vocab_size = 401
     scheduler.tell_status()
-    await until(lambda: not router.core.readiness.is_ready())
+    await until(lambda: not router.backend.readiness.is_ready())
     response = await http.post(PATH, json=CHAT)
     assert error_of(response, 503)["code"] == "service_unavailable"
     assert int(response.headers["retry-after"]) >= 1
@@ -196,7 +196,7 @@ async def test_what_the_scheduler_refuses(
     response = await http.post(PATH, json={**CHAT, "n": 3, "stream": stream})
     error = error_of(response, status)
     assert (error["message"], error["param"]) == ("why not", field)
-    assert router.core.engine._samples == {}
+    assert router.backend.engine._samples == {}
     assert scheduler.aborted == []
 
 
@@ -223,7 +223,7 @@ async def test_an_error_in_a_stream_is_its_last_event(
     assert response.status_code == 200
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["type"] == "server_error"
     assert "data: [DONE]" not in rest
-    assert router.core.engine._samples == {}
+    assert router.backend.engine._samples == {}
 
 
 async def test_a_unix_socket_serves_too(start_router: StartRouter, tmp_path: Path) -> None:

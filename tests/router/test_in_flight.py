@@ -31,10 +31,10 @@ async def test_a_client_that_leaves_is_aborted(
     ids = sorted(scheduler.running)
     leaving.cancel()
     await until(lambda: sorted(scheduler.aborted) == ids)
-    await until(lambda: router.core.metrics.in_flight == 0)
-    assert router.core.engine._samples == {}
-    await until(lambda: router.core.engine._leaving == set())
-    assert router.core.metrics.aborted == 1
+    await until(lambda: router.backend.permits.num_taken == 0)
+    assert router.backend.engine._samples == {}
+    await until(lambda: router.backend.engine._leaving == set())
+    assert router.backend.metrics.aborted == 1
 
 
 async def test_a_client_that_leaves_while_queued_is_aborted(
@@ -72,8 +72,8 @@ async def test_a_scheduler_that_restarts_is_a_pause(
         assert again.num_prompt_tokens == original.num_prompt_tokens
         assert (again.num_samples, again.max_tokens) == (1, 30)
         assert again.seed == original.seed + again.sequence_id - first_id
-    assert router.core.metrics.resubmitted == 6
-    assert router.core.engine._samples == {}
+    assert router.backend.metrics.resubmitted == 6
+    assert router.backend.engine._samples == {}
 
 
 async def collect(client: openai.AsyncOpenAI, **request: Any) -> list[str]:
@@ -151,7 +151,7 @@ async def test_a_scheduler_that_hangs_is_dialled_again(
         await until(lambda: scheduler.num_statuses > 20)
         assert scheduler.incarnation == 1
         scheduler.mute = True
-        await until(lambda: router.core.engine.incarnation is None)
+        await until(lambda: router.backend.engine.incarnation is None)
         scheduler.mute = False
         scheduler.hold_at = None
         assert (await asking).json()["choices"][0]["text"] == "xyz" * 10
@@ -165,11 +165,11 @@ async def test_each_scheduler_is_proven_by_a_token(
     scheduler.kill()
     scheduler.hold_canaries = True
     await until(lambda: scheduler.num_canaries == 2)
-    assert router.core.readiness.why_not() == "no token has been generated yet"
+    assert router.backend.readiness.why_not() == "no token has been generated yet"
     scheduler.hold_canaries = False
-    await until(router.core.readiness.is_ready)
+    await until(router.backend.readiness.is_ready)
     assert (scheduler.num_canaries, scheduler.incarnation) == (2, 2)
-    assert router.core.metrics.generation_tokens == 0
+    assert router.backend.metrics.generation_tokens == 0
 
 
 async def test_a_worker_that_was_not_seen_lately_is_not_ready(
@@ -177,8 +177,8 @@ async def test_a_worker_that_was_not_seen_lately_is_not_ready(
 ) -> None:
     scheduler.last_seen_s = engine.FRESH_S + 1
     scheduler.tell_status()
-    await until(lambda: not router.core.readiness.is_ready())
-    assert router.core.readiness.why_not() == "no worker has given a sign of life lately"
+    await until(lambda: not router.backend.readiness.is_ready())
+    assert router.backend.readiness.why_not() == "no worker has given a sign of life lately"
 
 
 async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
@@ -198,7 +198,7 @@ async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
             assert (await http.post(PATH, json=XYZ)).status_code == 200
         await until(lambda: len(scheduler.aborted) == 32)
         writer.close()
-        await until(lambda: router.core.metrics.in_flight == 0)
+        await until(lambda: router.backend.permits.num_taken == 0)
 
 
 async def test_a_client_that_takes_nothing_is_hung_up_on(
@@ -225,13 +225,13 @@ async def test_a_client_that_takes_nothing_is_hung_up_on(
         "extensions": {HANG_UP: {"call": hung_up.set}},
     }
     async with asyncio.timeout(20):
-        await create_app(router.core)(scope, receive, send)
+        await create_app(router.backend)(scope, receive, send)
     assert hung_up.is_set()
-    assert router.core.metrics.in_flight == 0
+    assert router.backend.permits.num_taken == 0
 
 
 async def test_ids_of_what_is_in_flight_are_not_used_again(router: Router) -> None:
-    registry = router.core.engine
+    registry = router.backend.engine
     registry._next_id = (1 << 32) - 2
     registry._leaving = {2}
     assert registry._unused_ids(2) == (1 << 32) - 2

@@ -71,7 +71,7 @@ async def test_seeds_follow_the_order_of_arrival_and_not_of_tokenizing(
             if may_go_on.is_set():
                 await slow
             else:
-                await until(lambda: router.core.metrics.in_flight == 1)
+                await until(lambda: router.backend.permits.num_taken == 1)
             await complete(client, "quick!")
             may_go_on.set()
             await slow

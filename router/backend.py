@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from gateway.model import Model
-from router.admission import Admission
 from router.engine import Engine
 from router.metrics import Metrics
 from router.middleware import ApiKey
+from router.permits import Permits
 from router.readiness import Readiness
 
 _Parameters = ParamSpec("_Parameters")
@@ -24,12 +24,12 @@ def _tokenizer_pool() -> ThreadPoolExecutor:
 
 
 @dataclass(frozen=True, slots=True)
-class Core:
+class Backend:
     """The router without its fronts."""
 
     model: Model
     engine: Engine
-    admission: Admission
+    permits: Permits
     readiness: Readiness
     metrics: Metrics
     max_body_bytes: int

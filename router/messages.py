@@ -2,27 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
-from gateway.output import TokenLogprob
+from gateway.output import FinishReason, TokenLogprob
 from gateway.request import GenerateRequest
 
 
-class EndReason(IntEnum):
-    """Why a sequence ended; the numbers are those of `quire.v1.FinishReason`."""
-
-    STOP = 1
-    LENGTH = 2
-    ABORT = 3
-    ERROR = 4
-
-
 @dataclass(frozen=True, slots=True)
-class SequenceEnd:
+class Finished:
     """The one end of a sequence."""
 
-    reason: EndReason
+    reason: FinishReason
     num_cached_tokens: int = 0
     message: str = ""
     """For ERROR: what happened, fit for a client."""
@@ -88,7 +78,7 @@ class Listener(Protocol):
     ) -> None:
         """One step's tokens: columns that share an index, which is the key of `logprobs`."""
 
-    def finished(self, sequence_id: int, end: SequenceEnd) -> None:
+    def finished(self, sequence_id: int, finished: Finished) -> None:
         """A sequence ended; its tokens have been told before."""
 
     def refused(self, sequence_id: int, message: str, field: str, *, retry: bool) -> None:
