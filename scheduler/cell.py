@@ -109,6 +109,7 @@ class Cell:
     def join(self, hello: WorkerHello, stream: Stream) -> Rank:
         """A rank has said hello; with the last one, its replica enters an epoch. Raises Misfit."""
         self._check_serves(hello)
+        self._replicas.check_fits(hello)
         older = self._replicas.get(hello.replica_id)
         if older is not None:
             why = f"rank {hello.rank} has dialled again, as worker {hello.worker_id!r}"

@@ -145,18 +145,26 @@ class Replicas:
         """The attached replica of this name."""
         return self._attached.get(replica_id)
 
-    def gather(self, rank: Rank) -> tuple[Rank, ...] | None:
-        """A rank has said hello; returns all ranks of its replica once they are here.
+    def check_fits(self, hello: WorkerHello) -> None:
+        """Raises Misfit unless the place it claims is vacant or its own, and its siblings agree."""
+        attached = self._attached.get(hello.replica_id)
+        gathering = self._gathering.get(hello.replica_id, {})
+        for other in gathering.values() if attached is None else attached.ranks:
+            if other.hello.rank == hello.rank:
+                _check_same_worker(hello, other.hello)
+            else:
+                _check_siblings(hello, other.hello)
 
-        An older stream of the same rank ends. Raises Misfit.
+    def gather(self, rank: Rank) -> tuple[Rank, ...] | None:
+        """A rank that fits has said hello; returns all ranks of its replica once they are here.
+
+        An older stream of the same rank ends.
         """
         hello = rank.hello
         gathered = self._gathering.setdefault(hello.replica_id, {})
         older = gathered.pop(hello.rank, None)
         if older is not None:
             older.stream.close(grpc.StatusCode.ABORTED, "this rank has dialled again")
-        for other in gathered.values():
-            _check_siblings(hello, other.hello)
         gathered[hello.rank] = rank
         if len(gathered) < hello.world_size:
             return None
@@ -203,6 +211,14 @@ class Replicas:
             del gathered[rank.hello.rank]
             if not gathered:
                 del self._gathering[rank.hello.replica_id]
+
+
+def _check_same_worker(hello: WorkerHello, holder: WorkerHello) -> None:
+    if hello.worker_id != holder.worker_id:
+        raise Misfit(
+            f"rank {hello.rank} of replica {hello.replica_id!r} is worker {holder.worker_id!r}, "
+            f"which is connected; worker {hello.worker_id!r} cannot take its place"
+        )
 
 
 def _check_siblings(hello: WorkerHello, other: WorkerHello) -> None:

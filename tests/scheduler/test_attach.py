@@ -230,6 +230,52 @@ async def test_a_worker_that_dials_again_voids_its_older_epoch(served: Served) -
     assert router.tokens == {1: [token_at(3)]}
 
 
+async def test_a_place_that_is_taken_is_not_given_to_another_worker(served: Served) -> None:
+    holder = await FakeRank.attached(served.address, replica_id="a", worker_id="holder")
+    other = await FakeRank.dialled(served.address, replica_id="a", worker_id="other")
+    assert await other.end() == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "rank 0 of replica 'a' is worker 'holder', which is connected; "
+        "worker 'other' cannot take its place",
+    )
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=1)
+    await holder.answer(await holder.plan())
+    await router.until_finished(1)
+
+    await holder.hang_up()
+    await eventually(lambda: not served.cell.view().replicas)
+    await FakeRank.attached(served.address, replica_id="a", worker_id="other")
+
+
+async def test_a_hello_that_does_not_fit_changes_nothing(served: Served) -> None:
+    ranks = [
+        await FakeRank.dialled(served.address, rank=index, world_size=2, worker_id=f"w{index}")
+        for index in (0, 1)
+    ]
+    (epoch,) = {await rank.welcome() for rank in ranks}
+    again = await FakeRank.dialled(
+        served.address, rank=0, world_size=2, worker_id="w0", block_size=32
+    )
+    code, details = await again.end()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "block_size is 32 on rank 0 and 16 on rank 1" in details
+    (replica,) = served.cell.view().replicas
+    assert replica.epoch == epoch
+
+
+async def test_a_rank_that_does_not_fit_leaves_the_gathering_ones_alone(served: Served) -> None:
+    ranks = [
+        await FakeRank.dialled(served.address, rank=index, world_size=3, worker_id=f"w{index}")
+        for index in (0, 1)
+    ]
+    await eventually(lambda: len(served.cell._replicas._gathering.get("replica", {})) == 2)
+    misfit = await FakeRank.dialled(served.address, rank=0, world_size=2, worker_id="w0")
+    assert (await misfit.end())[0] is grpc.StatusCode.FAILED_PRECONDITION
+    ranks.append(await FakeRank.dialled(served.address, rank=2, world_size=3, worker_id="w2"))
+    assert len({await rank.welcome() for rank in ranks}) == 1
+
+
 async def test_a_repeated_result_is_ignored(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)

@@ -48,7 +48,8 @@ class WorkerServiceServicer:
 
     def Attach(self, request_iterator, context):
         """One stream per rank. The worker's first message is Hello, the scheduler's first is Welcome.
-        FAILED_PRECONDITION: the hello does not fit this cell (protocol, model); do not retry.
+        FAILED_PRECONDITION: the hello does not fit this cell (protocol, model, a place that
+        another worker holds); do not retry.
         Any other end: dial again with backoff; the next Welcome has a new epoch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
