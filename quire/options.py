@@ -1,11 +1,16 @@
 """The flags of `quire serve` and `LLM(...)`, and which process each is handed to.
 
-A flag that was not given is not passed on, so every default lives in the process that uses it.
+A flag that was not given is not passed on: its default lives in the process that uses it. The
+exceptions are what the stack itself acts on: how many replicas it starts, how long it lets them
+drain, and where it answers.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+DRAIN_TIMEOUT_S = 30.0
+HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 50050
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +18,7 @@ class StackOptions:
     """How to run a stack; None leaves the process its own default."""
 
     replicas: int = 1
-    drain_timeout: float = 30.0
+    drain_timeout: float = DRAIN_TIMEOUT_S
     """Seconds that requests in flight may take to finish when the stack is stopped."""
 
     device: str | None = None

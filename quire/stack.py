@@ -57,13 +57,21 @@ class TcpDoor:
         return f"[{host}]" if ":" in host else host
 
     def check_free(self) -> None:
-        """Raises ConfigurationError for a port that is taken, before anything is started."""
+        """Raises ConfigurationError for a door that cannot open, before anything is started."""
+        if self.port == self.grpc_port:
+            raise ConfigurationError(
+                f"--port and --grpc-port are both {self.port}; each must have one of its own"
+            )
         for flag, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((self.host, port))
+                except (socket.gaierror, UnicodeError) as error:
+                    raise ConfigurationError(
+                        f"--host is {self.host!r}; no address goes by that name"
+                    ) from error
                 except OSError as error:
                     raise ConfigurationError(
                         f"{flag} {port} on {self.host}: {os.strerror(error.errno or 0)}"
@@ -178,7 +186,7 @@ class Stack:
             where = ["--uds", f"{self.run_dir}/http.sock", "--grpc-listen", self.grpc]
         else:
             where = ["--host", self._door.host, "--port", str(self._door.port)]
-            where += ["--grpc-listen", f"{self._door.host}:{self._door.grpc_port}"]
+            where += ["--grpc-port", str(self._door.grpc_port)]
             if self._door.api_key:
                 environment = (("QUIRE_API_KEY", self._door.api_key),)
         return self._spec("router", "router", *where, environment=environment)

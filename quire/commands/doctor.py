@@ -4,13 +4,17 @@ from typing import Annotated
 
 import typer
 
+from quire.commands.flags import PORT_RANGE
+from quire.options import GRPC_PORT, PORT
+
 _MARKS = {"good": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[bold red]✗[/]"}
 
 
 def doctor(
     *,
     port: Annotated[
-        list[int] | None, typer.Option(help="Ports that shall be free (repeatable).")
+        list[int] | None,
+        typer.Option(help="Ports that shall be free (repeatable).", **PORT_RANGE),
     ] = None,
 ) -> None:
     """Check what this machine has: packages, torch, CPU, memory, ports, cache.
@@ -30,7 +34,7 @@ def doctor(
 
     console = Console(highlight=False, soft_wrap=True)
     bad = 0
-    for finding in examine(tuple(port or (8000, 50050))):
+    for finding in examine(tuple(port or (PORT, GRPC_PORT))):
         bad += finding.verdict is Verdict.BAD
         mark = _MARKS[finding.verdict]
         console.print(f"{mark} {finding.subject:<18} {escape(finding.detail)}")

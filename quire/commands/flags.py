@@ -11,6 +11,7 @@ import typer
 from typer.models import OptionInfo
 
 MODEL_HELP = "An alias (smollm2), a Hugging Face directory, a .gguf file or a hub id (org/name)."
+PORT_RANGE: dict[str, Any] = {"min": 1, "max": 65535}
 
 
 class Device(StrEnum):
@@ -92,8 +93,8 @@ StepTimeout = Annotated[
 MaxQueued = Annotated[int | None, _scheduler("Requests that may wait; more are refused.", "N")]
 
 Host = Annotated[str, _router("Address to answer on.", "HOST")]
-Port = Annotated[int, _router("Of the OpenAI API.", "PORT")]
-GrpcPort = Annotated[int, _router("Of InferenceService (gRPC).", "PORT")]
+Port = Annotated[int, _router("Of the OpenAI API.", "PORT", **PORT_RANGE)]
+GrpcPort = Annotated[int, _router("Of InferenceService (gRPC).", "PORT", **PORT_RANGE)]
 ApiKey = Annotated[
     str | None,
     _router("Bearer token that clients must send.", "KEY", envvar="QUIRE_API_KEY"),

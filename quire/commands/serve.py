@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quire.commands import flags
+from quire.options import DRAIN_TIMEOUT_S, GRPC_PORT, HOST, PORT
 from quire.supervisor import first_of
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ def serve(
     context: typer.Context,
     model: flags.ModelArgument,
     *,
-    host: flags.Host = "127.0.0.1",
-    port: flags.Port = 8000,
-    grpc_port: flags.GrpcPort = 50050,
+    host: flags.Host = HOST,
+    port: flags.Port = PORT,
+    grpc_port: flags.GrpcPort = GRPC_PORT,
     api_key: flags.ApiKey = None,
     served_model_name: flags.ServedModelName = None,
     max_body_bytes: flags.MaxBodyBytes = None,
@@ -43,7 +44,7 @@ def serve(
     max_queued: flags.MaxQueued = None,
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds that requests in flight may take to finish at the end.")
-    ] = 30.0,
+    ] = DRAIN_TIMEOUT_S,
 ) -> None:
     """Serve a model: start scheduler, workers and router, and keep them running.
 

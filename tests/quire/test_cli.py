@@ -82,7 +82,7 @@ def test_the_python_api_never_loads_torch():
 
 
 def test_an_unknown_model_is_one_line_and_exit_code_2():
-    finished = quire("serve", "/no/such/model", "--port", "0", "--grpc-port", "0")
+    finished = quire("serve", "/no/such/model", *_free_ports())
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: model '/no/such/model' is no directory")
     assert finished.stderr.count("\n") == 1
@@ -92,10 +92,31 @@ def test_an_unknown_model_is_one_line_and_exit_code_2():
 def test_a_port_in_use_is_told_at_once(flag):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ports = {"--port": "0", "--grpc-port": "0"} | {flag: str(port)}
-        finished = quire("serve", "smollm2", *(word for pair in ports.items() for word in pair))
+        finished = quire("serve", "smollm2", *_free_ports(), flag, str(port))
     assert finished.returncode == 2
     assert finished.stderr == f"error: {flag} {port} on 127.0.0.1: Address already in use\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_a_port_that_does_not_exist_is_refused(command, port):
+    finished = quire(command, *(["smollm2"] if command == "serve" else []), "--port", port)
+    assert finished.returncode == 2
+    assert "Invalid value for '--port'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "1.2.3.4.5"])
+def test_a_host_that_does_not_exist_is_one_line_and_exit_code_2(host):
+    finished = quire("serve", "smollm2", "--host", host, *_free_ports())
+    assert finished.returncode == 2
+    assert finished.stderr == f"error: --host is {host!r}; no address goes by that name\n"
+
+
+def test_one_port_for_both_is_refused():
+    finished = quire("serve", "smollm2", "--port", "8123", "--grpc-port", "8123")
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: --port and --grpc-port are both 8123")
 
 
 def test_ps_is_an_array_with_one_object_per_process(tmp_path):
@@ -150,6 +171,14 @@ def test_doctor_says_what_is_missing(monkeypatch):
     assert result.exit_code == 1
     assert "✗ worker packages" in result.output
     assert "missing no-such-package: pip install 'quire[worker]'" in result.output
+
+
+def _free_ports() -> list[str]:
+    """Flags with two ports that nobody has."""
+    here = ("127.0.0.1", 0)
+    with socket.create_server(here) as one, socket.create_server(here) as two:
+        ports = [str(listener.getsockname()[1]) for listener in (one, two)]
+    return ["--port", ports[0], "--grpc-port", ports[1]]
 
 
 def _publish_a_stack(tmp_path) -> None:
