@@ -4,6 +4,9 @@ import dataclasses
 
 import pytest
 
+import scheduler.__main__
+import worker.__main__
+from quire.commands import flags
 from quire.commands.processes import _with_model_resolved
 from quire.errors import ModelNotFound
 from quire.models import ResolvedModel
@@ -27,6 +30,18 @@ def test_prefix_caching_is_turned_off_at_the_scheduler():
     assert "--no-enable-prefix-caching" in StackOptions(enable_prefix_caching=False).arguments(
         "scheduler"
     )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (flags.Device, worker.__main__.Device),
+        (flags.Dtype, worker.__main__.DType),
+        (flags.Policy, scheduler.__main__.Policy),
+    ],
+)
+def test_choices_are_spelled_as_the_processes_spell_them(ours, theirs):
+    assert [choice.value for choice in ours] == [choice.value for choice in theirs]
 
 
 def test_every_option_is_used_by_some_process():
