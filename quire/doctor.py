@@ -107,10 +107,6 @@ def _torch() -> Iterator[Finding]:
         yield Finding("cuda", Verdict.GOOD, ", ".join(told["gpus"]))
     else:
         yield Finding("cuda", Verdict.NOTE, "no GPU in sight: workers compute on the CPU")
-    try:
-        yield Finding("triton", Verdict.GOOD, version("triton"))
-    except PackageNotFoundError:
-        yield Finding("triton", Verdict.NOTE, "not installed: needed on GPUs only")
 
 
 def _cpu() -> Finding:
