@@ -66,7 +66,7 @@ class Bench:
                 hash_seed=b"bench", max_num_seqs=num_seqs, max_num_batched_tokens=num_seqs + 4096
             )
         )
-        self.scheduler.attach("r", capacity, 0.0)
+        self.scheduler.attach("r", capacity)
         self._worker = ModelledWorker(capacity, StepCost(0.0, 0.0, 0.0))
         self._results: deque[StepResult] = deque()
         self._num_requests = 0

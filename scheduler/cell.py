@@ -175,7 +175,7 @@ class Cell:
             clock=self._clock,
             floor_s=self.config.step_timeout_s,
         )
-        self._tell(self._core.attach(attachment.replica_id, attachment.capacity, now))
+        self._core.attach(attachment.replica_id, attachment.capacity)
         self._push_status()
         self._feed_soon()
 

@@ -48,35 +48,27 @@ def check_request(request: Request) -> None:
 
 def check_room(request: Request, replicas: Collection[Replica]) -> None:
     """Raises Refused if some replica is attached and none could ever hold the request."""
-    reason = why_too_large(request, replicas)
-    if reason is not None:
-        message, field = reason
-        raise Refused(message, field=field)
-
-
-def why_too_large(request: Request, replicas: Collection[Replica]) -> tuple[str, str] | None:
-    """(message, field at fault) if replicas are attached and none could ever hold the request."""
     total = request.num_prompt_tokens + request.max_tokens
     if not replicas or any(replica.can_hold(total) for replica in replicas):
-        return None
+        return
     prompt, max_tokens = request.num_prompt_tokens, request.max_tokens
     max_model_len = max(replica.capacity.max_model_len for replica in replicas)
     if prompt >= max_model_len:
-        return (
+        raise Refused(
             f"prompt has {prompt} tokens; this model accepts at most {max_model_len}"
             " for prompt and output together",
-            "token_id",
+            field="token_id",
         )
     if total > max_model_len:
-        return (
+        raise Refused(
             f"prompt has {prompt} tokens and max_tokens is {max_tokens}, {total} together;"
             f" this model accepts at most {max_model_len}",
-            "max_tokens",
+            field="max_tokens",
         )
     largest = max(replicas, key=lambda replica: replica.capacity.num_blocks * replica.block_size)
-    return (
+    raise Refused(
         f"prompt has {prompt} tokens and max_tokens is {max_tokens}:"
         f" {largest.num_blocks_for(total - 1)} KV blocks of {largest.block_size} tokens;"
         f" the largest replica has {largest.capacity.num_blocks}",
-        "max_tokens",
+        field="max_tokens",
     )

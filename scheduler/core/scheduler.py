@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import count, groupby
 
-from scheduler.core.acceptance import check_request, check_room, why_too_large
+from scheduler.core.acceptance import check_request, check_room
 from scheduler.core.block_hash import BlockHasher
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Finished, Outputs, Plan
@@ -108,17 +108,13 @@ class Scheduler:
 
     # ---- replicas
 
-    def attach(self, replica: str, capacity: Capacity, now: float) -> Outputs:
-        """A replica is there, with an empty cache. Raises ValueError if the name is attached."""
+    def attach(self, replica: str, capacity: Capacity) -> None:
+        """A replica is there, with an empty cache. What it cannot hold goes on waiting for one
+        that can. Raises ValueError if the name is attached."""
         if replica in self._replicas:
             raise ValueError(f"replica {replica} is attached already")
         self._replicas[replica] = Replica(replica, capacity, self._config, self._hasher)
-        hopeless = []
-        for sequence in self._place(self._unplaced.take_all()):
-            reason = why_too_large(sequence.request, self._replicas.values())
-            assert reason is not None, "a sequence that fits was not placed"
-            hopeless.append(self._end(sequence, FinishReason.ERROR, now, message=reason[0]))
-        return Outputs(finished=tuple(hopeless))
+        self._place(self._unplaced.take_all())
 
     def detach(self, replica: str, now: float, *, blame: bool) -> Outputs:
         """The replica is gone: its sequences return to queues with every confirmed token. With
@@ -223,10 +219,9 @@ class Scheduler:
     def _home(self, sequence: Sequence) -> Replica | None:
         return None if sequence.replica is None else self._replicas[sequence.replica]
 
-    def _place(self, sequences: list[Sequence]) -> list[Sequence]:
-        """Queue waiting sequences, given in order, each request at one replica; returns those that
-        no attached replica can hold, which now wait for another."""
-        homeless = []
+    def _place(self, sequences: list[Sequence]) -> None:
+        """Queue waiting sequences, given in order, each request at one replica; those that no
+        attached replica can hold wait for another."""
         for _, group in groupby(sequences, key=lambda sequence: id(sequence.request)):
             family = list(group)
             replica = choose(self._replicas.values(), family[0])
@@ -234,10 +229,8 @@ class Scheduler:
                 if replica is None:
                     sequence.replica = None
                     self._unplaced.push(sequence, sequence.num_known_tokens)
-                    homeless.append(sequence)
                 else:
                     replica.enqueue(sequence)
-        return homeless
 
     def _end_all(
         self,

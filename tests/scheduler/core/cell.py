@@ -59,7 +59,7 @@ class Cell:
         max_num_batched_tokens: int = 32,
         max_model_len: int = 48,
         model_revision: str = "",
-    ) -> list[Finished]:
+    ) -> None:
         capacity = Capacity(
             num_blocks,
             block_size,
@@ -68,9 +68,9 @@ class Cell:
             max_model_len,
             model_revision,
         )
-        outputs = self.scheduler.attach(name, capacity, self._tick())
+        self.scheduler.attach(name, capacity)
+        self.scheduler.check_integrity()
         self.links[name] = Link(FakeWorker(capacity))
-        return self._hear(outputs)
 
     def detach(self, name: str = "a", *, blame: bool = True) -> list[Finished]:
         del self.links[name]

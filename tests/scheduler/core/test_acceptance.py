@@ -98,15 +98,16 @@ def test_requests_that_contradict_themselves_are_refused(change, field):
 
 def test_a_request_waits_for_a_replica_that_can_hold_it():
     cell = Cell()
-    fits, never = cell.submit([1] * 4, 4), cell.submit([1] * 40, 8)
+    fits, large = cell.submit([1] * 4, 4), cell.submit([1] * 40, 8)
     assert cell.scheduler.state().num_waiting == 2
-    [finished] = cell.attach(num_blocks=4, block_size=4)
-    assert cell.end(never) is finished
-    assert finished.reason is FinishReason.ERROR
-    assert "12 KV blocks" in finished.message
-    assert "has 4" in finished.message
+    cell.attach("small", num_blocks=4, block_size=4)
     cell.run()
     assert cell.end(fits).reason is FinishReason.LENGTH
+    assert cell.unfinished() == [large], "accepted is accepted"
+    cell.attach("large", num_blocks=12, block_size=4)
+    cell.run()
+    assert cell.end(large).reason is FinishReason.LENGTH
+    cell.assert_at_rest()
 
 
 def test_a_request_submitted_anew_goes_on_where_it_was():

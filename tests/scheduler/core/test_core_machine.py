@@ -119,7 +119,16 @@ class CoreMachine(RuleBasedStateMachine):
         if not self.cell.links:
             self.cell.attach("a", **self.capacity)
         self.cell.run(depth=2)
+        for key in self.cell.unfinished():
+            assert not self._fits(key), "it waits although it could run"
+            self.cell.abort(key)
         self.cell.assert_at_rest()
+
+    def _fits(self, key: Key) -> bool:
+        request = self.cell.watched[key].request
+        total = request.num_prompt_tokens + request.max_tokens
+        num_places = self.capacity["num_blocks"] * self.capacity["block_size"]
+        return total <= self.capacity["max_model_len"] and total - 1 <= num_places
 
 
 CoreMachine.TestCase.settings = settings(
