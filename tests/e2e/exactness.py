@@ -62,12 +62,15 @@ def _meaningful(row: list[object]) -> bool:
 PAIRWISE = [Setting(*row) for row in AllPairs(FACTORS, filter_func=_meaningful)]
 
 
+NEIGHBOUR_PROMPT, NEIGHBOUR_OUTPUT = 700, 300
+"""Three of these fit into a small pool when they begin, and outgrow it together."""
+
+
 def neighbours(setting: Setting) -> list[list[int]]:
-    """Prompts that only take up room, where the others alone would not fill two small pools."""
-    if not setting.preempts or setting.concurrency * setting.replicas > 16:
-        return []
+    """Prompts that fill small pools: what the others do there is too much a matter of timing."""
     dice = random.Random(0)
-    return [dice.choices(range(1000, 10_000), k=700) for _ in range(6 * (setting.replicas - 1))]
+    count = 3 * setting.replicas if setting.preempts else 0
+    return [dice.choices(range(1000, 10_000), k=NEIGHBOUR_PROMPT) for _ in range(count)]
 
 
 def serve(model_dir: Path, setting: Setting) -> LLM:
@@ -95,11 +98,13 @@ def check(model_dir: Path, reference: Reference, prompts: list[Prompt], setting:
         for p in prompts
     ]
     others = neighbours(setting)
-    params += [SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)] * len(others)
+    filling = SamplingParams(temperature=0, max_tokens=NEIGHBOUR_OUTPUT, ignore_eos=True)
+    params += [filling] * len(others)
     with serve(model_dir, setting) as llm:
         outputs = llm.generate([*(p.token_ids for p in prompts), *others], params, use_tqdm=False)
         state = llm.state()
-    assert all(len(output.outputs[0].token_ids) == 200 for output in outputs[len(prompts) :])
+    for output in outputs[len(prompts) :]:
+        assert len(output.outputs[0].token_ids) == NEIGHBOUR_OUTPUT
     for prompt, output in zip(prompts, outputs, strict=False):
         reference.check(prompt, output.outputs[0].token_ids)
     if setting.preempts:
