@@ -75,12 +75,12 @@ def plan(
     )
 
 
-def write_tiny_llama(directory: Path) -> Path:
+def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE) -> Path:
     """A Llama of two layers with random weights, large enough that its argmax moves about."""
     raw = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": vocab_size,
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
@@ -101,7 +101,7 @@ def write_tiny_llama(directory: Path) -> Path:
         else torch.randn(shape, generator=generator) * 0.3
         for name, shape in checkpoint_tensors(ModelConfig.parse(raw)).items()
     }
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(raw))
     safetensors.torch.save_file(tensors, directory / "model.safetensors")
     return directory
