@@ -76,6 +76,8 @@ class GenerateRequest:
     skip_special_tokens: bool
     priority: int
     cache_salt: str
+    field_names: Mapping[str, str]
+    """What the client calls its prompt, max_tokens and logprobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,11 @@ def build_request(
         skip_special_tokens=options.skip_special_tokens,
         priority=options.priority or 0,
         cache_salt=options.cache_salt or "",
+        field_names={
+            "prompt": prompt_field,
+            "max_tokens": options.max_tokens_field,
+            "logprobs": options.logprobs_field,
+        },
     )
 
 

@@ -52,7 +52,8 @@ def main(
         float, Option(help="Seconds that running requests get when told to end.", min=0)
     ] = 30.0,
     scheduler_timeout: Annotated[
-        float, Option(help="Seconds that running requests wait for a lost scheduler.", min=0)
+        float,
+        Option(help="Seconds that running requests wait for a lost scheduler or worker.", min=0),
     ] = 120.0,
     seed: Annotated[
         int | None,

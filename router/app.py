@@ -69,15 +69,15 @@ async def _completions(request: Request) -> Response:
 
 async def _models(request: Request) -> Response:
     backend = _backend(request)
-    return JSONResponse(
-        models_body(backend.model, backend.started_at, backend.engine.max_model_len)
-    )
+    length = backend.engine.cell.max_model_len
+    return JSONResponse(models_body(backend.model, backend.started_at, length))
 
 
 async def _model(request: Request) -> Response:
     backend = _backend(request)
     backend.model.check_name(request.path_params["name"])
-    return JSONResponse(model_body(backend.model, backend.started_at, backend.engine.max_model_len))
+    length = backend.engine.cell.max_model_len
+    return JSONResponse(model_body(backend.model, backend.started_at, length))
 
 
 async def _health(request: Request) -> Response:

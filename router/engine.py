@@ -5,12 +5,12 @@ blocks and none is called from another thread. A sequence is in `_samples` from 
 its end, and in `_leaving` from an abort until the scheduler confirms it, so that its id is not
 used again too early.
 
-When the scheduler is lost, calls stay; when one is back and has a worker, each unfinished sequence
-is submitted anew by itself, with all its tokens, and goes on where it was. Clients see a pause.
+When the scheduler is lost, calls stay; when one is back and has a worker that can hold it, each
+unfinished sequence is submitted anew by itself, with all its tokens, and goes on where it was.
+Clients see a pause. There is one patience for all: what nobody can compute for so long is ended.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ from gateway.errors import Fault, RequestError
 from gateway.model import Model
 from gateway.output import FinishReason, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
+from router.cell import Cell, unavailable
 from router.generation import Generation, Sample
-from router.messages import CellStatus, Finished, Submission, Uplink
+from router.messages import CellStatus, Finished, Refusal, Submission, Uplink
 from router.metrics import Metrics
+from router.refusals import refusal_error
 
-FRESH_S = 5.0
-"""A replica that gave no sign of life for longer does not count as ready."""
 MAX_UNREAD_TOKENS = 4096
 """A sequence this far ahead of its reader is ended."""
 RETRY_S = 0.25
@@ -33,8 +33,6 @@ RETRY_S = 0.25
 _SEQUENCE_IDS = 1 << 32
 _ENDED_BY_SERVER = "the server ended the request before it was complete; try again"
 
-_log = logging.getLogger(__name__)
-
 
 class Engine:
     """Implements `router.messages.Listener`; `uplink` is set before anything is started."""
@@ -42,16 +40,14 @@ class Engine:
     uplink: Uplink
 
     def __init__(self, model: Model, metrics: Metrics, *, scheduler_timeout_s: float) -> None:
-        """`scheduler_timeout_s`: how long calls in flight wait for a lost scheduler."""
+        """`scheduler_timeout_s`: how long calls in flight wait for a lost scheduler or worker."""
         self.model = model
         self.metrics = metrics
+        self.cell = Cell(model)
         self.draining = False
-        self.incarnation: int | None = None
-        """Of the connected scheduler; None while there is none."""
         self.on_change = asyncio.Event()
         """Set whenever the cell's state is heard of; for whoever watches readiness."""
         self._scheduler_timeout_s = scheduler_timeout_s
-        self._status: CellStatus | None = None
         self._samples: dict[int, Sample] = {}
         self._leaving: set[int] = set()
         self._next_id = 1
@@ -60,34 +56,11 @@ class Engine:
 
     # What callers ask.
 
-    @property
-    def max_model_len(self) -> int | None:
-        """Prompt and output tokens together; None until a replica has attached."""
-        return (self._status and self._status.max_model_len) or None
-
     def check_available(self) -> int:
         """`max_model_len`, if a request can be accepted now. Raises RequestError otherwise."""
         if self.draining:
-            raise _unavailable("the server is draining and accepts no new requests")
-        if self.incarnation is None or self._status is None:
-            raise _unavailable("the scheduler is not connected")
-        if self._status.draining:
-            raise _unavailable("the scheduler is draining and accepts no new requests")
-        if self._status.num_replicas == 0 or self._status.max_model_len == 0:
-            raise _unavailable("no worker is attached")
-        if self._status.vocab_size != self.model.tokenizer.vocab_size:
-            raise _unavailable("the attached worker serves another model than this router")
-        return self._status.max_model_len
-
-    def is_fresh(self) -> bool:
-        """Whether requests can be accepted and a replica has just been seen alive."""
-        try:
-            self.check_available()
-        except RequestError:
-            return False
-        assert self._status is not None
-        age_s = time.monotonic() - self._status.received_at + self._status.last_seen_s
-        return age_s < FRESH_S
+            raise unavailable("the server is draining and accepts no new requests")
+        return self.cell.check_available()
 
     @contextmanager
     def generate(
@@ -118,41 +91,32 @@ class Engine:
     def end_all(self, message: str) -> None:
         """Ends every call in flight with an error."""
         for generation in {sample.generation for sample in self._samples.values()}:
-            self._fail(generation, _unavailable(message))
+            self._fail(generation, unavailable(message))
 
     # What the link tells (Listener).
 
     def welcomed(self, incarnation: int) -> None:
         """See `Listener`."""
-        self.incarnation = incarnation
+        self.cell.welcomed(incarnation)
         self.on_change.set()
 
     def lost(self) -> None:
         """See `Listener`."""
-        self.incarnation = None
-        self._status = None
+        self.cell.lost()
         self._leaving.clear()
         for sample in list(self._samples.values()):
             sample.submitted = False
             if (finished := sample.complete()) is not None:
                 self._end(sample, finished)
-        if self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(
-                self._scheduler_timeout_s, self._give_up
-            )
+        self._mind_patience()
         self.on_change.set()
 
     def status(self, status: CellStatus) -> None:
         """See `Listener`."""
-        self._status = status
-        if status.num_replicas and status.vocab_size != self.model.tokenizer.vocab_size:
-            _log.error(
-                "a worker's vocabulary has %d tokens, this router's model %d: not the same model",
-                status.vocab_size,
-                self.model.tokenizer.vocab_size,
-            )
-        elif status.num_replicas and not status.draining and self._retry is None:
+        self.cell.heard(status)
+        if not status.draining and self._retry is None:
             self._resubmit()
+        self._mind_patience()
         self.on_change.set()
 
     def tokens(
@@ -183,13 +147,13 @@ class Engine:
         if sample is not None:
             self._end(sample, finished)
 
-    def refused(self, sequence_id: int, message: str, field: str, *, retry: bool) -> None:
+    def refused(self, sequence_id: int, refusal: Refusal) -> None:
         """See `Listener`."""
         self._leaving.discard(sequence_id)
         sample = self._samples.get(sequence_id)
         if sample is None:
             return
-        if sample.resubmitted and retry:
+        if sample.resubmitted and refusal.retry:
             sample.submitted = False
             if self._retry is None:
                 self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._retry_now)
@@ -197,11 +161,7 @@ class Engine:
         for refused in sample.generation.samples:
             if refused is sample or (refused.request is sample.request and not sample.resubmitted):
                 self._samples.pop(refused.sequence_id, None)
-        if retry:
-            error = RequestError(Fault.OVERLOADED, message, retry_after_s=1)
-        else:
-            error = RequestError(Fault.INVALID, message, field=field or None)
-        self._fail(sample.generation, error)
+        self._fail(sample.generation, refusal_error(refusal, sample.request))
 
     # What happens to calls.
 
@@ -219,7 +179,7 @@ class Engine:
             message = finished.message or "the server could not finish the request"
             self._fail(sample.generation, RequestError(Fault.INTERNAL, message))
         elif finished.reason is FinishReason.ABORT:
-            self._fail(sample.generation, _unavailable(_ENDED_BY_SERVER))
+            self._fail(sample.generation, unavailable(_ENDED_BY_SERVER))
         else:
             sample.finished = finished
             sample.generation.heard(sample)
@@ -251,12 +211,9 @@ class Engine:
             self.uplink.abort(withdrawn)
 
     def _resubmit(self) -> None:
-        """Whatever the scheduler of this connection does not know yet."""
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        """Whatever the scheduler of this connection does not know yet and has a worker for."""
         for sample in list(self._samples.values()):
-            if sample.submitted:
+            if sample.submitted or not self.cell.can_hold(sample.max_num_tokens):
                 continue
             sample.submitted = True
             sample.resubmitted = True
@@ -267,13 +224,31 @@ class Engine:
 
     def _retry_now(self) -> None:
         self._retry = None
-        if self._status is not None and self._status.num_replicas:
-            self._resubmit()
+        self._resubmit()
+
+    def _is_stranded(self, sample: Sample) -> bool:
+        """Whether nobody is there to compute it."""
+        return not sample.submitted or not self.cell.can_hold(sample.max_num_tokens)
+
+    def _mind_patience(self) -> None:
+        """It runs while something is stranded."""
+        stranded = any(map(self._is_stranded, self._samples.values()))
+        if stranded and self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(
+                self._scheduler_timeout_s, self._give_up
+            )
+        elif not stranded and self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _give_up(self) -> None:
-        """The scheduler did not come back in time."""
+        """Nobody came back in time."""
         self._patience = None
-        self.end_all("the scheduler was lost and did not come back")
+        lost = "scheduler" if self.cell.incarnation is None else "worker"
+        error = unavailable(f"the {lost} was lost, and none came back in time to go on; try again")
+        for sample in list(self._samples.values()):
+            if self._is_stranded(sample):
+                self._fail(sample.generation, error)
 
     def _unused_ids(self, count: int) -> int:
         """First of `count` consecutive ids that nothing in flight has."""
@@ -318,7 +293,3 @@ def _too_slow() -> RequestError:
         Fault.SLOW_READER,
         f"more than {MAX_UNREAD_TOKENS} tokens wait to be read: the client reads too slowly",
     )
-
-
-def _unavailable(message: str) -> RequestError:
-    return RequestError(Fault.UNAVAILABLE, message, retry_after_s=2)

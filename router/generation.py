@@ -42,6 +42,11 @@ class Sample:
     first_token_at: float | None = None
     last_token_at: float | None = None
 
+    @property
+    def max_num_tokens(self) -> int:
+        """Prompt and output, at most."""
+        return len(self.request.prompt_token_ids) + self.request.max_tokens
+
     def complete(self) -> Finished | None:
         """Its end, if the tokens at hand are all there will be whatever the scheduler says."""
         ends = self.request.eos_token_ids | self.request.stop_token_ids

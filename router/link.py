@@ -21,6 +21,7 @@ from router.wire import (
     frame_columns,
     frame_logprobs,
     hello_message,
+    refusal_of,
     sequence_finished,
     submit_message,
 )
@@ -149,12 +150,7 @@ class Link:
                 listener.status(cell_status(message.status, time.monotonic()))
             case "refusal":
                 refusal = message.refusal
-                listener.refused(
-                    refusal.sequence_id,
-                    refusal.message,
-                    refusal.field,
-                    retry=refusal.code == scheduler_pb2.REFUSAL_CODE_OVERLOADED,
-                )
+                listener.refused(refusal.sequence_id, refusal_of(refusal))
 
 
 async def _next(call: Call) -> scheduler_pb2.ConnectResponse | None:

@@ -19,17 +19,54 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a submission was not accepted."""
+
+    message: str
+    field: str
+    """Of Submit; empty if none is at fault."""
+    retry: bool
+    """It may be accepted later."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a cell's workers say that they serve."""
+
+    name: str
+    vocab_size: int
+    max_model_len: int
+    """Prompt and output tokens together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """An attached replica, when the status was sent."""
+
+    replica_id: str
+    epoch: int
+    """Of its attachment."""
+    kv_tokens: int
+    """Tokens that its KV blocks hold together."""
+    last_seen_s: float
+    """Age of its last sign of life."""
+    step_age_s: float | None
+    """How long its step in flight has run; None: it has none."""
+    step_patience_s: float
+    """How long that step may run."""
+    num_generated_tokens: int
+    """Since it attached."""
+
+
+@dataclass(frozen=True, slots=True)
 class CellStatus:
     """What is known of the cell, as of a moment."""
 
     received_at: float
     """On this process's monotonic clock, seconds."""
-    max_model_len: int
-    """Prompt and output tokens together; 0 until a replica has attached."""
-    vocab_size: int
-    num_replicas: int
-    last_seen_s: float
-    """Age of the freshest replica's last sign of life, when the status was sent."""
+    model: ServedModel | None
+    """None until a replica has attached."""
+    replicas: tuple[ReplicaStatus, ...]
     draining: bool
 
 
@@ -81,5 +118,5 @@ class Listener(Protocol):
     def finished(self, sequence_id: int, finished: Finished) -> None:
         """A sequence ended; its tokens have been told before."""
 
-    def refused(self, sequence_id: int, message: str, field: str, *, retry: bool) -> None:
-        """A submission was not accepted; `retry` if it may be later."""
+    def refused(self, sequence_id: int, refusal: Refusal) -> None:
+        """A submission was not accepted; nothing of it is kept."""

@@ -1,7 +1,9 @@
 """Whether the whole path works: a worker is attached, alive, and has really generated a token.
 
-Each time a scheduler is met for the first time (its incarnation tells), one token is asked for, as
-a client would. Until it has come, the router is not ready.
+A replica has proven itself when it has generated a token since it attached. Whenever one that has
+not is met, a token is asked for, as a client would; until somebody attached has generated one, the
+router is not ready. Which replica computes it is the scheduler's choice, so beside one that has
+proven itself a newcomer causes one such canary and no more: requests will prove it.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ class Readiness:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._proven: int | None = None
+        self._asked: frozenset[tuple[str, int]] = frozenset()
+        """Replicas, by id and epoch, that could have computed the last canary."""
 
     def is_ready(self) -> bool:
         """What /ready answers."""
@@ -37,9 +40,10 @@ class Readiness:
             self._engine.check_available()
         except RequestError as error:
             return error.message
-        if not self._engine.is_fresh():
+        fresh = self._engine.cell.fresh_replicas()
+        if not fresh:
             return "no worker has given a sign of life lately"
-        if self._proven != self._engine.incarnation:
+        if not any(replica.num_generated_tokens for replica in fresh):
             return "no token has been generated yet"
         return None
 
@@ -49,9 +53,9 @@ class Readiness:
         while True:
             await engine.on_change.wait()
             engine.on_change.clear()
-            if not engine.is_fresh() or self._proven == engine.incarnation:
+            unproven = self._unproven_replicas()
+            if not unproven:
                 continue
-            incarnation = engine.incarnation
             try:
                 async with asyncio.timeout(CANARY_S):
                     await self._generate_one_token()
@@ -60,9 +64,20 @@ class Readiness:
                 await asyncio.sleep(RETRY_S)
                 engine.on_change.set()
                 continue
-            if incarnation == engine.incarnation:
-                self._proven = incarnation
-                _log.info("ready: a token has been generated")
+            _log.info("a token has been generated")
+            self._asked = unproven
+            engine.on_change.clear()  # what was told before the token does not count it
+
+    def _unproven_replicas(self) -> frozenset[tuple[str, int]]:
+        """Those for which a canary is due; empty if none is."""
+        fresh = self._engine.cell.fresh_replicas()
+        unproven = frozenset(
+            (replica.replica_id, replica.epoch)
+            for replica in fresh
+            if not replica.num_generated_tokens
+        )
+        somebody_is_proven = len(unproven) < len(fresh)
+        return frozenset() if somebody_is_proven and unproven <= self._asked else unproven
 
     async def _generate_one_token(self) -> None:
         model = self._engine.model

@@ -110,9 +110,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._check_key(context)
         except RequestError as error:
             await _abort(context, error)
-        model = inference_pb2.Model(
-            name=self._backend.model.name, max_model_len=self._backend.engine.max_model_len or 0
-        )
+        backend = self._backend
+        length = backend.engine.cell.max_model_len or 0
+        model = inference_pb2.Model(name=backend.model.name, max_model_len=length)
         return inference_pb2.ListModelsResponse(models=[model])
 
     def _check_key(self, context: Context) -> None:

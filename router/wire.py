@@ -6,7 +6,14 @@ import numpy as np
 
 from gateway.output import FinishReason, TokenLogprob
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
-from router.messages import CellStatus, Finished, Submission
+from router.messages import (
+    CellStatus,
+    Finished,
+    Refusal,
+    ReplicaStatus,
+    ServedModel,
+    Submission,
+)
 
 PROTOCOL_VERSION = 1
 _UINT64 = (1 << 64) - 1
@@ -104,13 +111,33 @@ def sequence_finished(message: scheduler_pb2.Finished) -> Finished:
     return Finished(reason, message.num_cached_tokens, message.message)
 
 
+def refusal_of(message: scheduler_pb2.Refusal) -> Refusal:
+    """Why a Submit was not accepted."""
+    retry = message.code == scheduler_pb2.REFUSAL_CODE_OVERLOADED
+    return Refusal(message.message, message.field, retry)
+
+
 def cell_status(message: scheduler_pb2.CellStatus, received_at: float) -> CellStatus:
     """What the cell is like now."""
+    model = None
+    if message.HasField("model"):
+        card = message.model
+        model = ServedModel(card.name, card.vocab_size, card.max_model_len)
     return CellStatus(
         received_at=received_at,
-        max_model_len=message.model.max_model_len,
-        vocab_size=message.model.vocab_size,
-        num_replicas=len(message.replicas),
-        last_seen_s=min((replica.last_seen_s for replica in message.replicas), default=0.0),
+        model=model,
+        replicas=tuple(map(_replica_status, message.replicas)),
         draining=message.draining,
+    )
+
+
+def _replica_status(message: scheduler_pb2.ReplicaStatus) -> ReplicaStatus:
+    return ReplicaStatus(
+        replica_id=message.replica_id,
+        epoch=message.epoch,
+        kv_tokens=message.num_blocks_total * message.block_size,
+        last_seen_s=message.last_seen_s,
+        step_age_s=message.step_age_s if message.HasField("step_age_s") else None,
+        step_patience_s=message.step_patience_s,
+        num_generated_tokens=message.num_generated_tokens,
     )

@@ -59,7 +59,12 @@ class Running:
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """What tests set and see; everything happens on the test's event loop."""
 
-    num_replicas: int = 1
+    replica_ids: list[str] = field(default_factory=lambda: ["r0"])
+    """Who is attached; the first one computes everything."""
+    num_generated_tokens: dict[str, int] = field(default_factory=dict)
+    """By replica, since it attached."""
+    kv_blocks: int = 1 << 20
+    model_name: str = "tiny"
     max_model_len: int = MAX_MODEL_LEN
     vocab_size: int = 400
     draining: bool = False
@@ -67,6 +72,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     mute: bool = False
     """Says nothing any more, and keeps the stream open."""
     last_seen_s: float = 0.1
+    step_age_s: float | None = None
+    step_patience_s: float = 60.0
     deaf_to_finish: bool = False
     """Notes that a stop string matched, and goes on."""
     hold_canaries: bool = False
@@ -94,6 +101,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         """One router."""
         self.incarnation += 1
         self.running.clear()
+        self.num_generated_tokens.clear()
         outbox: asyncio.Queue[scheduler_pb2.ConnectResponse] = asyncio.Queue()
         self._outbox = outbox
         hello = await anext(aiter(requests))
@@ -116,12 +124,21 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     def tell_status(self) -> None:
         """Says how the cell is now."""
-        replica = scheduler_pb2.ReplicaStatus(
-            replica_id="r0", epoch=1, last_seen_s=self.last_seen_s
-        )
-        status = scheduler_pb2.CellStatus(
-            replicas=[replica] * self.num_replicas, draining=self.draining
-        )
+        replicas = [
+            scheduler_pb2.ReplicaStatus(
+                replica_id=replica_id,
+                epoch=self.incarnation,
+                last_seen_s=self.last_seen_s,
+                num_blocks_total=self.kv_blocks,
+                block_size=16,
+                step_age_s=self.step_age_s,
+                step_patience_s=self.step_patience_s,
+                num_generated_tokens=self.num_generated_tokens.get(replica_id, 0),
+            )
+            for replica_id in self.replica_ids
+        ]
+        status = scheduler_pb2.CellStatus(replicas=replicas, draining=self.draining)
+        status.model.name = self.model_name
         status.model.max_model_len = self.max_model_len
         status.model.vocab_size = self.vocab_size
         assert self._outbox is not None
@@ -203,8 +220,19 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         while True:
             await asyncio.sleep(0.001 if self.running else 0.005)
             ready = [sequence for sequence in self.running.values() if not self._is_held(sequence)]
-            if ready:
+            if ready and self.replica_ids:
                 outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=self._frame(ready)))
+                self._count(len(ready))
+
+    def _count(self, num_tokens: int) -> None:
+        """The first tokens of a replica are told at once."""
+        computing = self.replica_ids[0]
+        first = computing not in self.num_generated_tokens
+        self.num_generated_tokens[computing] = (
+            self.num_generated_tokens.get(computing, 0) + num_tokens
+        )
+        if first:
+            self.tell_status()
 
     def _frame(self, sequences: list[Running]) -> scheduler_pb2.Frame:
         frame = scheduler_pb2.Frame(

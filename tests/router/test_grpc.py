@@ -105,7 +105,7 @@ async def test_bad_input(
 async def test_no_worker_is_unavailable(
     stub: Stub, scheduler: FakeScheduler, router: Router
 ) -> None:
-    scheduler.num_replicas = 0
+    scheduler.replica_ids = []
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -152,7 +152,7 @@ async def test_health_follows_readiness(
     serving = health_pb2.HealthCheckResponse.SERVING
     asked = health_pb2.HealthCheckRequest(service=SERVICE)
     assert (await stub.Check(asked)).status == serving
-    scheduler.num_replicas = 0
+    scheduler.replica_ids = []
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())
     assert (await stub.Check(asked)).status == health_pb2.HealthCheckResponse.NOT_SERVING

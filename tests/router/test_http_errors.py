@@ -144,17 +144,19 @@ async def test_more_than_may_be_in_flight(
         assert await serves(http)
 
 
-@pytest.mark.parametrize("trouble", ["worker", "draining", "another model"])
+@pytest.mark.parametrize("trouble", ["worker", "draining", "another vocabulary", "another model"])
 async def test_nobody_to_serve(
     http: httpx.AsyncClient, router: Router, scheduler: FakeScheduler, trouble: str
 ) -> None:
     match trouble:
         case "worker":
-            scheduler.num_replicas = 0
+            scheduler.replica_ids = []
         case "draining":
             scheduler.draining = True
-        case "another model":
+        case "another vocabulary":
             scheduler.vocab_size = 401
+        case "another model":
+            scheduler.model_name = "other"
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())
     response = await http.post(PATH, json=CHAT)
@@ -198,6 +200,37 @@ async def test_what_the_scheduler_refuses(
     assert (error["message"], error["param"]) == ("why not", field)
     assert router.backend.engine._samples == {}
     assert scheduler.aborted == []
+
+
+async def test_a_refusal_speaks_the_clients_words(
+    http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    """Its own speak of Submit's fields, of which the client knows none."""
+
+    async def refused(path: str, body: dict[str, Any]) -> tuple[str, str]:
+        error = error_of(await http.post(path, json=body), 400)
+        return error["param"], error["message"]
+
+    def refuse(field: str, message: str) -> None:
+        code = scheduler_pb2.REFUSAL_CODE_INVALID
+        scheduler.refusal = scheduler_pb2.Refusal(code=code, field=field, message=message)
+
+    refuse("token_id", "token_id contains 5; max_tokens is 7")
+    asked = {"max_completion_tokens": 7}
+    assert await refused(PATH, CHAT | asked) == (
+        "messages",
+        "messages contains 5; max_completion_tokens is 7",
+    )
+    assert await refused("/v1/completions", {"prompt": "x"}) == (
+        "prompt",
+        "prompt contains 5; max_tokens is 7",
+    )
+    refuse("num_logprobs", "num_logprobs is 21; it must be at least 0 and at most 20")
+    assert (await refused(PATH, CHAT))[0] == "top_logprobs"
+    refuse("logit_bias_token_id", "logit_bias_token_id contains 9")
+    assert await refused(PATH, CHAT) == ("logit_bias", "logit_bias contains 9")
+    refuse("num_samples", "num_samples is 300")
+    assert await refused(PATH, CHAT) == ("n", "n is 300")
 
 
 async def test_an_error_before_the_first_token_has_a_status(

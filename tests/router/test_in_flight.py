@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from protos.quire.v1 import scheduler_pb2
-from router import answers, engine, link
+from router import answers, cell, engine, link
 from router.app import create_app
 from router.http_protocol import HANG_UP
 from router.server import Router
@@ -129,11 +129,81 @@ async def test_a_scheduler_that_stays_away_ends_what_waits_for_it(
     ):
         asking = asyncio.create_task(http.post(PATH, json=XYZ))
         await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4])
-        scheduler.num_replicas = 0
+        scheduler.replica_ids = []
         scheduler.kill()
         response = await asking
         assert response.status_code == 503
-        assert "did not come back" in response.json()["error"]["message"]
+        assert (
+            "the scheduler was lost, and none came back in time"
+            in response.json()["error"]["message"]
+        )
+
+
+@pytest.mark.parametrize("lost", ["all", "the large one"])
+async def test_a_worker_that_stays_away_ends_what_waits_for_it(
+    start_router: StartRouter, scheduler: FakeScheduler, lost: str
+) -> None:
+    """The last of a stream is an error; a worker too small for the request is not waited for."""
+    scheduler.hold_at = 4
+    async with (
+        start_router(scheduler_timeout_s=0.05) as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        asking = asyncio.create_task(http.post(PATH, json={**XYZ, "stream": True, "n": 2}))
+        await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4, 4])
+        ids = sorted(scheduler.running)
+        if lost == "all":
+            scheduler.replica_ids = []
+        else:
+            scheduler.kv_blocks = 1
+        scheduler.tell_status()
+        response = await asking
+        *_, last, end = response.text.split("\n\n")
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["type"], end) == ("server_error", "")
+        assert "the worker was lost, and none came back in time" in error["message"]
+        await until(lambda: sorted(scheduler.aborted) == ids)
+        assert router.backend.engine._samples == {}
+
+
+async def test_a_worker_that_comes_back_in_time_is_a_pause(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    scheduler.hold_at = 4
+    async with (
+        start_router() as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        asking = asyncio.create_task(http.post(PATH, json=XYZ))
+        await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4])
+        scheduler.replica_ids = []
+        scheduler.tell_status()
+        await until(lambda: router.backend.engine._patience is not None)
+        scheduler.replica_ids = ["r1"]
+        scheduler.tell_status()
+        await until(lambda: router.backend.engine._patience is None)
+        scheduler.hold_at = None
+        assert (await asking).json()["choices"][0]["text"] == "xyz" * 10
+
+
+async def test_what_was_accepted_waits_for_a_worker_that_can_hold_it(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    """A restarted scheduler may meet its smaller worker first, and would refuse."""
+    scheduler.hold_at = 4
+    asking = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4])
+    scheduler.submits.clear()
+    scheduler.hold_at = None
+    scheduler.kv_blocks = 1
+    scheduler.kill()
+    await until(lambda: scheduler.incarnation == 2)
+    await until(lambda: bool(router.backend.engine.cell.fresh_replicas()))
+    assert (scheduler.submits, asking.done()) == ([], False)
+    scheduler.kv_blocks = 2  # 32 tokens: the last of 33 needs no room
+    scheduler.tell_status()
+    assert (await asking).json()["choices"][0]["text"] == "xyz" * 10
+    assert len(scheduler.submits) == 1
 
 
 async def test_a_scheduler_that_hangs_is_dialled_again(
@@ -151,7 +221,7 @@ async def test_a_scheduler_that_hangs_is_dialled_again(
         await until(lambda: scheduler.num_statuses > 20)
         assert scheduler.incarnation == 1
         scheduler.mute = True
-        await until(lambda: router.backend.engine.incarnation is None)
+        await until(lambda: router.backend.engine.cell.incarnation is None)
         scheduler.mute = False
         scheduler.hold_at = None
         assert (await asking).json()["choices"][0]["text"] == "xyz" * 10
@@ -172,10 +242,56 @@ async def test_each_scheduler_is_proven_by_a_token(
     assert router.backend.metrics.generation_tokens == 0
 
 
+async def test_a_worker_is_ready_during_a_long_step(
+    router: Router, scheduler: FakeScheduler
+) -> None:
+    """The sign of life is old; what counts is how long the step may take."""
+    scheduler.last_seen_s, scheduler.step_age_s = 30.0, 29.0
+    scheduler.tell_status()
+    fresh = router.backend.engine.cell.fresh_replicas
+    await until(lambda: any(replica.step_age_s == 29.0 for replica in fresh()))
+    assert router.backend.readiness.is_ready()
+    scheduler.step_age_s = scheduler.step_patience_s + 1
+    scheduler.tell_status()
+    await until(lambda: not router.backend.readiness.is_ready())
+    assert router.backend.readiness.why_not() == "no worker has given a sign of life lately"
+
+
+async def test_each_replica_is_proven_since_it_attached(
+    router: Router, scheduler: FakeScheduler
+) -> None:
+    """The scheduler is the same; its worker is not."""
+    scheduler.hold_canaries = True
+    scheduler.replica_ids = ["r1"]
+    scheduler.tell_status()
+    await until(lambda: scheduler.num_canaries == 2)
+    assert router.backend.readiness.why_not() == "no token has been generated yet"
+    scheduler.hold_canaries = False
+    await until(router.backend.readiness.is_ready)
+    assert scheduler.incarnation == 1
+
+
+async def test_a_second_replica_causes_one_canary_and_no_doubt(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    scheduler.status_interval_s = 0.01
+    async with start_router() as router:
+        scheduler.replica_ids = ["r0", "r1"]
+        await until(lambda: scheduler.num_canaries == 2)
+        told = scheduler.num_statuses
+        await until(lambda: scheduler.num_statuses > told + 20)
+        assert scheduler.num_canaries == 2
+        assert router.backend.readiness.is_ready()
+        scheduler.replica_ids = ["r1"]
+        await until(lambda: scheduler.num_generated_tokens.get("r1") == 1)
+        await until(router.backend.readiness.is_ready)
+        assert scheduler.num_canaries == 3
+
+
 async def test_a_worker_that_was_not_seen_lately_is_not_ready(
     router: Router, scheduler: FakeScheduler
 ) -> None:
-    scheduler.last_seen_s = engine.FRESH_S + 1
+    scheduler.last_seen_s = cell.FRESH_S + 1
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())
     assert router.backend.readiness.why_not() == "no worker has given a sign of life lately"

@@ -1,0 +1,110 @@
+"""What the router knows of its cell: connected or not, who is attached there, what they can hold.
+
+Everything is as of the last status. The scheduler sends one about once a second, so what is not
+confirmed for longer is not believed any more.
+"""
+
+import logging
+import time
+
+from gateway.errors import Fault, RequestError, quote
+from gateway.model import Model
+from router.messages import CellStatus, ReplicaStatus
+
+FRESH_S = 5.0
+"""A status, or a sign of life of a replica that has nothing to do, counts for so long."""
+
+_log = logging.getLogger(__name__)
+
+
+class Cell:
+    """The scheduler and its workers, seen from here."""
+
+    def __init__(self, model: Model) -> None:
+        """`model` is what this router serves."""
+        self.incarnation: int | None = None
+        """Of the connected scheduler; None while there is none."""
+        self._model = model
+        self._status: CellStatus | None = None
+        self._misfit: str | None = None
+
+    def welcomed(self, incarnation: int) -> None:
+        """Connected; nothing is known yet."""
+        self.incarnation = incarnation
+
+    def lost(self) -> None:
+        """Disconnected; nothing is known any more."""
+        self.incarnation = None
+        self._status = None
+
+    def heard(self, status: CellStatus) -> None:
+        """The cell as it is now."""
+        self._status = status
+        misfit = self._why_misfit(status)
+        if misfit is not None and misfit != self._misfit:
+            _log.error("%s", misfit)
+        self._misfit = misfit
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Prompt and output tokens together; None until a replica has attached."""
+        return self._status.model.max_model_len if self._status and self._status.model else None
+
+    def check_available(self) -> int:
+        """`max_model_len`, if a request can be accepted now. Raises RequestError otherwise."""
+        if self.incarnation is None or self._status is None:
+            raise unavailable("the scheduler is not connected")
+        if self._status.draining:
+            raise unavailable("the scheduler is draining and accepts no new requests")
+        if self._status.model is None or not self._status.replicas:
+            raise unavailable("no worker is attached")
+        if self._misfit is not None:
+            raise unavailable(self._misfit)
+        return self._status.model.max_model_len
+
+    def can_hold(self, num_tokens: int) -> bool:
+        """Whether a replica is attached that could compute a sequence of so many tokens.
+
+        The last token of a sequence needs no KV.
+        """
+        if self._status is None or self._misfit is not None:
+            return False
+        return any(num_tokens <= replica.kv_tokens + 1 for replica in self._status.replicas)
+
+    def fresh_replicas(self) -> list[ReplicaStatus]:
+        """Those known to be alive: within a step that may take so long, or idle and seen lately."""
+        if self._status is None:
+            return []
+        age_s = time.monotonic() - self._status.received_at
+        if age_s >= FRESH_S:
+            return []
+        return [replica for replica in self._status.replicas if _is_fresh(replica, age_s)]
+
+    def _why_misfit(self, status: CellStatus) -> str | None:
+        """How what the workers serve differs from what this router serves."""
+        theirs, ours = status.model, self._model
+        if theirs is None or not status.replicas:
+            return None
+        if theirs.name != ours.name:
+            return (
+                f"the attached worker serves {quote(theirs.name)}; "
+                f"this router serves {quote(ours.name)}"
+            )
+        if theirs.vocab_size != ours.tokenizer.vocab_size:
+            return (
+                f"the attached worker's vocabulary has {theirs.vocab_size} tokens; "
+                f"this router's model has {ours.tokenizer.vocab_size}"
+            )
+        return None
+
+
+def unavailable(message: str) -> RequestError:
+    """Nobody serves just now."""
+    return RequestError(Fault.UNAVAILABLE, message, retry_after_s=2)
+
+
+def _is_fresh(replica: ReplicaStatus, age_s: float) -> bool:
+    """Whether a replica is alive, so long after its status."""
+    if replica.step_age_s is not None:
+        return replica.step_age_s + age_s < replica.step_patience_s
+    return replica.last_seen_s + age_s < FRESH_S

@@ -1,0 +1,35 @@
+"""What the scheduler refused, in the client's words.
+
+A refusal names fields of Submit. The client knows none of them: it said them in its dialect, and
+its prompt was not even tokens.
+"""
+
+import re
+
+from gateway.errors import Fault, RequestError
+from gateway.request import GenerateRequest
+from router.messages import Refusal
+
+_SAID_AS = {
+    # Submit's field: what the gateway calls it
+    "token_id": "prompt",
+    "num_prompt_tokens": "prompt",
+    "num_samples": "n",
+    "num_logprobs": "logprobs",
+    "logit_bias_token_id": "logit_bias",
+    "max_tokens": "max_tokens",
+}
+_FIELD = re.compile(rf"\b({'|'.join(_SAID_AS)})\b")
+
+
+def refusal_error(refusal: Refusal, request: GenerateRequest) -> RequestError:
+    """The error that the client of `request` gets."""
+
+    def rename(match: re.Match[str]) -> str:
+        said_as = _SAID_AS[match[0]]
+        return request.field_names.get(said_as, said_as)
+
+    message = _FIELD.sub(rename, refusal.message)
+    if refusal.retry:
+        return RequestError(Fault.OVERLOADED, message, retry_after_s=1)
+    return RequestError(Fault.INVALID, message, field=_FIELD.sub(rename, refusal.field) or None)
