@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quire.options import DRAIN_TIMEOUT_S
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
 OURS = ["model", "scheduler", "worker", "worker-gpu", "router"]
 
@@ -88,6 +90,15 @@ def test_the_gpu_worker_waits_for_its_profile_and_reserves_a_device(services):
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert gpu["build"]["args"] == {"TORCH_INDEX": ""}
     assert "cuda" in gpu["command"]
+
+
+def test_what_a_request_passes_through_ends_no_sooner_than_its_router(services):
+    def grace_s(name):
+        return int(services[name]["stop_grace_period"].removesuffix("s"))
+
+    assert grace_s("proxy") >= grace_s("router") > DRAIN_TIMEOUT_S
+    assert grace_s("scheduler") > DRAIN_TIMEOUT_S
+    assert services["proxy"]["stop_signal"] == "SIGUSR1"  # HAProxy's wish to finish
 
 
 def test_ours_run_without_privileges(services):
