@@ -32,8 +32,8 @@ run: install  ## Serve the default model on this machine (Ctrl-C stops it)
 test: install  ## Run the default tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: install  ## Run every test that needs no GPU (the long ones too)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+test-all: install  ## Run every test, the long ones too
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 check: install  ## Format, lint, types, import rules, protos
 	$(BIN)/ruff format --check .

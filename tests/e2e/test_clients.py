@@ -127,6 +127,7 @@ async def test_grpc_client_and_reflection(server: Server):
     assert "grpc.health.v1.Health" in services
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_is_a_pause_not_an_error(server: Server, client: openai.OpenAI):
     want = client.completions.create(model=MODEL, prompt="Rivers", max_tokens=80, temperature=0)
     worker = server.processes()["worker"]

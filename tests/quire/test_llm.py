@@ -108,6 +108,7 @@ def test_one_set_of_parameters_per_prompt(llm):
         llm.generate(["a", "b"], [GREEDY])
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_costs_a_pause_and_no_token(llm):
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
     before = llm.generate("Once upon a time", params)

@@ -85,6 +85,7 @@ async def test_a_child_serves_and_ends_when_asked(watched):
     assert not any("killed" in line for line in watched.lines)
 
 
+@pytest.mark.chaos
 async def test_a_killed_child_is_started_again(watched):
     member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
     await watched.supervisor.until_served()
@@ -148,6 +149,7 @@ async def test_a_child_that_waits_to_be_started_again_can_be_stopped():
     assert member.state is State.STOPPED
 
 
+@pytest.mark.chaos
 async def test_what_a_child_started_dies_with_it(watched, tmp_path):
     fifo = tmp_path / "held-open"
     os.mkfifo(fifo)
@@ -180,6 +182,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+@pytest.mark.chaos
 def test_no_child_outlives_a_killed_supervisor():
     root = str(Path(__file__).parents[2])
     source = SUPERVISE.format(root=root, program=SERVE_AND_IGNORE_TERM)

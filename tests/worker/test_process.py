@@ -195,6 +195,7 @@ async def test_a_signal_ends_it_in_order(
         assert (await worker.end())[0] == 0
 
 
+@pytest.mark.chaos
 async def test_killing_the_executor_breaks_the_stream_at_once(
     tiny_directory: Path, scheduler: FakeScheduler
 ) -> None:
@@ -214,6 +215,7 @@ async def test_killing_the_executor_breaks_the_stream_at_once(
         assert ended
 
 
+@pytest.mark.chaos
 async def test_the_executor_does_not_outlive_its_link(
     tiny_directory: Path, scheduler: FakeScheduler
 ) -> None:
