@@ -58,7 +58,10 @@ class Stream:
             self._end.set_result((code, details))
 
     def close_after_outbox(self, code: grpc.StatusCode, details: str) -> None:
-        """Ends the stream with this status once everything queued so far is written."""
+        """Ends the stream with this status once everything queued so far is written.
+
+        What the peer says meanwhile is dropped.
+        """
         if not self._ended:
             self._ended = True
             self._last_words = (code, details)
@@ -76,6 +79,8 @@ class Stream:
             await asyncio.wait((reader, writer, self._end), return_when=asyncio.FIRST_COMPLETED)
             if reader.done():
                 reader.result()
+            if self._last_words is not None:  # a peer that has said all may still listen
+                await asyncio.wait((writer, self._end), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._ended = True
             reader.cancel()
@@ -90,8 +95,9 @@ class Stream:
 
     async def _read(self, receive: Callable[[bytes], Awaitable[None]]) -> None:
         try:
-            while not isinstance(message := await self._context.read(), _END) and not self._ended:
-                await receive(message)
+            while not isinstance(message := await self._context.read(), _END):
+                if not self._ended:
+                    await receive(message)
         except Malformed as error:
             logger.warning("%s sent a malformed message: %s", self.peer, error)
             self.close(grpc.StatusCode.INVALID_ARGUMENT, str(error))
