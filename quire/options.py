@@ -32,10 +32,12 @@ class StackOptions:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     scheduling_policy: str | None = None
+    priority_aging: float | None = None
     enable_prefix_caching: bool = True
     watermark: float | None = None
     step_timeout: float | None = None
     max_queued: int | None = None
+    max_crashes: int | None = None
 
     served_model_name: str | None = None
     max_body_bytes: int | None = None
@@ -70,9 +72,11 @@ _TAKES = {
         "max_num_seqs",
         "max_num_batched_tokens",
         "scheduling_policy",
+        "priority_aging",
         "watermark",
         "step_timeout",
         "max_queued",
+        "max_crashes",
         "drain_timeout",
     ),
     "worker": (

@@ -5,9 +5,11 @@ import os
 import secrets
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+
+from scheduler.core.config import CoreConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -17,6 +19,10 @@ class Policy(StrEnum):
 
     FCFS = "fcfs"
     PRIORITY = "priority"
+
+
+_DEFAULT = CoreConfig(hash_seed=b"")
+_DEFAULT_POLICY = Policy(_DEFAULT.policy)
 
 
 @app.command()
@@ -32,25 +38,40 @@ def main(
     ] = None,
     max_num_seqs: Annotated[
         int, typer.Option(min=1, help="Sequences running at once on one replica, at most.")
-    ] = 256,
+    ] = _DEFAULT.max_num_seqs,
     max_num_batched_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens computed in one step of one replica, at most.")
-    ] = 2048,
+    ] = _DEFAULT.max_num_batched_tokens,
     scheduling_policy: Annotated[
         Policy, typer.Option(help="First come first served, or by priority with aging.")
-    ] = Policy.FCFS,
+    ] = _DEFAULT_POLICY,
+    priority_aging: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            metavar="SECONDS",
+            help="With the priority policy: the wait that weighs as much as one step of priority.",
+        ),
+    ] = _DEFAULT.aging_s,
     enable_prefix_caching: Annotated[
         bool, typer.Option(help="Reuse the KV blocks of prompts that begin alike.")
-    ] = True,
+    ] = _DEFAULT.enable_prefix_caching,
     watermark: Annotated[
         float,
         typer.Option(
             min=0.0, max=0.99, help="Share of blocks that admission leaves to running sequences."
         ),
-    ] = 0.01,
+    ] = _DEFAULT.watermark,
     max_queued: Annotated[
         int, typer.Option(min=1, help="Sequences waiting, beyond which requests are refused.")
-    ] = 100_000,
+    ] = _DEFAULT.max_queued,
+    max_crashes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Lost workers that one request may have been running on; one more ends it.",
+        ),
+    ] = _DEFAULT.max_crashes,
     step_timeout: Annotated[
         float,
         typer.Option(
@@ -82,33 +103,41 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC loads: its errors come to us
     import uvloop
 
-    from scheduler.cell import CellConfig
-    from scheduler.core.config import CoreConfig
     from scheduler.process import ProcessConfig, run
     from scheduler.service import PortTaken
 
     _log_to_stderr()
-    config = ProcessConfig(
-        listen=tuple(listen or ["127.0.0.1:50051"]),
-        metrics_host=metrics_host,
-        metrics_port=metrics_port,
-        drain_timeout_s=drain_timeout,
-        core=CoreConfig(
-            hash_seed=secrets.token_bytes(32),
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            enable_prefix_caching=enable_prefix_caching,
-            policy=scheduling_policy.value,
-            watermark=watermark,
-            max_queued=max_queued,
-        ),
-        cell=CellConfig(step_timeout_s=step_timeout),
-    )
+    try:
+        config = ProcessConfig(
+            listen=tuple(listen or ["127.0.0.1:50051"]),
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            drain_timeout_s=drain_timeout,
+            core=CoreConfig(
+                hash_seed=secrets.token_bytes(32),
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                enable_prefix_caching=enable_prefix_caching,
+                policy=scheduling_policy.value,
+                aging_s=priority_aging,
+                watermark=watermark,
+                max_queued=max_queued,
+                max_crashes=max_crashes,
+            ),
+            step_timeout_s=step_timeout,
+        )
+    except ValueError as error:
+        _refuse(error)
     try:
         uvloop.run(run(config))
     except PortTaken as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise typer.Exit(2) from error
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """Ends with one line, and the code that says that a restart would not help."""
+    sys.stderr.write(f"error: {error}\n")
+    raise typer.Exit(2) from error
 
 
 def _log_to_stderr() -> None:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import grpc
 
@@ -28,19 +27,9 @@ from scheduler.wire.columns import Malformed
 
 logger = logging.getLogger(__name__)
 
+BURST_S = 0.001
+"""After the first plan of an idle replica, how long the next waits for the rest of a burst."""
 _QUIET_S = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CellConfig:
-    """What the shell around the core may be told."""
-
-    step_timeout_s: float = 60.0
-    """No step is given up before this, however quick its replica usually is."""
-    router_outbox_bytes: int = 16 * 2**20
-    """Unread by one router, beyond which it is cut off."""
-    burst_s: float = 0.001
-    """After the first plan of an idle replica, how long the next waits for the rest of a burst."""
 
 
 class Cell:
@@ -49,11 +38,11 @@ class Cell:
     def __init__(
         self,
         core: Scheduler,
-        config: CellConfig,
         *,
+        step_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config
+        """No step is given up before `step_timeout_s`, however quick its replica usually is."""
         self.metrics = Metrics()
         self.incarnation = time.time_ns()
         self.model: ModelCard | None = None
@@ -61,6 +50,7 @@ class Cell:
         self.model_known = asyncio.Event()
         self.draining = False
         self._core = core
+        self._step_timeout_s = step_timeout_s
         self._clock = clock
         self._started_at = clock()
         self._routers = Routers()
@@ -170,10 +160,10 @@ class Cell:
         self.model_known.set()
         attachment = self._replicas.attach(ranks, now)
         self._watches[attachment.epoch] = StepWatch(
-            lambda: attachment.overdue_at(self.config.step_timeout_s),
+            lambda: attachment.overdue_at(self._step_timeout_s),
             lambda: self._fence(attachment),
             clock=self._clock,
-            floor_s=self.config.step_timeout_s,
+            floor_s=self._step_timeout_s,
         )
         self._core.attach(attachment.replica_id, attachment.capacity)
         self._push_status()
@@ -219,7 +209,7 @@ class Cell:
         if attachment.in_flight:
             attachment.is_starting = True
             loop = asyncio.get_running_loop()
-            loop.call_later(self.config.burst_s, self._feed_ahead, attachment)
+            loop.call_later(BURST_S, self._feed_ahead, attachment)
 
     def _feed_ahead(self, attachment: Attachment) -> None:
         attachment.is_starting = False
@@ -271,7 +261,7 @@ class Cell:
             num_steps=attachment.num_steps,
             last_seen_s=now - attachment.last_seen,
             step_age_s=None if since is None else now - since,
-            step_patience_s=attachment.patience_s(self.config.step_timeout_s),
+            step_patience_s=attachment.patience_s(self._step_timeout_s),
         )
 
     def state(self) -> CoreState:

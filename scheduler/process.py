@@ -17,7 +17,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from scheduler.cell import Cell, CellConfig
+from scheduler.cell import Cell
 from scheduler.core.config import CoreConfig
 from scheduler.core.scheduler import Scheduler
 from scheduler.metrics import MetricsServer
@@ -39,13 +39,13 @@ class ProcessConfig:
     metrics_port: int
     drain_timeout_s: float
     core: CoreConfig
-    cell: CellConfig
+    step_timeout_s: float
 
 
 async def run(config: ProcessConfig) -> None:
     """Serves until told to stop. Raises PortTaken when an address is not to be had."""
     stop = _stop_on_signals()
-    cell = Cell(Scheduler(config.core), config.cell)
+    cell = Cell(Scheduler(config.core), step_timeout_s=config.step_timeout_s)
     server = GrpcServer(cell)
     addresses = [_listen(server, address) for address in config.listen]
     metrics = _serve_metrics(cell, config)

@@ -27,7 +27,10 @@ PROTOCOL_VERSION = 1
 SCHEDULER_SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
 WORKER_SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
-_UNBOUNDED = 2**63  # plans in flight are few: the depth bounds what waits for a rank
+ROUTER_OUTBOX_BYTES = 16 * 2**20
+"""Unread by one router, beyond which it is cut off."""
+RANK_OUTBOX_BYTES = 256 * 2**20
+"""The same for a rank: more than all plans in flight to it, at their largest."""
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second scheduler beside the first
@@ -159,12 +162,12 @@ class Services:
 
     async def connect(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """SchedulerService.Connect."""
-        stream = Stream(context, max_outbox_bytes=self._cell.config.router_outbox_bytes)
+        stream = Stream(context, max_outbox_bytes=ROUTER_OUTBOX_BYTES)
         await _serve_session(RouterSession(self._cell, stream), stream)
 
     async def attach(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """WorkerService.Attach."""
-        stream = Stream(context, max_outbox_bytes=_UNBOUNDED)
+        stream = Stream(context, max_outbox_bytes=RANK_OUTBOX_BYTES)
         await _serve_session(RankSession(self._cell, stream), stream)
 
     async def get_state(

@@ -76,6 +76,10 @@ KvCacheMemory = Annotated[
 MaxNumSeqs = Annotated[int | None, _scheduler("Sequences that run at once, per worker.", "N")]
 MaxNumBatchedTokens = Annotated[int | None, _scheduler("Computed in one step, at most.", "TOKENS")]
 SchedulingPolicy = Annotated[Policy | None, _scheduler("Who is next.", "fcfs|priority")]
+PriorityAging = Annotated[
+    float | None,
+    _scheduler("With `priority`: waiting that weighs as much as one step of priority.", "SECONDS"),
+]
 NoPrefixCaching = Annotated[
     bool,
     typer.Option(
@@ -91,6 +95,10 @@ StepTimeout = Annotated[
     float | None, _scheduler("A worker silent for this long is fenced.", "SECONDS")
 ]
 MaxQueued = Annotated[int | None, _scheduler("Requests that may wait; more are refused.", "N")]
+MaxCrashes = Annotated[
+    int | None,
+    _scheduler("Lost workers one request may have been running on; one more ends it.", "N"),
+]
 
 Host = Annotated[str, _router("Address to answer on.", "HOST")]
 Port = Annotated[int, _router("Of the OpenAI API.", "PORT", **PORT_RANGE)]

@@ -38,10 +38,12 @@ def serve(
     max_num_seqs: flags.MaxNumSeqs = None,
     max_num_batched_tokens: flags.MaxNumBatchedTokens = None,
     scheduling_policy: flags.SchedulingPolicy = None,
+    priority_aging: flags.PriorityAging = None,
     no_prefix_caching: flags.NoPrefixCaching = False,
     watermark: flags.Watermark = None,
     step_timeout: flags.StepTimeout = None,
     max_queued: flags.MaxQueued = None,
+    max_crashes: flags.MaxCrashes = None,
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds that requests in flight may take to finish at the end.")
     ] = DRAIN_TIMEOUT_S,

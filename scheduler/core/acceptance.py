@@ -1,49 +1,13 @@
 """What makes a request impossible, told at once and with numbers.
 
-Nothing here looks at load: these are the requests that waiting could not help, and the full queue.
+That it makes sense in itself was checked where it came in. Nothing here looks at load: these are
+the requests that waiting could not help.
 """
 
 from collections.abc import Collection
 
 from scheduler.core.events import Refused, Request
 from scheduler.core.replica import Replica
-
-_MAX_SAMPLES = 128
-_MAX_SEQUENCE_ID = 2**32 - 1
-
-
-def check_request(request: Request) -> None:
-    """Raises Refused for values that contradict themselves or the contract."""
-    num_tokens = len(request.token_ids)
-    if num_tokens == 0:
-        raise Refused("the prompt is empty; it must have at least 1 token", field="token_id")
-    if not 1 <= request.num_prompt_tokens <= num_tokens:
-        raise Refused(
-            f"num_prompt_tokens is {request.num_prompt_tokens};"
-            f" it must be 1 to the {num_tokens} tokens given",
-            field="num_prompt_tokens",
-        )
-    if request.max_tokens < 1:
-        raise Refused(
-            f"max_tokens is {request.max_tokens}; it must be at least 1", field="max_tokens"
-        )
-    if num_tokens - request.num_prompt_tokens > request.max_tokens:
-        raise Refused(
-            f"{num_tokens - request.num_prompt_tokens} output tokens were given;"
-            f" max_tokens is {request.max_tokens}",
-            field="token_id",
-        )
-    if not 1 <= request.num_samples <= _MAX_SAMPLES:
-        raise Refused(
-            f"num_samples is {request.num_samples}; it must be 1 to {_MAX_SAMPLES}",
-            field="num_samples",
-        )
-    if not 0 <= request.sequence_id <= _MAX_SEQUENCE_ID + 1 - request.num_samples:
-        raise Refused(
-            f"sequence_id is {request.sequence_id} for {request.num_samples} samples;"
-            f" ids are 0 to {_MAX_SEQUENCE_ID}",
-            field="sequence_id",
-        )
 
 
 def check_room(request: Request, replicas: Collection[Replica]) -> None:

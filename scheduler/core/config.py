@@ -1,6 +1,7 @@
-"""How the core decides: one frozen object, given once."""
+"""How the core decides: one frozen object, given once. Its defaults are the command line's."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 
@@ -34,8 +35,8 @@ class CoreConfig:
             raise ValueError(f"watermark is {self.watermark}; it must be at least 0 and below 1")
         if self.max_crashes < 0:
             raise ValueError(f"max_crashes is {self.max_crashes}; it must be at least 0")
-        if not self.aging_s > 0:
-            raise ValueError(f"aging_s is {self.aging_s}; it must be above 0")
+        if not 0 < self.aging_s < inf:
+            raise ValueError(f"aging_s is {self.aging_s}; it must be above 0 and finite")
         if len(self.hash_seed) > 64:
             raise ValueError(f"hash_seed has {len(self.hash_seed)} bytes; at most 64 are allowed")
         if self.policy not in ("fcfs", "priority"):

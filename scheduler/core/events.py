@@ -28,7 +28,8 @@ class FinishReason(IntEnum):
 class Request:
     """A client's request: `num_samples` sequences over one prompt.
 
-    Sample i is known to the router as `sequence_id + i` and draws with `seed + i`.
+    It makes sense in itself: whoever brings it in has checked it against what is said here. Sample
+    i is known to the router as `sequence_id + i` and draws with `seed + i`.
     """
 
     router: int
@@ -37,10 +38,12 @@ class Request:
     token_ids: Int32Column
     """Prompt, then output tokens the client already has (some only when it is submitted anew)."""
     num_prompt_tokens: int
+    """At least 1."""
     max_tokens: int
-    """Output tokens at most, counting those already in `token_ids`."""
+    """Output tokens at most, counting those already in `token_ids`; at least 1."""
     seed: int
     num_samples: int = 1
+    """At least 1."""
     priority: int = 0
     """Lower is sooner."""
     cache_salt: str = ""

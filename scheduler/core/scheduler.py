@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import count, groupby
 
-from scheduler.core.acceptance import check_request, check_room
+from scheduler.core.acceptance import check_room
 from scheduler.core.block_hash import BlockHasher
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Finished, Outputs, Plan
@@ -50,7 +50,6 @@ class Scheduler:
 
     def accept(self, request: Request, now: float) -> Outputs:
         """Queue the samples of a request. Raises Refused, and then nothing of it is kept."""
-        check_request(request)
         check_room(request, self._replicas.values())
         mine = self._sequences.get(request.router, {})
         ids = range(request.sequence_id, request.sequence_id + request.num_samples)

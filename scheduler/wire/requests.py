@@ -48,6 +48,10 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
     _check_ids("token_id", token_ids, model)
     _check_range("num_prompt_tokens", submit.num_prompt_tokens, 1, token_ids.size)
     _check_range("max_tokens", submit.max_tokens, 1, MAX_INT32)
+    num_output_tokens = token_ids.size - submit.num_prompt_tokens
+    if num_output_tokens > submit.max_tokens:
+        message = f"{num_output_tokens} output tokens were given; max_tokens is {submit.max_tokens}"
+        raise Refused(message, field="token_id")
     for field, text in (("cache_salt", submit.cache_salt), ("request_id", submit.request_id)):
         if len(text) > MAX_NAME_LENGTH:
             message = f"{field} has {len(text)} characters; it may have at most {MAX_NAME_LENGTH}"

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from protos.quire.v1 import scheduler_pb2_grpc
-from scheduler.cell import Cell, CellConfig
+from scheduler.cell import Cell
 from scheduler.core.config import CoreConfig
 from scheduler.core.scheduler import Scheduler
 from scheduler.service import GrpcServer
@@ -29,14 +29,14 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts a cell; arguments are CellConfig's, and `core` holds CoreConfig's."""
+    """Starts a cell; all but the step's timeout is for CoreConfig."""
     servers: list[GrpcServer] = []
     channels: list[grpc.aio.Channel] = []
     cells: list[Cell] = []
 
-    async def start(*, core: dict[str, Any] | None = None, **config: Any) -> Served:
-        scheduler = Scheduler(CoreConfig(**{"hash_seed": b"test"} | (core or {})))
-        cell = Cell(scheduler, CellConfig(**config))
+    async def start(*, step_timeout_s: float = 60.0, **config: Any) -> Served:
+        core = Scheduler(CoreConfig(**{"hash_seed": b"test"} | config))
+        cell = Cell(core, step_timeout_s=step_timeout_s)
         server = GrpcServer(cell)
         address = server.listen("127.0.0.1:0")
         await server.start()

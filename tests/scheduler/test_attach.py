@@ -77,8 +77,10 @@ async def test_requests_that_are_here_together_are_admitted_together(served: Ser
     assert [len(ints(admission.token_id)) for admission in plan.admit] == [3, 5]
 
 
-async def test_the_rest_of_a_burst_is_admitted_together(serve: Serve) -> None:
-    served = await serve(burst_s=0.3)
+async def test_the_rest_of_a_burst_is_admitted_together(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.cell.BURST_S", 0.3)
     rank = await FakeRank.attached(served.address)
     served.cell.submit(request(1, length=3))
     assert len((await rank.plan()).admit) == 1
@@ -178,7 +180,7 @@ async def test_sequences_of_a_lost_replica_go_on_elsewhere(served: Served) -> No
 
 @pytest.mark.parametrize("accord", ["leaves", "dials again"])
 async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: str) -> None:
-    served = await serve(core={"max_crashes": 0})
+    served = await serve(max_crashes=0)
     first = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3], max_tokens=1)
@@ -194,7 +196,7 @@ async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: 
 
 @pytest.mark.parametrize("fault", ["crashes", "is cut off", "talks nonsense"])
 async def test_a_broken_stream_blames_what_was_in_flight(serve: Serve, fault: str) -> None:
-    served = await serve(core={"max_crashes": 0})
+    served = await serve(max_crashes=0)
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3], max_tokens=1)

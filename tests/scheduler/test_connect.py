@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
-from tests.scheduler.conftest import Serve, Served
+from tests.scheduler.conftest import Served
 from tests.scheduler.peers import FakeRank, FakeRouter, column, eventually, ints, token_at
 
 INVALID = scheduler_pb2.REFUSAL_CODE_INVALID
@@ -151,6 +151,11 @@ def floats(*values: float) -> bytes:
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),
         ({"max_tokens": 2**32 - 1}, "max_tokens", "max_tokens is 4294967295; it must be"),
         ({"max_tokens": 126}, "max_tokens", "129 together; this model accepts at most 128"),
+        (
+            {"num_prompt_tokens": 1, "max_tokens": 1},
+            "token_id",
+            "2 output tokens were given; max_tokens is 1",
+        ),
         ({"adapter": "poet"}, "adapter", "adapter is 'poet'"),
         ({"cache_salt": "x" * 257}, "cache_salt", "cache_salt has 257 characters"),
         ({"request_id": "x" * 257}, "request_id", "request_id has 257 characters"),
@@ -308,8 +313,10 @@ async def test_a_router_that_leaves_takes_its_sequences_along(served: Served) ->
     working.cancel()
 
 
-async def test_a_router_that_does_not_read_is_cut_off_alone(serve: Serve) -> None:
-    served = await serve(router_outbox_bytes=200_000)
+async def test_a_router_that_does_not_read_is_cut_off_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.service.ROUTER_OUTBOX_BYTES", 200_000)
     rank = await FakeRank.attached(served.address)
     slow = await FakeRouter.connected(served.address, "slow")
     quick = await FakeRouter.connected(served.address, "quick")

@@ -17,17 +17,11 @@ def refusal(cell: Cell, prompt, max_tokens=4, **options) -> Refused:
     return caught.value
 
 
-def test_an_empty_prompt_is_refused():
-    refused = refusal(Cell(), [])
-    assert (refused.field, refused.invalid) == ("token_id", True)
-
-
 @pytest.mark.parametrize(
     ("prompt", "max_tokens", "field", "numbers"),
     [
         ([1] * 40, 9, "max_tokens", ["40", "9", "49", "48"]),
         ([1] * 48, 1, "token_id", ["48"]),
-        ([1] * 20, 0, "max_tokens", ["0", "1"]),
     ],
 )
 def test_what_the_model_cannot_hold_is_refused(prompt, max_tokens, field, numbers):
@@ -69,31 +63,6 @@ def test_an_id_in_flight_is_refused(offset):
     cell.scheduler.accept(
         Request(router + 1, sequence_id, token_column([1]), 1, 4, 0, num_samples=2), 0.0
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"num_prompt_tokens": 0}, "num_prompt_tokens"),
-        ({"num_prompt_tokens": 4}, "num_prompt_tokens"),
-        ({"num_samples": 0}, "num_samples"),
-        ({"num_samples": 129}, "num_samples"),
-        ({"sequence_id": 2**32 - 1, "num_samples": 2}, "sequence_id"),
-        ({"num_prompt_tokens": 1, "max_tokens": 1}, "token_id"),
-    ],
-)
-def test_requests_that_contradict_themselves_are_refused(change, field):
-    values = {
-        "router": 1,
-        "sequence_id": 1,
-        "token_ids": token_column([1, 2, 3]),
-        "num_prompt_tokens": 3,
-        "max_tokens": 4,
-        "seed": 0,
-    }
-    with pytest.raises(Refused) as caught:
-        Cell().scheduler.accept(Request(**(values | change)), 0.0)
-    assert caught.value.field == field
 
 
 def test_a_request_waits_for_a_replica_that_can_hold_it():
