@@ -23,11 +23,8 @@ from gateway.openai.errors import error_body
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
 from router.body import read_body
-from router.generation import Generation
+from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
-
-SEND_S = 60.0
-"""A client that does not take a single byte for so long is hung up on."""
 
 _log = logging.getLogger(__name__)
 

@@ -15,6 +15,9 @@ from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogpr
 from gateway.request import GenerateRequest
 from router.messages import Finished
 
+SEND_S = 60.0
+"""A client that takes nothing for so long has stopped reading; its call is ended."""
+
 
 @dataclass(slots=True, eq=False)
 class Sample:

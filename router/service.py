@@ -1,9 +1,10 @@
 """`InferenceService` over gRPC: the same requests, by the same code, as over HTTP."""
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -11,13 +12,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection  # type: ignore[attr-defined]  # the stubs lack it
 
 from gateway.errors import Fault, RequestError
+from gateway.model import Model
 from gateway.request import check_token_ids
 from gateway.wire import parse_generate, piece_message
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
+from router.generation import SEND_S
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+RETRY_TRAILER = "grpc-retry-pushback-ms"
+"""gRPC's own word for "try again after so many milliseconds": every error worth a retry has it."""
+
+STATUS_S = 1.0
+"""A status waits behind what the client does not read; its handler does so no longer than this."""
 
 WATCH_S = 1.0
 """Between two looks at whether a watched status has changed."""
@@ -32,7 +41,7 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.UNKNOWN_PATH: grpc.StatusCode.UNIMPLEMENTED,
     Fault.WRONG_METHOD: grpc.StatusCode.UNIMPLEMENTED,
     Fault.BODY_TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Fault.BODY_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Fault.BODY_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,
     Fault.SLOW_READER: grpc.StatusCode.ABORTED,
     Fault.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Fault.CLIENT_GONE: grpc.StatusCode.CANCELLED,
@@ -40,7 +49,16 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
 
-_SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
+_SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # a client whose machine is gone is noticed within ten seconds
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+)
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -51,7 +69,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Generate(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.GenerateRequest, context: Context
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+    ) -> None:
         """See the proto."""
         backend = self._backend
         arrived_at = time.monotonic()
@@ -66,9 +84,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 with backend.engine.generate([generate], arrived_at) as generation:
                     async for pieces in generation.batches():
                         for piece in pieces:
-                            yield piece_message(piece)
+                            await _write(context, piece_message(piece))
         except RequestError as error:
-            await _abort(context, error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_S):
+                    await _abort(context, error)
 
     async def Tokenize(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.TokenizeRequest, context: Context
@@ -92,12 +112,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
         """See the proto."""
-        model = self._backend.model
+        backend = self._backend
         try:
             self._check_key(context)
-            model.check_name(request.model)
-            check_token_ids("token_ids", request.token_ids, model.tokenizer.vocab_size)
-            text = model.tokenizer.decode(request.token_ids, skip_special_tokens=False)
+            backend.model.check_name(request.model)
+            with backend.permits.permit():
+                text = await backend.in_thread(_detokenize, backend.model, request.token_ids)
             return inference_pb2.DetokenizeResponse(text=text)
         except RequestError as error:
             await _abort(context, error)
@@ -173,6 +193,23 @@ class HealthService(health_pb2_grpc.HealthServicer):
         return response(status=response.SERVING if known else response.SERVICE_UNKNOWN)
 
 
+def _detokenize(model: Model, token_ids: Sequence[int]) -> str:
+    """Raises RequestError: not a token of the model."""
+    check_token_ids("token_ids", token_ids, model.tokenizer.vocab_size)
+    return model.tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+async def _write(context: Context, message: inference_pb2.GenerateResponse) -> None:
+    """Raises RequestError if the client does not take it in time."""
+    try:
+        async with asyncio.timeout(SEND_S):
+            await context.write(message)
+    except TimeoutError as error:
+        raise RequestError(Fault.SLOW_READER, "the client stopped reading") from error
+
+
 async def _abort(context: Context, error: RequestError) -> NoReturn:
+    if error.retry_after_s is not None:
+        context.set_trailing_metadata(((RETRY_TRAILER, str(1000 * error.retry_after_s)),))
     await context.abort(STATUS_CODES[error.fault], error.message)
     raise AssertionError("abort raises")

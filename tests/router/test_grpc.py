@@ -9,7 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
+from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2, scheduler_pb2
+from router import service
 from router.server import Router
 from router.service import SERVICE
 from tests.router.conftest import StartRouter, until
@@ -120,6 +121,59 @@ async def test_cancelling_aborts(stub: Stub, scheduler: FakeScheduler, router: R
     call.cancel()
     await until(lambda: scheduler.aborted == [scheduler.submits[0].sequence_id])
     await until(lambda: router.backend.permits.num_taken == 0)
+
+
+async def test_a_client_that_does_not_read_is_ended(
+    scheduler: FakeScheduler, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is alive and answers pings, but takes nothing: its window stays full."""
+    monkeypatch.setattr(service, "SEND_S", 0.1)
+    monkeypatch.setattr(service, "STATUS_S", 0.1)
+    scheduler.max_model_len = 10_000_000
+    scheduler.tell_status()
+    await until(lambda: router.backend.engine.cell.max_model_len == 10_000_000)
+    small_window = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535))
+    async with grpc.aio.insecure_channel(router.grpc_address, options=small_window) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call = stub.Generate(request(max_tokens=1_000_000, n=128, num_logprobs=20))
+        await until(lambda: len(scheduler.aborted) == 128)
+        await until(lambda: router.backend.permits.num_taken == 0)
+        with pytest.raises(grpc.aio.AioRpcError, match="stopped reading") as caught:
+            _ = [piece async for piece in call]
+        assert caught.value.code() == grpc.StatusCode.ABORTED
+
+
+async def test_only_an_error_worth_a_retry_says_when(stub: Stub, scheduler: FakeScheduler) -> None:
+    async def trailers() -> dict[str, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            _ = [piece async for piece in stub.Generate(request())]
+        return dict(caught.value.trailing_metadata() or ())
+
+    scheduler.refusal = scheduler_pb2.Refusal(code=scheduler_pb2.REFUSAL_CODE_OVERLOADED)
+    assert (await trailers())[service.RETRY_TRAILER] == "1000"
+    scheduler.refusal = scheduler_pb2.Refusal(code=scheduler_pb2.REFUSAL_CODE_INVALID)
+    assert service.RETRY_TRAILER not in await trailers()
+
+
+async def test_tokens_and_text_need_a_permit(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    scheduler.hold_at = 1
+    async with (
+        start_router(max_in_flight=1) as router,
+        grpc.aio.insecure_channel(router.grpc_address) as channel,
+    ):
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        running = stub.Generate(request())
+        await until(lambda: len(scheduler.submits) == 1)
+        for call in (
+            stub.Tokenize(inference_pb2.TokenizeRequest(text="x")),
+            stub.Detokenize(inference_pb2.DetokenizeRequest(token_ids=[10])),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        running.cancel()
 
 
 async def test_text_and_tokens(stub: Stub) -> None:
