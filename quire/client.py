@@ -4,9 +4,9 @@ The only place in `quire` that sees protobuf messages.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -23,9 +23,10 @@ from quire.outputs import CompletionOutput, Logprob
 from quire.sampling import SamplingParams
 
 _OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
-_RETRYABLE = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+_RETRY_TRAILER = "grpc-retry-pushback-ms"
 _FIRST_RETRY_S, _LAST_RETRY_S, _MAX_RETRIES = 0.05, 2.0, 30
 
+_Answer = TypeVar("_Answer")
 Prompt = str | Sequence[int]
 Conversation = Sequence[dict[str, str]]
 
@@ -72,10 +73,16 @@ class InferenceClient:
         await self._channel.close()
 
     async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a raw prompt, with the model's special tokens."""
+        """Token ids of a raw prompt, with the model's special tokens; tries again like `complete`.
+
+        Raises RequestFailed.
+        """
         request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=True)
-        answer = await self._stub.Tokenize(request, metadata=self._metadata)
-        return list(answer.token_ids)
+
+        async def once() -> list[int]:
+            return list((await self._stub.Tokenize(request, metadata=self._metadata)).token_ids)
+
+        return await _retrying(once)
 
     async def complete(self, prompt: Prompt | Conversation, params: SamplingParams) -> Completed:
         """Generates all samples; tries again while the router is busy or being restarted.
@@ -83,14 +90,7 @@ class InferenceClient:
         Raises RequestFailed.
         """
         request = _generate_request(prompt, params)
-        for attempt in range(_MAX_RETRIES):
-            try:
-                return await self._complete_once(request, params)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in _RETRYABLE or attempt == _MAX_RETRIES - 1:
-                    raise RequestFailed(error.details() or error.code().name) from error
-            await asyncio.sleep(min(_FIRST_RETRY_S * 2**attempt, _LAST_RETRY_S))
-        raise AssertionError("unreachable")
+        return await _retrying(lambda: self._complete_once(request, params))
 
     async def stream(
         self, prompt: Prompt | Conversation, params: SamplingParams
@@ -117,6 +117,34 @@ class InferenceClient:
             num_prompt_tokens=samples[0].usage.num_prompt_tokens,
             num_cached_tokens=samples[0].usage.num_cached_tokens,
         )
+
+
+async def _retrying(call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """The answer of the first call that succeeds. Raises RequestFailed."""
+    backoff_s = _FIRST_RETRY_S
+    for attempts_left in reversed(range(_MAX_RETRIES)):
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            hint_s = _retry_hint_s(error)
+            if hint_s is None or not attempts_left:
+                raise RequestFailed(error.details() or error.code().name) from error
+        await asyncio.sleep(max(hint_s, backoff_s))
+        backoff_s = min(2 * backoff_s, _LAST_RETRY_S)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _retry_hint_s(error: grpc.aio.AioRpcError) -> float | None:
+    """Seconds after which trying again may help; None if it would not.
+
+    UNAVAILABLE may be gRPC's own (nobody listens yet). RESOURCE_EXHAUSTED may be too (a message
+    is too large, for ever), so only the router's word makes it worth a retry.
+    """
+    trailers = dict(error.trailing_metadata() or ())
+    hint = trailers.get(_RETRY_TRAILER)
+    if hint is not None:
+        return int(hint) / 1000
+    return 0.0 if error.code() == grpc.StatusCode.UNAVAILABLE else None
 
 
 async def fetch_state(target: str, timeout_s: float = 5.0) -> dict[str, Any]:
