@@ -66,12 +66,13 @@ class Attachment:
     ranks: tuple[Rank, ...]
     capacity: Capacity
     last_seen: float
+    last_result_at: float
+    """When it attached, before the first."""
     pace: Pace = field(default_factory=Pace)
     in_flight: deque[SentPlan] = field(default_factory=deque)
     is_starting: bool = False
     """It idled until a moment ago, and more of what woke it may be under way."""
     num_steps: int = 0
-    last_result_at: float = 0.0
 
     @property
     def model(self) -> ModelCard:
@@ -181,6 +182,7 @@ class Replicas:
             ranks=ranks,
             capacity=_shared_capacity(ranks),
             last_seen=now,
+            last_result_at=now,
         )
         welcome = workers.encode_welcome(attachment.epoch)
         for rank in ranks:

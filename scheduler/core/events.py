@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Int32Column = npt.NDArray[np.int32]
+BoolColumn = npt.NDArray[np.bool_]
 UInt8Column = npt.NDArray[np.uint8]
 
 

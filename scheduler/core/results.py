@@ -33,7 +33,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     if len(result.slot) and not 0 <= result.slot.min() <= result.slot.max() < slots.num_slots:
         raise ValueError(f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}")
     replica.settle(result.step_id)
-    live = slots.generation[result.slot] == result.generation
+    live = slots.are_held(result.slot, result.generation)
     # Rows whose logits were not finite have no token.
     row = np.flatnonzero(live & (result.finish != _ERROR))
     slot, token, finish = result.slot[row], result.token_id[row], result.finish[row]

@@ -7,11 +7,8 @@ move on into the sequence's own record, so Python runs once per block and not on
 
 import numpy as np
 
-from scheduler.core.events import Int32Column
+from scheduler.core.events import BoolColumn, Int32Column
 from scheduler.core.sequence import Sequence
-
-VACANT = -1
-"""Generation of a slot without a tenant; no result carries it."""
 
 
 class SlotTable:
@@ -21,7 +18,9 @@ class SlotTable:
         self.num_slots = num_slots
         self.block_size = block_size
         self.sequence: list[Sequence | None] = [None] * num_slots
-        self.generation = np.full(num_slots, VACANT, np.int32)
+        self.held = np.zeros(num_slots, np.bool_)
+        self.generation = np.zeros(num_slots, np.int32)
+        """Tenants so far: a result that names a slot says which of them it means."""
         self.num_tokens = np.zeros(num_slots, np.int32)
         """Confirmed tokens, prompt and output."""
         self.max_total_tokens = np.zeros(num_slots, np.int32)
@@ -29,7 +28,6 @@ class SlotTable:
         self.sequence_id = np.zeros(num_slots, np.int32)
         self.awaits_first_token = np.zeros(num_slots, np.bool_)
         self.tail = np.zeros((num_slots, block_size), np.int32)
-        self._num_tenants = [0] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._num_running = 0
 
@@ -57,9 +55,8 @@ class SlotTable:
         sequence.slot = slot
         self.sequence[slot] = sequence
         self._num_running += 1
-        self._num_tenants[slot] += 1
-        generation = self._num_tenants[slot]
-        self.generation[slot] = generation
+        self.held[slot] = True
+        self.generation[slot] += 1
         self.num_tokens[slot] = len(tokens)
         self.max_total_tokens[slot] = sequence.max_total_tokens
         self.router[slot] = sequence.request.router
@@ -67,7 +64,12 @@ class SlotTable:
         self.awaits_first_token[slot] = sequence.first_token_at is None
         partial = len(tokens) % self.block_size
         self.tail[slot, :partial] = tokens[len(tokens) - partial :]
-        return generation
+        return int(self.generation[slot])
+
+    def are_held(self, slot: Int32Column, generation: Int32Column) -> BoolColumn:
+        """Which of these tenancies go on."""
+        same: BoolColumn = self.generation[slot] == generation
+        return same & self.held[slot]
 
     def take_back(self, sequence: Sequence) -> None:
         """Move confirmed tokens from the tail into the sequence's record."""
@@ -82,7 +84,7 @@ class SlotTable:
         slot = sequence.slot
         self.sequence[slot] = None
         self._num_running -= 1
-        self.generation[slot] = VACANT
+        self.held[slot] = False
         return slot
 
     def free(self, slot: int) -> None:
@@ -97,5 +99,5 @@ class SlotTable:
         assert len(held) == self._num_running, "running sequences are miscounted"
         for slot in range(self.num_slots):
             sequence = self.sequence[slot]
-            assert (sequence is None) == (self.generation[slot] == VACANT), "a vacant slot lives"
+            assert (sequence is not None) == self.held[slot], "a vacant slot is held"
             assert sequence is None or sequence.slot == slot, "a tenant is elsewhere"

@@ -177,6 +177,23 @@ def test_a_result_out_of_order_is_an_error_and_changes_nothing(step_id):
     cell.assert_at_rest()
 
 
+@pytest.mark.parametrize("generation", [-1, 0, 1, 2])
+def test_a_vacant_slot_has_no_news_whatever_the_generation(generation):
+    cell = Cell()
+    cell.attach()
+    key = cell.submit([1], 8)
+    plan = cell.schedule()
+    slot = plan.admit[0].slot
+    cell.abort(key)
+    one = token_column([1])
+    stray = StepResult(
+        plan.step_id, token_column([slot]), token_column([generation]), one, np.zeros(1, np.uint8)
+    )
+    outputs = cell.scheduler.apply("a", stray, 1.0)
+    assert outputs.token_id.size == 0
+    cell.scheduler.check_integrity()
+
+
 @pytest.mark.parametrize("slot", [-1, 8])
 def test_a_slot_that_does_not_exist_is_an_error(slot):
     cell = Cell()
