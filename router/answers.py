@@ -49,10 +49,15 @@ class GenerationResponse(Response):
         backend = self._backend
         request = Request(scope, receive)
         try:
+            # What would be refused now is refused before its body is read; and a body that comes
+            # slowly holds no permit of those that are answered.
+            backend.permits.check()
+            backend.engine.check_available()
+            dice = backend.dice_of_call()
+            with backend.uploads.permit():
+                content = await read_body(request, backend.max_body_bytes)
             with backend.permits.permit():
                 max_model_len = backend.engine.check_available()
-                dice = backend.dice_of_call()
-                content = await read_body(request, backend.max_body_bytes)
                 request_id = scope["state"]["request_id"]
                 call = await backend.in_thread(
                     self._parse, content, backend.model, max_model_len, request_id, dice

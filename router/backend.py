@@ -30,6 +30,9 @@ class Backend:
     model: Model
     engine: Engine
     permits: Permits
+    """One for each request in flight, from when its body is here."""
+    uploads: Permits
+    """One for each body that is being read."""
     readiness: Readiness
     metrics: Metrics
     max_body_bytes: int

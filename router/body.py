@@ -8,6 +8,9 @@ from gateway.errors import Fault, RequestError
 
 BODY_S = 60.0
 """A body that is not here after so long is given up."""
+FIRST_S = 5.0
+LEAST_BYTES_PER_S = 4096
+"""So is one that, from `FIRST_S` on, has come more slowly than this on the whole."""
 DISCARD_FACTOR = 4
 """A body over the limit is read on, and forgotten, up to so many limits: a client that is still
 sending would not see the answer."""
@@ -17,10 +20,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body. Raises RequestError if it is too large, too slow or never complete."""
     chunks: list[bytes] = []
     num_bytes = 0
+    clock = asyncio.get_running_loop().time
+    began_at = clock()
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(FIRST_S) as patience:
             async for chunk in request.stream():
                 num_bytes += len(chunk)
+                may_take_s = min(FIRST_S + num_bytes / LEAST_BYTES_PER_S, BODY_S)
+                patience.reschedule(began_at + may_take_s)
                 if num_bytes <= max_bytes:
                     chunks.append(chunk)
                 else:
@@ -29,7 +36,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                         break
     except TimeoutError as error:
         raise RequestError(
-            Fault.BODY_TOO_SLOW, f"the body was not complete after {BODY_S:g} seconds"
+            Fault.BODY_TOO_SLOW,
+            f"the body comes too slowly: {num_bytes} bytes in {clock() - began_at:.1f} seconds; "
+            f"it may take {BODY_S:g}, and must bring {LEAST_BYTES_PER_S} bytes a second",
         ) from error
     except ClientDisconnect as error:
         raise RequestError(Fault.CLIENT_GONE, "the client left before its body ended") from error

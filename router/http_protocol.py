@@ -1,8 +1,15 @@
 """uvicorn's HTTP/1.1 protocol with two things added: bounded headers, and a way to hang up.
 
 httptools collects headers of any length for any time, so a connection could hold any amount of
-memory. And a client that stops reading keeps a closed connection open for as long as it likes,
-because closing waits for what is written; only aborting the transport ends that.
+memory; trailers of a chunked body as well, and they would be added to the headers of a request
+that is already being answered. And a client that stops reading keeps a closed connection open for
+as long as it likes, because closing waits for what is written; only aborting the transport ends
+that.
+
+    (first byte) headers ──▶ body ──▶ (trailers) ──▶ next request, on the same connection
+    └ HEADERS_S ──────┘      └ whoever reads it bounds its time ┘
+
+What is not body counts against the limit, from the last byte of a body or end of a message on.
 """
 
 import asyncio
@@ -11,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
 HEADERS_S = 30.0
-"""How long a new connection may take to say what it wants."""
+"""How long a client may take to say what it wants, on a new connection or an old one."""
 
 HANG_UP = "quire.hang_up"
 """Key in the ASGI scope's extensions; "call" under it ends the connection at once."""
@@ -25,14 +32,15 @@ _TOO_LARGE = (
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    _in_headers = True
+    _in_body = False
+    """Between the headers of a request and the end of its trailers."""
     _num_header_bytes = 0
     _impatience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is here."""
         super().connection_made(transport)
-        self._impatience = self.loop.call_later(HEADERS_S, transport.abort)
+        self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It left."""
@@ -40,26 +48,64 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of headers or bodies."""
+        """Bytes of headers, bodies or trailers."""
+        self._num_header_bytes += len(data)
         super().data_received(data)
-        if self._in_headers and not self.transport.is_closing():
-            self._num_header_bytes += len(data)
-            if self._num_header_bytes > MAX_HEADER_BYTES:
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+        if self.transport.is_closing():
+            return
+        if self._num_header_bytes > MAX_HEADER_BYTES:
+            self._refuse_headers()
+        elif not self._in_body and self._num_header_bytes and self._impatience is None:
+            self._expect_headers()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._in_headers = True
-        self._num_header_bytes = 0
         self.scope["extensions"] = {HANG_UP: {"call": self.transport.abort}}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; a trailer says nothing that anybody here wants to know."""
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Its body may follow."""
-        self._in_headers = False
+        self._in_body = True
+        self._num_header_bytes = 0
         self._calm()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of it."""
+        self._num_header_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is here in full."""
+        self._in_body = False
+        self._num_header_bytes = 0
+        super().on_message_complete()
+
+    def _refuse_headers(self) -> None:
+        """Hangs up, and says why if that does not land in the middle of an answer."""
+        cycle = self.cycle
+        if (
+            cycle is None
+            or cycle.response_complete
+            or (self._in_body and not cycle.response_started)
+        ):
+            self.transport.write(_TOO_LARGE)
+        self.transport.close()
+
+    def _expect_headers(self) -> None:
+        self._impatience = self.loop.call_later(HEADERS_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        """No complete headers yet: the end, unless an answer to an earlier request is under way."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+        else:
+            self._expect_headers()
 
     def _calm(self) -> None:
         if self._impatience is not None:

@@ -40,6 +40,8 @@ from router.readiness import Readiness
 from router.service import create_server
 
 _BACKLOG = 2048
+_UPLOADS_PER_REQUEST = 4
+"""Bodies that may be read at once, per request that may be in flight: few are slow."""
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +141,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         model=model,
         engine=engine,
         permits=permits,
+        uploads=Permits(_UPLOADS_PER_REQUEST * settings.max_in_flight, "bodies are being read"),
         readiness=Readiness(engine),
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,

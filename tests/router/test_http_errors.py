@@ -10,7 +10,6 @@ import openai
 import pytest
 
 from protos.quire.v1 import scheduler_pb2
-from router.http_protocol import MAX_HEADER_BYTES
 from router.server import Router
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
@@ -98,16 +97,6 @@ async def test_a_wrong_method(
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat/completions/", "/v2/models", "/%00"])
 async def test_an_unknown_path(http: httpx.AsyncClient, path: str) -> None:
     assert error_of(await http.get(path), 404)["code"] == "unknown_url"
-
-
-async def test_headers_without_end(router: Router) -> None:
-    host, _, port = router.address.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /health HTTP/1.1\r\nx: ")
-    for _ in range(4):
-        writer.write(b"x" * (MAX_HEADER_BYTES // 2))
-    assert (await reader.read(12)) == b"HTTP/1.1 431"
-    writer.close()
 
 
 async def test_the_api_key_guards_all_but_probes(start_router: StartRouter) -> None:
