@@ -114,7 +114,7 @@ class Simulation:
             f"replica-{i}": _Link(ModelledWorker(capacity, cost)) for i in range(arguments.replicas)
         }
         for name in self._links:
-            self._scheduler.attach(name, capacity, 0.0)
+            self._scheduler.attach(name, capacity)
         self._block_size = arguments.block_size
         self._events: list[tuple[float, int, object]] = []
         self._serials = count()
