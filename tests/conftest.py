@@ -2,7 +2,19 @@
 
 import os
 
+import pytest
+
+from tests.ties import total_ties
+
 # Several test processes share the machine, and OpenMP threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many answers of the end-to-end tests a tie decided."""
+    reports = (report for outcome in terminalreporter.stats.values() for report in outcome)
+    ties = total_ties(reports)
+    if ties is not None:
+        terminalreporter.write_line(f"answers that a tie between two tokens decided: {ties}")

@@ -5,7 +5,8 @@ what `generate` does, and it ends where `generate` ends. One forward pass over p
 checks that in a hundredth of the time that generating takes; the slow tier also generates.
 
 Two tokens whose logits differ by less than `TIE` are both right: the order in which a float32 sum
-is taken decides between them. `Reference.num_ties` counts the answers in which that was needed.
+is taken decides between them. `Reference.num_ties` counts the answers in which that was needed;
+they are few, or something else is wrong.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 TIE = 1e-4
+MAX_TIES = 5
 NUM_OUTPUT_TOKENS = 64
 
 
@@ -70,6 +72,7 @@ class Reference:
         assert len(output) == NUM_OUTPUT_TOKENS or ended, f"ended after {len(output)} tokens"
         assert prompt.ignore_eos or self._eos not in output[:-1], "went on past the end token"
         self.num_ties += gaps[worst] > 0
+        assert self.num_ties <= MAX_TIES, f"ties decided more than {MAX_TIES} answers"
         self._accepted.add(key)
 
     def _gaps(self, prompt: Prompt, output: list[int]) -> list[float]:

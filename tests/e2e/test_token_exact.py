@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.exactness import EVERY, PAIRWISE, Setting, check
-from tests.e2e.reference import Prompt, Reference
+from tests.e2e.reference import MAX_TIES, NUM_OUTPUT_TOKENS, TIE, Prompt, Reference
 
 SHARED = [setting for setting in EVERY if setting.concurrency > 1]
 
@@ -20,6 +20,18 @@ def test_the_oracle_rejects_a_wrong_token(reference: Reference, prompts: list[Pr
 def test_the_oracle_rejects_an_answer_that_ends_early(reference: Reference, prompts: list[Prompt]):
     with pytest.raises(AssertionError, match="ended after 10 tokens"):
         reference.check(prompts[18], reference.answer(prompts[18])[:10])
+
+
+def test_the_oracle_accepts_few_ties(
+    reference: Reference, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reference, "num_ties", 0)
+    monkeypatch.setattr(reference, "_accepted", set())
+    monkeypatch.setattr(reference, "_gaps", lambda prompt, output: [TIE / 2] * len(output))
+    for token in range(MAX_TIES):
+        reference.check(prompts[18], [token] * NUM_OUTPUT_TOKENS)
+    with pytest.raises(AssertionError, match="ties decided more than 5 answers"):
+        reference.check(prompts[18], [MAX_TIES] * NUM_OUTPUT_TOKENS)
 
 
 @pytest.mark.parametrize("setting", [s for s in SHARED if s in PAIRWISE], ids=str)
