@@ -246,12 +246,9 @@ def _http_socket(settings: Settings) -> Iterator[socket.socket]:
 
 def _bind_unix(path: Path) -> socket.socket:
     """Takes the place of a socket that nobody listens on any more."""
+    _clear_unix(path)
     listener = socket.socket(socket.AF_UNIX)
     try:
-        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(path)) != 0:
-                    path.unlink()
         listener.bind(str(path))
     except OSError as error:
         listener.close()
@@ -259,8 +256,25 @@ def _bind_unix(path: Path) -> socket.socket:
     return listener
 
 
+def _clear_unix(path: Path) -> None:
+    """Removes a socket that nobody listens on; one that is in use is not taken away."""
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise ConfigurationError(f"cannot listen on {path}: it is no socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise ConfigurationError(f"cannot listen on {path}: it is in use")
+        path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
+
+
 def _bind_grpc(server: grpc.aio.Server, listen: str) -> str:
     """The address it really listens on."""
+    if listen.startswith("unix:"):
+        _clear_unix(Path(listen.removeprefix("unix:")))  # gRPC takes it from whoever is there
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,10 @@ async def test_an_error_in_a_stream_is_its_last_event(
 
 
 async def test_a_unix_socket_serves_too(start_router: StartRouter, tmp_path: Path) -> None:
+    """Where a router that was killed has left its own."""
     path = tmp_path / "router.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
     async with start_router(uds=path) as router:
         assert router.address == f"unix:{path}"
         transport = httpx.AsyncHTTPTransport(uds=str(path))

@@ -147,6 +147,24 @@ def test_a_port_in_use(model_dir: Path, flag: str) -> None:
     assert "in use" in line
 
 
+@pytest.mark.parametrize("flag", ["--uds", "--grpc-listen"])
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_unix_socket_in_use(model_dir: Path, tmp_path: Path, flag: str, listens: bool) -> None:
+    """Another router may be there: nobody's socket is taken away. Nor is a file."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as taken:
+        if listens:
+            taken.bind(str(path))
+            taken.listen()
+        else:
+            path.write_text("precious")
+        address = str(path) if flag == "--uds" else f"unix:{path}"
+        arguments = ("--model", str(model_dir), "--port", "0", "--grpc-port", "0", flag, address)
+        reason = "it is in use" if listens else "it is no socket"
+        assert refused(*arguments) == f"error: cannot listen on {path}: {reason}"
+    assert path.exists()
+
+
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, router.__main__, router.server\n"
