@@ -6,7 +6,6 @@ gets its proper status. After that, an error is an event of the stream, which th
 """
 
 import asyncio
-import json
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Fault, RequestError
 from gateway.model import Model
-from gateway.openai.call import Answer, Call
+from gateway.openai.call import Answer, Call, compact
 from gateway.openai.errors import error_body
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
@@ -94,7 +93,7 @@ async def _watch(receive: Receive, generation: Generation) -> AsyncIterator[None
 async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
     async for pieces in generation.batches():
         answer.collect(pieces)
-    body = json.dumps(answer.whole(), ensure_ascii=False).encode()
+    body = compact(answer.whole()).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -130,7 +129,7 @@ async def _stream(answer: Answer, generation: Generation, scope: Scope, send: Se
         if not started or error.fault is Fault.CLIENT_GONE:
             raise
         _log.warning("request %s failed in its stream: %s", answer.call.request_id, error.message)
-        await write(f"data: {json.dumps(error_body(error))}\n\n".encode(), more=False)
+        await write(f"data: {compact(error_body(error))}\n\n".encode(), more=False)
 
 
 def _nothing() -> None:

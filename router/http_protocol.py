@@ -89,11 +89,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _refuse_headers(self) -> None:
         """Hangs up, and says why if that does not land in the middle of an answer."""
         cycle = self.cycle
-        if (
-            cycle is None
-            or cycle.response_complete
-            or (self._in_body and not cycle.response_started)
-        ):
+        is_idle = cycle is None or cycle.response_complete
+        if is_idle or (self._in_body and not cycle.response_started):
             self.transport.write(_TOO_LARGE)
         self.transport.close()
 

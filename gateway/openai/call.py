@@ -59,6 +59,11 @@ class Choice:
     finish: Finish | None = None
 
 
+def compact(value: Any) -> str:
+    """JSON without a space between its parts."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 class Answer(ABC):
     """The answer to one call, as stream or as one response."""
 
@@ -70,8 +75,8 @@ class Answer(ABC):
         self.call = call
         self.tokenizer = tokenizer
         self.choices = [Choice() for _ in range(call.num_choices)]
-        self._opening = json.dumps(self._head(self.chunk_object))[:-1]
-        self._usage_null = ', "usage": null' if call.include_usage else ""
+        self._opening = compact(self._head(self.chunk_object))[:-1]
+        self._usage_null = ',"usage":null' if call.include_usage else ""
 
     def events(self, pieces: Sequence[Piece]) -> bytes:
         """Server-sent events of these pieces, one each; nothing for those that show nothing."""
@@ -83,17 +88,14 @@ class Answer(ABC):
             if piece.finish is not None:
                 choice.finish = piece.finish
             if chunk is not None:
-                events.append(
-                    f'data: {self._opening}, "choices": [{chunk}]{self._usage_null}}}\n\n'
-                )
+                events.append(f'data: {self._opening},"choices":[{chunk}]{self._usage_null}}}\n\n')
         return "".join(events).encode()
 
     def closing_events(self) -> bytes:
         """The end of a stream that ended well."""
         last = ""
         if self.call.include_usage:
-            usage = json.dumps(self.usage())
-            last = f'data: {self._opening}, "choices": [], "usage": {usage}}}\n\n'
+            last = f'data: {self._opening},"choices":[],"usage":{compact(self.usage())}}}\n\n'
         return f"{last}data: [DONE]\n\n".encode()
 
     def collect(self, pieces: Sequence[Piece]) -> None:
@@ -156,6 +158,6 @@ class Answer(ABC):
 def ending(finish: Finish | None) -> str:
     """The two fields that say whether and why a stream choice has ended."""
     if finish is None:
-        return '"finish_reason": null'
-    stop_reason = json.dumps(finish.stop_reason)
-    return f'"finish_reason": "{finish.reason.value}", "stop_reason": {stop_reason}'
+        return '"finish_reason":null'
+    stop_reason = compact(finish.stop_reason)
+    return f'"finish_reason":"{finish.reason.value}","stop_reason":{stop_reason}'

@@ -1,13 +1,12 @@
 """POST /v1/chat/completions."""
 
-import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from gateway.errors import invalid, quote
 from gateway.model import Model
-from gateway.openai.call import Answer, Call, Choice, ending
+from gateway.openai.call import Answer, Call, Choice, compact, ending
 from gateway.openai.schema import (
     REFUSED_IN_CHAT,
     ChatBody,
@@ -88,16 +87,16 @@ class ChatAnswer(Answer):
         shows = self.call.wants_logprobs or self.call.wants_token_ids
         if not (piece.text or piece.finish or (shows and piece.token_ids)):
             return None
-        role = "" if choice.opened else '"role": "assistant", '
-        delta = f'{{{role}"content": {json.dumps(piece.text, ensure_ascii=False)}}}'
+        role = "" if choice.opened else '"role":"assistant",'
+        delta = f'{{{role}"content":{compact(piece.text)}}}'
         extra = ""
         if self.call.wants_logprobs:
-            extra = f', "logprobs": {json.dumps(self._logprobs(piece.logprobs or ()))}'
+            extra = f',"logprobs":{compact(self._logprobs(piece.logprobs or ()))}'
         if self.call.wants_token_ids:
-            extra += f', "token_ids": {piece.token_ids}'
+            extra += f',"token_ids":{compact(piece.token_ids)}'
             if not choice.opened:
-                extra += f', "prompt_token_ids": {self._prompt_token_ids()}'
-        return f'{{"index": {piece.index}, "delta": {delta}, {ending(piece.finish)}{extra}}}'
+                extra += f',"prompt_token_ids":{compact(self._prompt_token_ids())}'
+        return f'{{"index":{piece.index},"delta":{delta},{ending(piece.finish)}{extra}}}'
 
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """One entry of `choices`."""

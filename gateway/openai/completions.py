@@ -1,13 +1,12 @@
 """POST /v1/completions: raw prompts, as text or tokens, one or several."""
 
-import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
 from gateway.errors import RequestError, invalid, quote
 from gateway.model import Model
-from gateway.openai.call import LEAST_LOGPROB, Answer, Call, Choice, ending
+from gateway.openai.call import LEAST_LOGPROB, Answer, Call, Choice, compact, ending
 from gateway.openai.schema import (
     REFUSED_IN_COMPLETION,
     CompletionBody,
@@ -85,13 +84,12 @@ class CompletionAnswer(Answer):
             return None
         extra = ""
         if self.call.wants_logprobs:
-            extra = f', "logprobs": {json.dumps(self._logprobs(choice, piece.logprobs or ()))}'
+            extra = f',"logprobs":{compact(self._logprobs(choice, piece.logprobs or ()))}'
         if self.call.wants_token_ids:
-            extra += f', "token_ids": {piece.token_ids}'
+            extra += f',"token_ids":{compact(piece.token_ids)}'
             if not choice.opened:
-                extra += f', "prompt_token_ids": {self._prompt_token_ids(piece.index)}'
-        written = json.dumps(text, ensure_ascii=False)
-        return f'{{"index": {piece.index}, "text": {written}, {ending(piece.finish)}{extra}}}'
+                extra += f',"prompt_token_ids":{compact(self._prompt_token_ids(piece.index))}'
+        return f'{{"index":{piece.index},"text":{compact(text)},{ending(piece.finish)}{extra}}}'
 
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """One entry of `choices`."""

@@ -106,7 +106,7 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": (None, ""),
     "allowed_token_ids": (None,),
     "bad_words": _EMPTY,
-    "prompt_logprobs": _NEITHER,
+    "prompt_logprobs": (None, 0),
     "truncate_prompt_tokens": (None,),
     "use_beam_search": _NEITHER,
     "logits_processors": _EMPTY,

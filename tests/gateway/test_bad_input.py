@@ -100,6 +100,8 @@ def test_json_that_is_not_an_object(model: Model, content: bytes) -> None:
         ({"stream_options": 1}, "stream_options is 1; it must be an object"),
         ({"cache_salt": "a b"}, 'cache_salt is "a b"; it must be 1 to 64 letters'),
         ({"request_id": "a\nb"}, 'request_id is "a\\nb"; it must be 1 to 128 visible'),
+        ({"prompt_logprobs": 1}, "prompt_logprobs is 1; it is not supported"),
+        ({"prompt_logprobs": True}, "prompt_logprobs is true; it is not supported"),
         ({"tools": [{"type": "function"}]}, "tools is [{"),
         ({"response_format": {"type": "json_object"}}, "response_format is {"),
         ({"modalities": ["audio"]}, 'modalities is ["audio"]; it is not supported'),

@@ -82,6 +82,7 @@ def test_everything_said_arrives(model: Model) -> None:
         stream=True,
         stream_options={"include_usage": True, "something_new": 1},
         metadata={"unknown": "fields are ignored"},
+        prompt_logprobs=0,
     )
     request = call.requests[0]
     assert (request.n, request.max_tokens, request.seed) == (3, 7, (1 << 64) - 1)

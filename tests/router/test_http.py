@@ -178,6 +178,7 @@ async def test_the_stream_is_server_sent_events(http: httpx.AsyncClient) -> None
         chunk = json.loads(event.removeprefix("data: "))
         assert chunk["object"] == "chat.completion.chunk"
         assert "usage" not in chunk
+        assert event == f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}"
 
 
 async def test_probes_and_version(http: httpx.AsyncClient) -> None:
