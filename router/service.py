@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection  # type: ignore[attr-defined]  # the stubs lack it
+from grpc_reflection.v1alpha import reflection
 
 from gateway.errors import Fault, RequestError
 from gateway.model import Model

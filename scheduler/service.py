@@ -7,12 +7,12 @@ plan is serialised once for all ranks. Whoever opens a stream says hello first.
 from collections.abc import AsyncIterator
 
 import grpc
-from grpc_health.v1 import (  # type: ignore[attr-defined]  # the stubs leave out `health`
+from grpc_health.v1 import (
     health,
     health_pb2,
     health_pb2_grpc,
 )
-from grpc_reflection.v1alpha import reflection  # type: ignore[attr-defined]  # as above
+from grpc_reflection.v1alpha import reflection
 
 from protos.quire.v1 import scheduler_pb2, worker_pb2
 from scheduler.cell import Cell
