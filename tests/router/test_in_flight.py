@@ -55,7 +55,8 @@ async def test_a_scheduler_that_restarts_is_a_pause(
         asyncio.create_task(collect(client, prompt=f"xyz{number}", seed=10 * number, n=2))
         for number in range(3)
     ]
-    await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [4] * 6)
+    samples = router.backend.engine._samples
+    await until(lambda: [len(sample.tokens) for sample in samples.values()] == [4] * 6)
     before = {submit.sequence_id: submit for submit in scheduler.submits}
     scheduler.submits.clear()
     scheduler.kill()
