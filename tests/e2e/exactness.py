@@ -62,8 +62,9 @@ def _meaningful(row: list[object]) -> bool:
 PAIRWISE = [Setting(*row) for row in AllPairs(FACTORS, filter_func=_meaningful)]
 
 
-NEIGHBOUR_PROMPT, NEIGHBOUR_OUTPUT = 700, 300
-"""Three of these fit into a small pool when they begin, and outgrow it together."""
+NEIGHBOUR_PROMPT, NEIGHBOUR_OUTPUT = 900, 400
+"""Two of these fit into a small pool when the second begins, however long its prompt took in small
+chunks beside the first, and outgrow it together."""
 
 
 def neighbours(setting: Setting) -> list[list[int]]:
