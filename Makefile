@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 MODEL ?= smollm2
+ARGS ?=
 # Where pip also looks for torch. PyPI's own build brings CUDA along; for a CPU-only machine:
 #   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -26,8 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install: $(INSTALLED)  ## Make .venv with everything, and the `quire` command in it
 
-run: install  ## Serve the default model on this machine (Ctrl-C stops it)
-	$(BIN)/quire serve $(MODEL)
+run: install  ## Serve MODEL (the default one) with ARGS, like "--port 8001"; Ctrl-C stops it
+	$(BIN)/quire serve $(MODEL) $(ARGS)
 
 test: install  ## Run the default tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile

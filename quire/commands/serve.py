@@ -144,6 +144,8 @@ def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
     question = {
         "model": stack.name,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 64,
+        "temperature": 0,
     }
     key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if door.api_key else ""
     metrics = {process.name: process.metrics for process in stack.record().processes}
