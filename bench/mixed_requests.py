@@ -7,7 +7,7 @@ answer runs to its full length (the end token is ignored).
 import random
 from dataclasses import dataclass
 
-TOKEN_IDS = range(1000, 10_000)
+from quire.bench.load import TOKEN_IDS
 
 
 @dataclass(frozen=True, slots=True)

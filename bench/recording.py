@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quire.bench.report import cpu_name
+
 _PACKAGES = ("torch", "transformers", "grpcio", "protobuf", "numpy", "numba")
 
 
@@ -52,7 +54,7 @@ def provenance() -> dict[str, Any]:
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+" if _git("status", "-s", "-uno") else ""),
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "system": platform.system(),
             "load_before": os.getloadavg()[0],
@@ -67,12 +69,6 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _print(figures: dict[str, Any], indent: str = "") -> None:

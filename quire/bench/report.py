@@ -98,7 +98,7 @@ def as_json(run: Run, report: Report, target: str) -> dict[str, Any]:
         "quire": __version__,
         "target": target,
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "system": platform.platform(),
             "python": platform.python_version(),
@@ -109,7 +109,8 @@ def as_json(run: Run, report: Report, target: str) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, for people."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
