@@ -155,7 +155,7 @@ def create_server(backend: Backend) -> grpc.aio.Server:
     return server
 
 
-class HealthService(health_pb2_grpc.HealthServicer):
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignore]  # no stubs
     """Serving as a process from the start, and as `InferenceService` while it is ready.
 
     Looked up whenever it is asked for, so that it cannot be out of date.
