@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
 
-from kernels.batch import StepTensors
+from kernels.batch import Scoring, StepTensors
 from kernels.elementwise_cpu import exp
 from kernels.jit import inner, jit, prefetch
 from kernels.reference import gather_context
@@ -23,23 +23,27 @@ _LINE = 16  # float32 in a cache line
 
 
 def paged_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepTensors, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    step: StepTensors,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """`kernels.reference.paged_attention`."""
-    batch = step.batch
+    batch, scale = step.batch, scoring.scale
     out = torch.empty_like(query)
     if batch.num_decodes:
         _attend_decodes(
             query.numpy(),
             keys.numpy(),
             values.numpy(),
-            batch.block_table.numpy(),
+            batch.row_tables.numpy(),
             batch.seq_lens.numpy()[: batch.num_decodes],
             np.float32(scale),
             out.numpy(),
         )
     for (row, start, end, length), mask in zip(batch.chunks, batch.chunk_masks, strict=True):
-        table = batch.block_table[row]
+        table = batch.row_tables[row]
         attended = F.scaled_dot_product_attention(
             query[start:end].transpose(0, 1)[None],
             gather_context(keys, table, length)[None],

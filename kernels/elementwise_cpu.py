@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kernels.batch import StepTensors
+from kernels.batch import HeadNorms, StepTensors
 from kernels.jit import inner, jit
 
 Floats = npt.NDArray[np.float32]
@@ -58,11 +58,17 @@ def add_rms_norm(
 
 
 def rope_and_store(
-    qkv: torch.Tensor, step: StepTensors, keys: torch.Tensor, values: torch.Tensor
+    qkv: torch.Tensor,
+    step: StepTensors,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
     """`kernels.reference.rope_and_store`."""
     _, num_kv_heads, _, head_dim = keys.shape
     num_tokens, width = qkv.shape
+    if norms is not None:
+        _norm_heads(qkv.view(num_tokens, -1, head_dim), num_kv_heads, norms)
     query = qkv.new_empty(num_tokens, width // head_dim - 2 * num_kv_heads, head_dim)
     kernel = _rope_store_parallel if _several_threads_pay(qkv) else _rope_store
     kernel(
@@ -75,6 +81,26 @@ def rope_and_store(
         query.numpy(),
     )
     return query
+
+
+def _norm_heads(heads: torch.Tensor, num_kv_heads: int, norms: HeadNorms) -> None:
+    """Norms query and key heads, in place.
+
+    Args:
+        heads: [num_tokens, num_heads + 2 · num_kv_heads, head_dim].
+        num_kv_heads: of the keys, and of the values after them.
+        norms: their weights.
+    """
+    num_heads = heads.shape[1] - 2 * num_kv_heads
+    kernel = _norm_heads_parallel if _several_threads_pay(heads) else _norm_heads_serial
+    kernel(
+        heads.numpy(),
+        num_heads,
+        num_kv_heads,
+        norms.query.numpy(),
+        norms.key.numpy(),
+        np.float32(norms.eps),
+    )
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -125,6 +151,32 @@ def _add_norm_parallel(
     for row in numba.prange(x.shape[0]):
         _add_row(x[row], residual[row])
         _norm_row(residual[row], weight, eps, out[row])
+
+
+@inner()
+def _norm_heads_row(
+    heads: Floats, num_heads: int, num_kv_heads: int, query: Floats, key: Floats, eps: np.float32
+) -> None:
+    for head in range(num_heads):
+        _norm_row(heads[head], query, eps, heads[head])
+    for head in range(num_heads, num_heads + num_kv_heads):
+        _norm_row(heads[head], key, eps, heads[head])
+
+
+@jit()
+def _norm_heads_serial(
+    heads: Floats, num_heads: int, num_kv_heads: int, query: Floats, key: Floats, eps: np.float32
+) -> None:
+    for row in range(heads.shape[0]):
+        _norm_heads_row(heads[row], num_heads, num_kv_heads, query, key, eps)
+
+
+@jit(parallel=True)
+def _norm_heads_parallel(
+    heads: Floats, num_heads: int, num_kv_heads: int, query: Floats, key: Floats, eps: np.float32
+) -> None:
+    for row in numba.prange(heads.shape[0]):
+        _norm_heads_row(heads[row], num_heads, num_kv_heads, query, key, eps)
 
 
 @inner()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels import reference
-from kernels.batch import StepTensors
+from kernels.batch import HeadNorms, Scoring, StepTensors
 
 Tensor = torch.Tensor
 
@@ -18,15 +18,15 @@ class Ops:
     Attributes:
         rms_norm: (x, weight, eps) to the norm.
         add_rms_norm: (x, residual, weight, eps) to the norm; the residual is updated in place.
-        rope_and_store: (qkv, step, keys, values) to the queries; the cache is written.
-        paged_attention: (query, keys, values, step, scale) to the attended heads.
+        rope_and_store: (qkv, step, keys, values, head norms) to the queries; the cache is written.
+        paged_attention: (query, keys, values, step, scoring) to the attended heads.
         silu_mul: (gate_up) to the gated product.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    rope_and_store: Callable[[Tensor, StepTensors, Tensor, Tensor], Tensor]
-    paged_attention: Callable[[Tensor, Tensor, Tensor, StepTensors, float], Tensor]
+    rope_and_store: Callable[[Tensor, StepTensors, Tensor, Tensor, HeadNorms | None], Tensor]
+    paged_attention: Callable[[Tensor, Tensor, Tensor, StepTensors, Scoring], Tensor]
     silu_mul: Callable[[Tensor], Tensor]
 
 

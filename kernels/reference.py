@@ -10,7 +10,7 @@ Reductions and rotations are computed in float32 whatever the type of the tensor
 
 import torch
 
-from kernels.batch import AttentionBatch, StepTensors
+from kernels.batch import HeadNorms, Scoring, StepTensors
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -41,43 +41,6 @@ def add_rms_norm(
     return rms_norm(residual, weight, eps)
 
 
-def rope_angles(
-    positions: torch.Tensor, inverse_frequencies: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of position · frequency, each [num_tokens, head_dim / 2] float32.
-
-    Args:
-        positions: [num_tokens] integer.
-        inverse_frequencies: [head_dim / 2] float32.
-    """
-    angles = positions.float()[:, None] * inverse_frequencies[None, :]
-    return angles.cos(), angles.sin()
-
-
-def kv_index(batch: AttentionBatch, block_size: int) -> torch.Tensor:
-    """Where each token's KV goes, [num_tokens] int64: block · block_size + offset."""
-    lengths = batch.cu_seqlens.diff()
-    rows = torch.repeat_interleave(
-        torch.arange(batch.num_rows, device=lengths.device), lengths, output_size=batch.num_tokens
-    )
-    blocks = batch.block_table[rows, batch.positions // block_size].long()
-    return blocks * block_size + batch.positions % block_size
-
-
-def step_tensors(
-    batch: AttentionBatch, block_size: int, inverse_frequencies: torch.Tensor
-) -> StepTensors:
-    """What all layers share.
-
-    Args:
-        batch: the rows.
-        block_size: tokens per block.
-        inverse_frequencies: [head_dim / 2] float32.
-    """
-    cos, sin = rope_angles(batch.positions, inverse_frequencies)
-    return StepTensors(batch, kv_index(batch, block_size), cos, sin)
-
-
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary embedding, halves layout: pair (i, i + head_dim / 2) turns by angle i.
 
@@ -94,15 +57,20 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def rope_and_store(
-    qkv: torch.Tensor, step: StepTensors, keys: torch.Tensor, values: torch.Tensor
+    qkv: torch.Tensor,
+    step: StepTensors,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    norms: HeadNorms | None = None,
 ) -> torch.Tensor:
-    """Rotates queries and keys; writes keys and values into the paged cache.
+    """Rotates queries and keys, normed first if asked; writes keys and values into the paged cache.
 
     Args:
         qkv: [num_tokens, (num_heads + 2 · num_kv_heads) · head_dim], queries first.
         step: the tokens' rotary angles and KV indices.
         keys: [num_blocks, num_kv_heads, block_size, head_dim]; written in place.
         values: likewise.
+        norms: of query and key heads, before the rotation; None for none.
 
     Returns:
         The rotated queries, [num_tokens, num_heads, head_dim].
@@ -111,6 +79,11 @@ def rope_and_store(
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
     query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+    if norms is not None:
+        query, key = (
+            rms_norm(query, norms.query, norms.eps),
+            rms_norm(key, norms.key, norms.eps),
+        )
     block, offset = step.kv_index // block_size, step.kv_index % block_size
     keys[block, :, offset] = rotate(key, step.cos, step.sin)
     values[block, :, offset] = value
@@ -147,20 +120,39 @@ def gather_context(cache: torch.Tensor, blocks: torch.Tensor, length: int) -> to
     return paged.reshape(num_kv_heads, -1, head_dim)[:, :length]
 
 
+def visible(num_new: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """What the last tokens of a context see of it.
+
+    Args:
+        num_new: tokens that look.
+        length: tokens of the context, the new ones included.
+        window: positions that a token sees, its own included; None: all up to its own.
+
+    Returns:
+        [num_new, length] bool.
+    """
+    seen = torch.ones(num_new, length, dtype=torch.bool, device=device).tril(length - num_new)
+    return seen if window is None else seen.triu(length - num_new - window + 1)
+
+
 def paged_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepTensors, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    step: StepTensors,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """softmax(q · Kᵀ · scale) · V for each row over its own context, causal.
 
-    A row's token i of n stands at position ``seq_len - n + i`` and sees everything up to itself.
-    Decode rows are the case n = 1.
+    A row's token i of n stands at position ``seq_len - n + i`` and sees everything up to itself, or
+    the last `window` positions of that. Decode rows are the case n = 1.
 
     Args:
         query: [num_tokens, num_heads, head_dim], rotated.
         keys: [num_blocks, num_kv_heads, block_size, head_dim], this step's tokens included.
         values: likewise.
         step: rows, lengths and block tables.
-        scale: usually 1 / sqrt(head_dim).
+        scoring: scale, window, soft cap.
 
     Returns:
         [num_tokens, num_heads · head_dim].
@@ -171,12 +163,14 @@ def paged_attention(
     starts, lengths = batch.cu_seqlens.tolist(), batch.seq_lens.tolist()
     for row, length in enumerate(lengths):
         start, end = starts[row], starts[row + 1]
-        key = gather_context(keys, batch.block_table[row], length).float()
-        value = gather_context(values, batch.block_table[row], length).float()
+        key = gather_context(keys, batch.row_tables[row], length).float()
+        value = gather_context(values, batch.row_tables[row], length).float()
         grouped = query[start:end].float().transpose(0, 1).reshape(-1, group, end - start, head_dim)
-        scores = grouped @ key[:, None].transpose(-1, -2) * scale
-        seen = torch.ones(end - start, length, dtype=torch.bool, device=query.device)
-        scores.masked_fill_(~seen.tril(length - (end - start)), float("-inf"))
+        scores = grouped @ key[:, None].transpose(-1, -2) * scoring.scale
+        if scoring.softcap is not None:
+            scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+        seen = visible(end - start, length, scoring.window, query.device)
+        scores.masked_fill_(~seen, float("-inf"))
         mixed = scores.softmax(-1) @ value[:, None]
         out[start:end] = mixed.flatten(0, 1).transpose(0, 1).to(query.dtype)
     return out.reshape(num_tokens, num_heads * head_dim)

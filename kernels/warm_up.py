@@ -2,9 +2,8 @@
 
 import torch
 
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, HeadNorms, RopeTable, Scoring, StepTensors
 from kernels.ops import Ops
-from kernels.reference import step_tensors
 
 _BLOCK_SIZE, _HEAD_DIM, _NUM_HEADS, _NUM_KV_HEADS = 4, 4, 4, 2
 # Few rows, and more than any kernel's threshold for several threads.
@@ -30,11 +29,14 @@ def _run_all(ops: Ops, num_rows: int, device: torch.device, dtype: torch.dtype) 
         num_decodes=num_rows,
         sample_index=torch.zeros(1, dtype=torch.int64, device=device),
     )
-    step = step_tensors(batch, _BLOCK_SIZE, torch.ones(_HEAD_DIM // 2, device=device))
+    rope = RopeTable.build(torch.ones(_HEAD_DIM // 2, device=device), max_position=1)
+    step = StepTensors(batch, _BLOCK_SIZE, rope)
     hidden, weight = zeros(num_rows, _HEAD_DIM), zeros(_HEAD_DIM)
     cache = (1, _NUM_KV_HEADS, _BLOCK_SIZE, _HEAD_DIM)
     keys, values = zeros(*cache), zeros(*cache)
     qkv = zeros(num_rows, (_NUM_HEADS + 2 * _NUM_KV_HEADS) * _HEAD_DIM)
     ops.add_rms_norm(ops.rms_norm(hidden, weight, 1.0), hidden, weight, 1.0)
-    ops.paged_attention(ops.rope_and_store(qkv, step, keys, values), keys, values, step, 1.0)
+    norms = HeadNorms(zeros(_HEAD_DIM), zeros(_HEAD_DIM), eps=1.0)
+    query = ops.rope_and_store(qkv, step, keys, values, norms)
+    ops.paged_attention(query, keys, values, step, Scoring(scale=1.0))
     ops.silu_mul(zeros(num_rows, 2 * _HEAD_DIM))

@@ -67,7 +67,7 @@ def load_model(
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
     weight_dtype = _weight_dtype(config, dtype, device)
-    model = LlamaModel(config, lambda name: checkpoint.read(name, weight_dtype, device))
+    model = LlamaModel(config, lambda name: checkpoint.read(name, weight_dtype, device), length)
     digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
     digest.update(str(weight_dtype).encode())
     checkpoint.update_digest(digest)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels import attention_cpu, elementwise_cpu, ops, reference
-from kernels.batch import AttentionBatch, StepTensors
+from kernels.batch import AttentionBatch, RopeTable, Scoring, StepTensors
 from kernels.linear import linear, pack_weight
 
 ROWS = (1, 3, 47, 48, 65)  # around the threshold for several threads
@@ -61,7 +61,7 @@ def make_step(
         sample_index=torch.tensor([0]),
     )
     frequencies = torch.linspace(1.0, 0.01, shape.head_dim // 2)
-    return reference.step_tensors(batch, shape.block_size, frequencies)
+    return StepTensors(batch, shape.block_size, RopeTable.build(frequencies, max(contexts)))
 
 
 def make_cache(step: StepTensors, shape: Shape, seed: int) -> torch.Tensor:
@@ -134,10 +134,10 @@ def test_attention_follows_the_specification(
     step = make_step(lengths, chunks, shape)
     query = random(step.batch.num_tokens, shape.num_heads, shape.head_dim)
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
-    scale = shape.head_dim**-0.5
+    scoring = Scoring(shape.head_dim**-0.5)
     torch.testing.assert_close(
-        attention_cpu.paged_attention(query, keys, values, step, scale),
-        reference.paged_attention(query, keys, values, step, scale),
+        attention_cpu.paged_attention(query, keys, values, step, scoring),
+        reference.paged_attention(query, keys, values, step, scoring),
         atol=2e-6,
         rtol=2e-5,
     )
@@ -151,12 +151,12 @@ def test_what_lies_beyond_a_context_is_never_read(
     step = make_step(lengths, chunks, shape)
     query = random(step.batch.num_tokens, shape.num_heads, shape.head_dim)
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
-    expected = reference.paged_attention(query, keys, values, step, 0.3)
+    expected = reference.paged_attention(query, keys, values, step, Scoring(0.3))
     for row, length in enumerate(step.batch.seq_lens.tolist()):
         last = step.batch.block_table[row, (length - 1) // shape.block_size]
         keys[last, :, length % shape.block_size :] = float("nan")
         values[last, :, length % shape.block_size :] = float("nan")
-    got = attention_cpu.paged_attention(query, keys, values, step, 0.3)
+    got = attention_cpu.paged_attention(query, keys, values, step, Scoring(0.3))
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-5)
 
 
@@ -165,8 +165,8 @@ def test_large_scores_do_not_overflow() -> None:
     step = make_step([9, 1], [], shape)
     query = random(2, 2, 4) * 1e4
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
-    got = attention_cpu.paged_attention(query, keys, values, step, 0.5)
-    expected = reference.paged_attention(query, keys, values, step, 0.5)
+    got = attention_cpu.paged_attention(query, keys, values, step, Scoring(0.5))
+    expected = reference.paged_attention(query, keys, values, step, Scoring(0.5))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_a_row_attends_alike_alone_and_among_others() -> None:
     step = make_step([37, 5, 260], [], shape)
     query = random(3, shape.num_heads, shape.head_dim)
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
-    together = attention_cpu.paged_attention(query, keys, values, step, 0.125)
+    together = attention_cpu.paged_attention(query, keys, values, step, Scoring(0.125))
     whole = step.batch
     for row in range(3):
         alone = AttentionBatch(
@@ -187,8 +187,10 @@ def test_a_row_attends_alike_alone_and_among_others() -> None:
             num_decodes=1,
             sample_index=torch.tensor([0]),
         )
-        single = StepTensors(alone, step.kv_index, step.cos, step.sin)
-        got = attention_cpu.paged_attention(query[row : row + 1], keys, values, single, 0.125)
+        single = StepTensors(alone, shape.block_size, step.rope)
+        got = attention_cpu.paged_attention(
+            query[row : row + 1], keys, values, single, Scoring(0.125)
+        )
         assert torch.equal(got[0], together[row])
 
 

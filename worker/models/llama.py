@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels import ops
-from kernels.batch import AttentionBatch
+from kernels.batch import AttentionBatch, RopeTable, Scoring, StepTensors
 from kernels.linear import linear, pack_weight
-from kernels.reference import step_tensors
 from kernels.warm_up import warm_up
 from worker.kv_cache import KVCache
 from worker.models.config import ModelConfig
@@ -96,12 +95,13 @@ class LlamaModel:
         layers: decoder layers, in order.
     """
 
-    def __init__(self, config: ModelConfig, read: ReadTensor) -> None:
+    def __init__(self, config: ModelConfig, read: ReadTensor, max_model_len: int) -> None:
         """Reads every tensor once, fusing and packing layer by layer; compiles the kernels.
 
         Args:
             config: dimensions and constants.
             read: gives a tensor of the checkpoint by name; see `checkpoint_tensors`.
+            max_model_len: the longest sequence it will see, in tokens.
         """
         self.config = config
         self.layers = tuple(_read_layer(config, read, i) for i in range(config.num_layers))
@@ -110,9 +110,9 @@ class LlamaModel:
         # A tied head shares values, not memory, where the packed layout differs from the plain one.
         head = self._embedding if config.tied_embeddings else read("lm_head.weight")
         self._head = Projection(pack_weight(head), None)
-        self._inverse_frequencies = config.inverse_frequencies().to(self._embedding.device)
-        self._scale = config.head_dim**-0.5
         device, dtype = self._embedding.device, self._embedding.dtype
+        self._rope = RopeTable.build(config.inverse_frequencies().to(device), max_model_len)
+        self._scoring = Scoring(scale=config.head_dim**-0.5)
         self._ops = ops.select(device, dtype)
         warm_up(self._ops, device, dtype)
 
@@ -143,13 +143,13 @@ class LlamaModel:
             [num_sampled, vocab_size] float32.
         """
         eps, run = self.config.rms_norm_eps, self._ops
-        step = step_tensors(batch, kv.block_size, self._inverse_frequencies)
+        step = StepTensors(batch, kv.block_size, self._rope)
         residual = torch.nn.functional.embedding(batch.token_ids, self._embedding)
         hidden = torch.zeros_like(residual)
         for layer, keys, values in zip(self.layers, kv.keys, kv.values, strict=True):
             normed = run.add_rms_norm(hidden, residual, layer.attention_norm, eps)
-            query = run.rope_and_store(layer.qkv(normed), step, keys, values)
-            attended = run.paged_attention(query, keys, values, step, self._scale)
+            query = run.rope_and_store(layer.qkv(normed), step, keys, values, None)
+            attended = run.paged_attention(query, keys, values, step, self._scoring)
             normed = run.add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
             hidden = layer.down(run.silu_mul(layer.gate_up(normed)))
         sampled = residual[batch.sample_index] + hidden[batch.sample_index]
