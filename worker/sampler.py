@@ -14,7 +14,8 @@ import torch
 from kernels import sampling
 from kernels.sampling import DrawParams, PenaltyTables, TokenLogprobs
 from worker.plans import Admission, Float32Column, Logprobs, Sampling
-from worker.step_state import Int64Column, SampledColumns, SampledRows
+from worker.slot_counts import Int64Column
+from worker.step_state import SampledColumns, SampledRows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""The host's counts of each slot: how far it is, as if no slot ever ended on the device.
+
+They follow from the plans alone. So which chunk is a sequence's last, or how long a row's context
+is at most, needs no word from the device; and a plan that contradicts them is caught before it
+corrupts anything.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.plans import Admission, BatchPlan, Int32Column, PlanError, UInt8Column
+
+Int64Column = npt.NDArray[np.int64]
+BoolColumn = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """A step's chunks; all columns share an index.
+
+    Attributes:
+        slots: whose tokens.
+        start: position of each chunk's first token.
+        length: tokens.
+        end: start + length.
+        samples: whether the chunk computes its slot's newest known token, so that the row samples.
+    """
+
+    slots: Int64Column
+    start: Int64Column
+    length: Int64Column
+    end: Int64Column
+    samples: BoolColumn
+
+
+class SlotCounts:
+    """Counts by slot, changed by plans in order.
+
+    Args:
+        max_num_seqs: slots.
+        max_model_len: tokens a sequence may hold.
+        num_blocks: usable KV blocks, ids 1 to num_blocks.
+        block_size: tokens per block.
+
+    Attributes:
+        max_blocks: entries of a block table.
+        decode_slots: the decode set, in batch order.
+        membership: changes whenever the decode set or what its slots hold may have changed.
+        generation: of each slot's sequence.
+    """
+
+    def __init__(
+        self, *, max_num_seqs: int, max_model_len: int, num_blocks: int, block_size: int
+    ) -> None:
+        self._max_model_len = max_model_len
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self.max_blocks = -(-max_model_len // block_size)
+        self.decode_slots: Int64Column = np.empty(0, np.int64)
+        self.membership = 0
+        self.generation: Int32Column = np.zeros(max_num_seqs, np.int32)
+        self._admitted: BoolColumn = np.zeros(max_num_seqs, np.bool_)
+        self._ended: BoolColumn = np.zeros(max_num_seqs, np.bool_)
+        self._num_computed: Int64Column = np.zeros(max_num_seqs, np.int64)
+        self._num_known: Int64Column = np.zeros(max_num_seqs, np.int64)
+        self._num_allocated: Int64Column = np.zeros(max_num_seqs, np.int64)
+        self._max_total: Int64Column = np.zeros(max_num_seqs, np.int64)
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that hold a slot and have not ended, as far as the host knows."""
+        return int(np.count_nonzero(self._admitted & ~self._ended))
+
+    def reset(self) -> None:
+        """Forgets every sequence."""
+        self._admitted[:] = False
+        self._ended[:] = False
+        self.decode_slots = np.empty(0, np.int64)
+        self.membership += 1
+
+    def end(self, slots: npt.NDArray[np.integer], finish: UInt8Column) -> None:
+        """Notes what the device said of some rows: those with a finish reason have ended."""
+        self._ended[slots] = finish > 0
+
+    # --- what a plan changes ---------------------------------------------------------------------
+
+    def apply(self, plan: BatchPlan) -> None:
+        """Retires, admits, appends blocks and sets the decode set.
+
+        Raises `PlanError` when the plan contradicts the counts, which are then unusable until the
+        next `reset`.
+        """
+        if len(plan.retire):
+            self._check_admitted("retire_slot", plan.retire)
+            self._admitted[plan.retire] = False
+            self._ended[plan.retire] = False
+        for admission in plan.admit:
+            self._admit(admission)
+        self._append(plan.append_slot, plan.append_index, plan.append_block)
+        if plan.decode is not None:
+            self.decode_slots = plan.decode.astype(np.int64)
+        if len(plan.retire) or plan.admit or plan.decode is not None:
+            self.membership += 1
+            self._check_admitted("decode_slot", self.decode_slots)
+
+    def _admit(self, admission: Admission) -> None:
+        slot, num_tokens = admission.slot, len(admission.token_ids)
+        if not 0 <= slot < len(self._admitted) or self._admitted[slot]:
+            raise PlanError(f"slot {slot} is admitted, but it is not free")
+        if not 0 <= admission.num_computed < num_tokens < admission.max_total_tokens:
+            raise PlanError(
+                f"slot {slot} is admitted with {num_tokens} tokens, {admission.num_computed} of "
+                f"them computed, and room for {admission.max_total_tokens}"
+            )
+        if admission.max_total_tokens > self._max_model_len:
+            raise PlanError(
+                f"slot {slot} is admitted with max_total_tokens {admission.max_total_tokens}; "
+                f"this worker holds at most {self._max_model_len}"
+            )
+        self._admitted[slot] = True
+        self._ended[slot] = False
+        self.generation[slot] = admission.generation
+        self._num_computed[slot] = admission.num_computed
+        self._num_known[slot] = num_tokens
+        self._num_allocated[slot] = 0
+        self._max_total[slot] = admission.max_total_tokens
+        index = np.arange(len(admission.blocks), dtype=np.int32)
+        self._append(np.full_like(index, slot), index, admission.blocks)
+
+    def _append(self, slots: Int32Column, index: Int32Column, blocks: Int32Column) -> None:
+        if not len(slots):
+            return
+        self._check_admitted("append_slot", slots)
+        if index.min() < 0 or index.max() >= self.max_blocks:
+            raise PlanError(f"a block is appended beyond the {self.max_blocks} a sequence may use")
+        if blocks.min() < 1 or blocks.max() > self._num_blocks:
+            raise PlanError(f"a block is appended whose id is not 1 to {self._num_blocks}")
+        np.maximum.at(self._num_allocated, slots, index + 1)
+
+    def _check_admitted(self, column: str, slots: npt.NDArray[np.integer]) -> None:
+        if not len(slots):
+            return
+        if slots.min() < 0 or slots.max() >= len(self._admitted) or not self._admitted[slots].all():
+            raise PlanError(f"{column} names a slot that holds no sequence")
+
+    # --- what a step computes --------------------------------------------------------------------
+
+    def advance_decodes(self) -> Int64Column:
+        """Counts one more token for each slot of the decode set.
+
+        Returns the positions that they compute, as if none had ended. Raises `PlanError` when a
+        position's token is not known or has no block.
+        """
+        slots = self.decode_slots
+        computed = self._num_computed[slots]
+        if (computed != self._num_known[slots] - 1).any():
+            raise PlanError("a slot decodes before its prompt is computed")
+        if (computed >= self._num_allocated[slots] * self._block_size).any():
+            raise PlanError("a slot decodes at a position that has no block")
+        if (computed + 1 >= self._max_total[slots]).any():
+            raise PlanError("a slot decodes beyond max_total_tokens")
+        self._num_computed[slots] += 1
+        self._num_known[slots] += 1
+        return computed
+
+    def advance_chunks(self, plan: BatchPlan) -> ChunkRows:
+        """Counts the plan's chunks as computed; raises `PlanError` as `advance_decodes`."""
+        slots = plan.chunk_slot.astype(np.int64)
+        start, length = plan.chunk_start.astype(np.int64), plan.chunk_length.astype(np.int64)
+        end = start + length
+        self._check_admitted("chunk_slot", slots)
+        if (start != self._num_computed[slots]).any() or (end <= start).any():
+            raise PlanError("a chunk does not start where its sequence's computed tokens end")
+        if (end > self._num_known[slots]).any():
+            raise PlanError("a chunk reaches beyond its sequence's known tokens")
+        if (end > self._num_allocated[slots] * self._block_size).any():
+            raise PlanError("a chunk covers positions that have no block")
+        samples = end == self._num_known[slots]
+        self._num_computed[slots] = end
+        self._num_known[slots] += samples
+        return ChunkRows(slots, start, length, end, samples)
