@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Watched:
 class Cell:
     """Drives the core one event at a time; integrity is checked after each."""
 
-    def __init__(self, **config: object) -> None:
+    def __init__(self, **config: Any) -> None:
         self.scheduler = Scheduler(CoreConfig(**{"hash_seed": b"test"} | config))
         self.links: dict[str, Link] = {}
         self.watched: dict[Key, Watched] = {}
@@ -123,7 +124,7 @@ class Cell:
         return self._hear(self.scheduler.drop_router(router, self._tick()))
 
     def schedule(self, name: str = "a") -> Plan | None:
-        """Make a plan and send it."""
+        """Make a plan and send it, if there is something to do."""
         plan = self.scheduler.schedule(name, self._tick())
         self.scheduler.check_integrity()
         link = self.links[name]
@@ -139,11 +140,16 @@ class Cell:
         result = link.worker.execute(link.sent.popleft())
         return self._hear(self.scheduler.apply(name, result, self._tick()))
 
-    def step(self, name: str = "a") -> Plan | None:
-        """One plan and its result, with nothing else in flight."""
+    def plan(self, name: str = "a") -> Plan:
+        """Make a plan and send it; there is something to do."""
         plan = self.schedule(name)
-        if plan is not None:
-            self.deliver(name)
+        assert plan is not None, "nothing to do"
+        return plan
+
+    def step(self, name: str = "a") -> Plan:
+        """One plan and its result, with nothing else in flight."""
+        plan = self.plan(name)
+        self.deliver(name)
         return plan
 
     def run(self, *, depth: int = 1, max_steps: int = 5000) -> None:

@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from scheduler.core.decisions import Admission, Plan
-from scheduler.core.events import Capacity, FinishReason, Request, StepResult
+from scheduler.core.events import Capacity, FinishReason, Int32Column, Request, StepResult
 
 EOS = 0
 
@@ -56,7 +56,7 @@ def generate_alone(request: Request, sample: int) -> list[int]:
     prefix = root(sampling)
     for token in request.token_ids.tolist():
         prefix = extend(prefix, token)
-    output = request.token_ids[request.num_prompt_tokens :].tolist()
+    output: list[int] = request.token_ids[request.num_prompt_tokens :].tolist()
     while len(output) < request.max_tokens:
         output.append(next_token(sampling, request.seed + sample, prefix))
         if output[-1] == EOS:
@@ -200,6 +200,6 @@ class FakeWorker:
         return token, finish
 
 
-def token_column(tokens: Sequence[int]) -> np.ndarray:
+def token_column(tokens: Sequence[int]) -> Int32Column:
     """An int32 column."""
     return np.array(tokens, np.int32)

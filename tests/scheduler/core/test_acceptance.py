@@ -1,5 +1,8 @@
 """What is refused, with numbers, and what waits for a replica."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from scheduler.core.config import CoreConfig
@@ -8,7 +11,7 @@ from tests.scheduler.core.cell import Cell
 from tests.scheduler.core.fake_worker import token_column
 
 
-def refusal(cell: Cell, prompt, max_tokens=4, **options) -> Refused:
+def refusal(cell: Cell, prompt: Sequence[int], max_tokens: int = 4, **options: Any) -> Refused:
     before = cell.scheduler.state()
     with pytest.raises(Refused) as caught:
         cell.submit(prompt, max_tokens, **options)
@@ -24,7 +27,9 @@ def refusal(cell: Cell, prompt, max_tokens=4, **options) -> Refused:
         ([1] * 48, 1, "token_id", ["48"]),
     ],
 )
-def test_what_the_model_cannot_hold_is_refused(prompt, max_tokens, field, numbers):
+def test_what_the_model_cannot_hold_is_refused(
+    prompt: Sequence[int], max_tokens: int, field: str, numbers: list[str]
+) -> None:
     cell = Cell()
     cell.attach(max_model_len=48)
     refused = refusal(cell, prompt, max_tokens)
@@ -32,7 +37,7 @@ def test_what_the_model_cannot_hold_is_refused(prompt, max_tokens, field, number
     assert all(number in refused.message for number in numbers)
 
 
-def test_what_needs_more_blocks_than_any_replica_has_is_refused():
+def test_what_needs_more_blocks_than_any_replica_has_is_refused() -> None:
     cell = Cell()
     cell.attach("a", num_blocks=4, block_size=4)
     cell.attach("b", num_blocks=5, block_size=4)
@@ -44,7 +49,7 @@ def test_what_needs_more_blocks_than_any_replica_has_is_refused():
     assert cell.end(key).reason is FinishReason.LENGTH
 
 
-def test_a_full_queue_is_refused_for_now():
+def test_a_full_queue_is_refused_for_now() -> None:
     cell = Cell(max_queued=2)
     cell.submit([1], 4)
     refused = refusal(cell, [2], num_samples=2)
@@ -54,7 +59,7 @@ def test_a_full_queue_is_refused_for_now():
 
 
 @pytest.mark.parametrize("offset", [0, 1, -1])
-def test_an_id_in_flight_is_refused(offset):
+def test_an_id_in_flight_is_refused(offset: int) -> None:
     cell = Cell()
     router, sequence_id = cell.submit([1], 4, num_samples=2)
     again = Request(router, sequence_id + offset, token_column([1]), 1, 4, 0, num_samples=2)
@@ -65,7 +70,7 @@ def test_an_id_in_flight_is_refused(offset):
     )
 
 
-def test_a_request_waits_for_a_replica_that_can_hold_it():
+def test_a_request_waits_for_a_replica_that_can_hold_it() -> None:
     cell = Cell()
     fits, large = cell.submit([1] * 4, 4), cell.submit([1] * 40, 8)
     assert cell.scheduler.state().num_waiting == 2
@@ -79,7 +84,7 @@ def test_a_request_waits_for_a_replica_that_can_hold_it():
     cell.assert_at_rest()
 
 
-def test_a_request_submitted_anew_goes_on_where_it_was():
+def test_a_request_submitted_anew_goes_on_where_it_was() -> None:
     cell = Cell()
     cell.attach()
     whole = cell.submit([1, 2, 3], 8, seed=5)
@@ -91,7 +96,7 @@ def test_a_request_submitted_anew_goes_on_where_it_was():
     assert (finished.num_output_tokens, finished.num_cached_tokens) == (8, 3), "of its prompt"
 
 
-def test_a_request_submitted_anew_with_all_its_tokens_ends_at_once():
+def test_a_request_submitted_anew_with_all_its_tokens_ends_at_once() -> None:
     cell = Cell()
     cell.attach()
     whole = cell.submit([1, 2, 3], 8, seed=5)
@@ -101,7 +106,7 @@ def test_a_request_submitted_anew_with_all_its_tokens_ends_at_once():
     cell.assert_at_rest()
 
 
-def test_unknown_ids_are_no_news():
+def test_unknown_ids_are_no_news() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1], 1)
@@ -110,7 +115,7 @@ def test_unknown_ids_are_no_news():
     assert cell.drop_router(9) == []
 
 
-def test_a_dropped_router_takes_its_own_sequences_along():
+def test_a_dropped_router_takes_its_own_sequences_along() -> None:
     cell = Cell()
     cell.attach(max_num_seqs=2)
     mine = [cell.submit([1], 20, router=1) for _ in range(3)]
@@ -123,7 +128,7 @@ def test_a_dropped_router_takes_its_own_sequences_along():
     cell.assert_at_rest()
 
 
-def test_a_finish_never_counts_more_tokens_than_were_sent():
+def test_a_finish_never_counts_more_tokens_than_were_sent() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1], 20)
@@ -146,7 +151,7 @@ def test_a_finish_never_counts_more_tokens_than_were_sent():
         {"hash_seed": b"x" * 65},
     ],
 )
-def test_a_configuration_that_cannot_work_names_its_field(change):
+def test_a_configuration_that_cannot_work_names_its_field(change: dict[str, Any]) -> None:
     [name] = change
     with pytest.raises(ValueError, match=name):
         CoreConfig(**({"hash_seed": b""} | change))

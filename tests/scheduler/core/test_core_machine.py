@@ -1,12 +1,14 @@
 """Any order of events: everyone ends once, with the tokens it would have had alone."""
 
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from scheduler.core.events import Refused
+from scheduler.core.events import Capacity, Refused
 from tests.scheduler.core.cell import Cell, Key
 
 PREFIXES = [[], [7, 8, 9, 7, 8, 9, 7, 8], [7, 8, 9, 7, 1, 1, 1, 1, 1, 1, 1, 1, 1]]
@@ -40,14 +42,17 @@ class CoreMachine(RuleBasedStateMachine):
             aging_s=0.01,
             max_crashes=2,
         )
-        self.capacity = {
-            "num_blocks": num_blocks * (4 // block_size),
-            "block_size": block_size,
-            "max_num_batched_tokens": budget,
-            "max_num_seqs": 6,
-            "max_model_len": 40,
-        }
-        self.cell.attach("a", **self.capacity)
+        self.capacity = Capacity(
+            num_blocks=num_blocks * (4 // block_size),
+            block_size=block_size,
+            max_num_batched_tokens=budget,
+            max_num_seqs=6,
+            max_model_len=40,
+        )
+        self._attach("a")
+
+    def _attach(self, replica: str) -> None:
+        self.cell.attach(replica, **asdict(self.capacity))
 
     def _some_sequence(self, data: st.DataObject) -> Key:
         return data.draw(st.sampled_from(sorted(self.cell.unfinished())))
@@ -63,7 +68,9 @@ class CoreMachine(RuleBasedStateMachine):
         eos_period=st.sampled_from([0, 3, 12]),
         broken=st.sampled_from([False] * 7 + [True]),
     )
-    def submit(self, prefix, suffix, max_tokens, broken, **options) -> None:
+    def submit(
+        self, prefix: list[int], suffix: list[int], max_tokens: int, broken: bool, **options: Any
+    ) -> None:
         broken_at = len(prefix) + len(suffix) + 1 if broken else None
         with suppress(Refused):  # it may never fit; then nothing of it is kept
             self.cell.submit(prefix + suffix, max_tokens, broken_at=broken_at, **options)
@@ -106,7 +113,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(replica=st.sampled_from(REPLICAS))
     def attach(self, replica: str) -> None:
         if replica not in self.cell.links:
-            self.cell.attach(replica, **self.capacity)
+            self._attach(replica)
 
     @rule(replica=st.sampled_from(REPLICAS), blame=st.booleans())
     def detach(self, replica: str, blame: bool) -> None:
@@ -117,7 +124,7 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "cell"):
             return
         if not self.cell.links:
-            self.cell.attach("a", **self.capacity)
+            self._attach("a")
         self.cell.run(depth=2)
         for key in self.cell.unfinished():
             assert not self._fits(key), "it waits although it could run"
@@ -127,8 +134,8 @@ class CoreMachine(RuleBasedStateMachine):
     def _fits(self, key: Key) -> bool:
         request = self.cell.watched[key].request
         total = request.num_prompt_tokens + request.max_tokens
-        num_places = self.capacity["num_blocks"] * self.capacity["block_size"]
-        return total <= self.capacity["max_model_len"] and total - 1 <= num_places
+        num_places = self.capacity.num_blocks * self.capacity.block_size
+        return total <= self.capacity.max_model_len and total - 1 <= num_places
 
 
 CoreMachine.TestCase.settings = settings(

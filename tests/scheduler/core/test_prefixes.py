@@ -1,5 +1,8 @@
 """The prefix cache: exact, private where asked, and never holding what was not confirmed."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from scheduler.core.events import FinishReason
@@ -8,14 +11,14 @@ from tests.scheduler.core.cell import Cell
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 
-def cached_tokens(cell: Cell, prompt=PROMPT, **options) -> int:
+def cached_tokens(cell: Cell, prompt: Sequence[int] = PROMPT, **options: Any) -> int:
     """Runs one request alone and says how much of its prompt was found."""
     key = cell.submit(prompt, 1, **options)
     cell.run()
     return cell.end(key).num_cached_tokens
 
 
-def test_a_prompt_seen_before_is_found_in_full_blocks():
+def test_a_prompt_seen_before_is_found_in_full_blocks() -> None:
     cell = Cell()
     cell.attach(block_size=4)
     assert cached_tokens(cell) == 0
@@ -26,12 +29,12 @@ def test_a_prompt_seen_before_is_found_in_full_blocks():
     assert (state.num_prefix_query_tokens, state.num_prefix_hit_tokens) == (40, 12)
 
 
-def test_the_last_token_of_a_fully_cached_prompt_is_computed_again():
+def test_the_last_token_of_a_fully_cached_prompt_is_computed_again() -> None:
     cell = Cell()
     cell.attach(block_size=4)
     assert cached_tokens(cell, PROMPT[:8]) == 0
     key = cell.submit(PROMPT[:8], 1)
-    plan = cell.schedule()
+    plan = cell.plan()
     assert plan.admit[0].num_computed == 4
     assert plan.chunk_length.tolist() == [4]
     cell.deliver()
@@ -39,7 +42,7 @@ def test_the_last_token_of_a_fully_cached_prompt_is_computed_again():
 
 
 @pytest.mark.parametrize("difference", [{"cache_salt": "mine"}, {"adapter": "french"}])
-def test_salts_and_adapters_do_not_share(difference):
+def test_salts_and_adapters_do_not_share(difference: dict[str, Any]) -> None:
     cell = Cell()
     cell.attach()
     cached_tokens(cell)
@@ -47,18 +50,18 @@ def test_salts_and_adapters_do_not_share(difference):
     assert cached_tokens(cell, **difference) == 8
 
 
-def test_salt_and_adapter_are_not_confused_with_each_other():
+def test_salt_and_adapter_are_not_confused_with_each_other() -> None:
     cell = Cell()
     cell.attach()
     cached_tokens(cell, cache_salt="x")
     assert cached_tokens(cell, adapter="x") == 0
 
 
-def test_samples_share_the_blocks_of_their_prompt_within_one_plan():
+def test_samples_share_the_blocks_of_their_prompt_within_one_plan() -> None:
     cell = Cell()
     cell.attach(block_size=4)
     key = cell.submit(PROMPT, 3, num_samples=3)
-    plan = cell.schedule()
+    plan = cell.plan()
     assert [a.num_computed for a in plan.admit] == [0, 8, 8]
     first = plan.append_block[plan.append_slot == plan.admit[0].slot].tolist()
     assert plan.admit[1].blocks.tolist() == plan.admit[2].blocks.tolist() == first[:2]
@@ -69,12 +72,12 @@ def test_samples_share_the_blocks_of_their_prompt_within_one_plan():
     cell.assert_at_rest()
 
 
-def test_without_prefix_caching_only_samples_share_and_nothing_is_kept():
+def test_without_prefix_caching_only_samples_share_and_nothing_is_kept() -> None:
     cell = Cell(enable_prefix_caching=False)
     cell.attach(block_size=4)
     one = cell.submit(PROMPT, 2, num_samples=2)
     other = cell.submit(PROMPT, 2)
-    plan = cell.schedule()
+    plan = cell.plan()
     assert [a.num_computed for a in plan.admit] == [0, 8, 0]
     cell.run()
     assert cell.end(one, 1).num_cached_tokens == 8
@@ -84,7 +87,7 @@ def test_without_prefix_caching_only_samples_share_and_nothing_is_kept():
 
 
 @pytest.mark.parametrize("num_prompt", [3, 4, 5, 8])
-def test_sampled_tokens_are_cached_for_the_next_turn(num_prompt):
+def test_sampled_tokens_are_cached_for_the_next_turn(num_prompt: int) -> None:
     cell = Cell()
     cell.attach(block_size=4)
     prompt = PROMPT[:num_prompt]
@@ -94,7 +97,7 @@ def test_sampled_tokens_are_cached_for_the_next_turn(num_prompt):
     assert cached_tokens(cell, [*prompt, *cell.output(key), 9]) == 12
 
 
-def test_a_block_is_offered_only_once_its_tokens_are_confirmed():
+def test_a_block_is_offered_only_once_its_tokens_are_confirmed() -> None:
     cell = Cell()
     cell.attach(block_size=4, max_num_seqs=4)
     key = cell.submit([1, 2, 3], 10)
@@ -102,14 +105,14 @@ def test_a_block_is_offered_only_once_its_tokens_are_confirmed():
     cell.schedule()  # writes position 3, which fills the block
     history = [1, 2, 3, *cell.output(key)]
     cell.submit([*history, 9], 1)
-    assert cell.schedule().admit[0].num_computed == 0, "the token at 4 is not known yet"
+    assert cell.plan().admit[0].num_computed == 0, "the token at 4 is not known yet"
     cell.deliver()
     cell.submit([*history, 8], 1)
-    assert cell.schedule().admit[0].num_computed == 4
+    assert cell.plan().admit[0].num_computed == 4
     cell.run()
 
 
-def test_tokens_after_a_stop_string_are_not_cached():
+def test_tokens_after_a_stop_string_are_not_cached() -> None:
     cell = Cell()
     cell.attach(block_size=4)
     key = cell.submit([1, 2, 3], 14)
@@ -123,7 +126,7 @@ def test_tokens_after_a_stop_string_are_not_cached():
     assert cached_tokens(cell, [1, 2, 3, *output, 9]) == 4
 
 
-def test_a_stop_string_forgets_the_blocks_of_a_preempted_sequence_too():
+def test_a_stop_string_forgets_the_blocks_of_a_preempted_sequence_too() -> None:
     cell = Cell(watermark=0.0)
     cell.attach(num_blocks=6, block_size=4)
     cell.submit([9, 9, 9], 20)
@@ -136,7 +139,7 @@ def test_a_stop_string_forgets_the_blocks_of_a_preempted_sequence_too():
     assert cached_tokens(cell, [1, 2, 3, *output, 9]) <= 4
 
 
-def test_eviction_takes_the_tail_of_the_least_recently_used_first():
+def test_eviction_takes_the_tail_of_the_least_recently_used_first() -> None:
     cell = Cell()
     cell.attach(num_blocks=6, block_size=4)
     old, new = [1] * 9, [2] * 9
@@ -148,7 +151,7 @@ def test_eviction_takes_the_tail_of_the_least_recently_used_first():
     assert cached_tokens(cell, old) == 4
 
 
-def test_the_cache_of_a_lost_replica_is_gone():
+def test_the_cache_of_a_lost_replica_is_gone() -> None:
     cell = Cell()
     cell.attach()
     cached_tokens(cell)

@@ -1,25 +1,27 @@
 """Replicas come and go: placement, stealing, and that nothing in flight is lost."""
 
+from typing import Any
+
 import pytest
 
 from scheduler.core.events import FinishReason
-from tests.scheduler.core.cell import Cell
+from tests.scheduler.core.cell import Cell, Key
 
 PROMPT = list(range(1, 10))
 
 
-def two_replicas(**config) -> Cell:
+def two_replicas(**config: Any) -> Cell:
     cell = Cell(**config)
     cell.attach("a")
     cell.attach("b")
     return cell
 
 
-def home(cell: Cell, key) -> str | None:
+def home(cell: Cell, key: Key) -> str | None:
     return cell.scheduler._sequences[key[0]][key[1]].replica
 
 
-def test_a_request_goes_where_its_prefix_is():
+def test_a_request_goes_where_its_prefix_is() -> None:
     cell = two_replicas()
     cell.submit([9, 9, 9], 4)
     assert home(cell, cell.submit(PROMPT, 1)) == "b", "the other one is loaded"
@@ -31,7 +33,7 @@ def test_a_request_goes_where_its_prefix_is():
         assert cell.end(again).num_cached_tokens == 8
 
 
-def test_load_outweighs_a_cached_prefix():
+def test_load_outweighs_a_cached_prefix() -> None:
     cell = two_replicas()
     first = cell.submit(PROMPT, 1)
     where = home(cell, first)
@@ -41,36 +43,36 @@ def test_load_outweighs_a_cached_prefix():
     assert set(homes) == {"a", "b"}
 
 
-def test_samples_of_one_request_stay_together():
+def test_samples_of_one_request_stay_together() -> None:
     cell = two_replicas()
     key = cell.submit(PROMPT, 4, num_samples=4)
     assert len({home(cell, (key[0], key[1] + i)) for i in range(4)}) == 1
 
 
-def test_a_replica_with_an_empty_queue_steals_what_another_cannot_start():
+def test_a_replica_with_an_empty_queue_steals_what_another_cannot_start() -> None:
     cell = Cell()
     cell.attach("a", max_num_seqs=1)
     keys = [cell.submit([i] * 3, 20) for i in range(3)]
     cell.step("a")
     cell.attach("b", max_num_seqs=1)
-    plan = cell.schedule("b")
+    plan = cell.plan("b")
     assert [a.token_ids.tolist() for a in plan.admit] == [[1] * 3]
     assert [home(cell, key) for key in keys] == ["a", "b", "a"]
     cell.run(depth=2)
     cell.assert_at_rest()
 
 
-def test_work_for_more_than_a_step_is_stolen():
+def test_work_for_more_than_a_step_is_stolen() -> None:
     cell = Cell()
     cell.attach("a", max_num_batched_tokens=8)
     keys = [cell.submit([i] * 8, 4) for i in range(3)]
     cell.schedule("a")
     cell.attach("b", max_num_batched_tokens=8)
-    assert len(cell.schedule("b").admit) == 1
+    assert len(cell.plan("b").admit) == 1
     assert [home(cell, key) for key in keys] == ["a", "b", "a"]
 
 
-def test_what_was_preempted_is_stolen():
+def test_what_was_preempted_is_stolen() -> None:
     cell = Cell(watermark=0.0)
     cell.attach("a", num_blocks=5, block_size=4)
     cell.submit([1] * 5, 10)
@@ -84,7 +86,7 @@ def test_what_was_preempted_is_stolen():
     cell.assert_at_rest()
 
 
-def test_a_thief_never_steals_from_itself():
+def test_a_thief_never_steals_from_itself() -> None:
     cell = Cell()
     cell.attach("a", max_num_seqs=1)
     cell.attach("b", max_num_seqs=2)
@@ -94,12 +96,12 @@ def test_a_thief_never_steals_from_itself():
     at_a = [key for key in keys if home(cell, key) == "a"]
     for key in [*set(keys).difference(at_a), *at_a[2:]]:
         cell.abort(key)
-    assert len(cell.schedule("b").admit) == 1
+    assert len(cell.plan("b").admit) == 1
     cell.run()
     cell.assert_at_rest()
 
 
-def test_nothing_is_stolen_from_a_replica_that_can_start_it_itself():
+def test_nothing_is_stolen_from_a_replica_that_can_start_it_itself() -> None:
     cell = two_replicas()
     key = cell.submit(PROMPT, 4)
     assert home(cell, key) == "a"
@@ -107,7 +109,7 @@ def test_nothing_is_stolen_from_a_replica_that_can_start_it_itself():
     assert cell.schedule("a") is not None
 
 
-def test_siblings_are_stolen_together_or_not_at_all():
+def test_siblings_are_stolen_together_or_not_at_all() -> None:
     cell = Cell()
     cell.attach("a", max_num_seqs=1)
     running = cell.submit([1], 30)
@@ -118,13 +120,13 @@ def test_siblings_are_stolen_together_or_not_at_all():
     assert cell.schedule("b") is None, "two slots are not enough for three"
     cell.detach("b")
     cell.attach("b", max_num_seqs=3)
-    assert len(cell.schedule("b").admit) == 3
+    assert len(cell.plan("b").admit) == 3
     assert home(cell, running) == "a"
     cell.run()
     assert all(cell.end(family, i).reason is FinishReason.LENGTH for i in range(3))
 
 
-def test_siblings_of_a_running_sample_are_not_stolen():
+def test_siblings_of_a_running_sample_are_not_stolen() -> None:
     cell = Cell()
     cell.attach("a", max_num_seqs=1)
     cell.submit([2] * 5, 4, num_samples=2)
@@ -135,7 +137,7 @@ def test_siblings_of_a_running_sample_are_not_stolen():
     cell.assert_at_rest()
 
 
-def test_a_lost_replicas_sequences_go_on_elsewhere_with_every_token():
+def test_a_lost_replicas_sequences_go_on_elsewhere_with_every_token() -> None:
     cell = two_replicas()
     keys = [cell.submit([i + 1] * 5, 12) for i in range(4)]
     for _ in range(4):
@@ -152,7 +154,7 @@ def test_a_lost_replicas_sequences_go_on_elsewhere_with_every_token():
     cell.assert_at_rest()
 
 
-def test_the_only_replica_is_lost_and_comes_back():
+def test_the_only_replica_is_lost_and_comes_back() -> None:
     cell = Cell()
     cell.attach()
     keys = [cell.submit([i + 1] * 5, 12, num_samples=2) for i in range(2)]
@@ -165,7 +167,7 @@ def test_the_only_replica_is_lost_and_comes_back():
     assert [len(cell.output(key, i)) for key in keys for i in range(2)] == [12] * 4
 
 
-def test_a_sequence_that_keeps_losing_workers_ends_alone():
+def test_a_sequence_that_keeps_losing_workers_ends_alone() -> None:
     cell = Cell(max_crashes=2, max_num_seqs=1)
     cell.attach()
     culprit, bystander = cell.submit([1], 20), cell.submit([2], 4)
@@ -184,7 +186,7 @@ def test_a_sequence_that_keeps_losing_workers_ends_alone():
     assert cell.end(bystander).reason is FinishReason.LENGTH
 
 
-def test_a_prompt_in_chunks_is_suspect_like_any_other():
+def test_a_prompt_in_chunks_is_suspect_like_any_other() -> None:
     cell = Cell(max_crashes=0)
     cell.attach(max_num_batched_tokens=4)
     long, waiting = cell.submit([1] * 20, 4), cell.submit([2], 4)
@@ -195,7 +197,7 @@ def test_a_prompt_in_chunks_is_suspect_like_any_other():
     assert cell.unfinished() == [waiting]
 
 
-def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect():
+def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect() -> None:
     cell = Cell(max_crashes=1)
     cell.attach()
     key = cell.submit([1], 6)
@@ -210,7 +212,7 @@ def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect():
     assert cell.end(key).reason is FinishReason.LENGTH
 
 
-def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect():
+def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect() -> None:
     cell = Cell(max_crashes=0)
     cell.attach()
     key = cell.submit([1], 6)
@@ -222,7 +224,7 @@ def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect():
     assert cell.end(key).reason is FinishReason.LENGTH
 
 
-def test_replicas_with_other_weights_do_not_share_hashes():
+def test_replicas_with_other_weights_do_not_share_hashes() -> None:
     cell = Cell()
     cell.attach("a", model_revision="one")
     key = cell.submit(PROMPT, 20)
@@ -236,7 +238,7 @@ def test_replicas_with_other_weights_do_not_share_hashes():
     assert cell.end(again).num_cached_tokens == 8
 
 
-def test_a_sequence_too_large_for_those_left_waits_for_one_that_can_hold_it():
+def test_a_sequence_too_large_for_those_left_waits_for_one_that_can_hold_it() -> None:
     cell = Cell()
     cell.attach("large", num_blocks=16)
     large = cell.submit([1] * 30, 8)
@@ -250,7 +252,7 @@ def test_a_sequence_too_large_for_those_left_waits_for_one_that_can_hold_it():
     assert cell.end(large).reason is FinishReason.LENGTH
 
 
-def test_names_of_replicas_are_unique():
+def test_names_of_replicas_are_unique() -> None:
     cell = Cell()
     cell.attach("a")
     with pytest.raises(ValueError, match="attached already"):
@@ -260,7 +262,7 @@ def test_names_of_replicas_are_unique():
         cell.scheduler.schedule("nobody", 0.0)
 
 
-def test_totals_outlive_a_replica():
+def test_totals_outlive_a_replica() -> None:
     cell = Cell()
     cell.attach()
     cell.submit([1], 5)

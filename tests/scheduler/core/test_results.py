@@ -8,7 +8,7 @@ from tests.scheduler.core.cell import Cell
 from tests.scheduler.core.fake_worker import EOS, token_column
 
 
-def test_a_stop_token_ends_the_sequence_and_is_part_of_it():
+def test_a_stop_token_ends_the_sequence_and_is_part_of_it() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1, 2], 40, eos_period=2)
@@ -20,11 +20,11 @@ def test_a_stop_token_ends_the_sequence_and_is_part_of_it():
     cell.assert_at_rest()
 
 
-def test_a_slot_that_ended_on_the_device_leaves_plans_in_flight_without_a_trace():
+def test_a_slot_that_ended_on_the_device_leaves_plans_in_flight_without_a_trace() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1, 2], 40, eos_period=1)
-    plans = [cell.schedule() for _ in range(3)]
+    plans = [cell.plan() for _ in range(3)]
     cell.deliver()
     assert cell.end(key).num_output_tokens == 1
     cell.deliver()
@@ -34,7 +34,7 @@ def test_a_slot_that_ended_on_the_device_leaves_plans_in_flight_without_a_trace(
     cell.assert_at_rest()
 
 
-def test_tokens_of_an_aborted_sequence_are_over_run():
+def test_tokens_of_an_aborted_sequence_are_over_run() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1, 2], 40)
@@ -50,7 +50,7 @@ def test_tokens_of_an_aborted_sequence_are_over_run():
     cell.assert_at_rest()
 
 
-def test_a_new_tenant_never_receives_tokens_of_the_one_before():
+def test_a_new_tenant_never_receives_tokens_of_the_one_before() -> None:
     cell = Cell()
     cell.attach(max_num_seqs=1)
     key = cell.submit([1, 2], 40)
@@ -59,13 +59,13 @@ def test_a_new_tenant_never_receives_tokens_of_the_one_before():
     heir = cell.submit([3, 4], 2)
     assert cell.schedule() is None, "the slot is in limbo"
     cell.deliver()
-    plan = cell.schedule()
+    plan = cell.plan()
     assert (plan.retire.tolist(), plan.admit[0].slot, plan.admit[0].generation) == ([0], 0, 2)
     cell.run()
     assert len(cell.output(heir)) == 2
 
 
-def test_blocks_wait_in_limbo_for_the_newest_plan_sent():
+def test_blocks_wait_in_limbo_for_the_newest_plan_sent() -> None:
     cell = Cell(enable_prefix_caching=False)
     cell.attach(block_size=4)
     key, other = cell.submit([1] * 8, 20), cell.submit([2], 20)
@@ -82,7 +82,7 @@ def test_blocks_wait_in_limbo_for_the_newest_plan_sent():
     assert (state.num_blocks_limbo, state.num_blocks_free) == (0, state.num_blocks_total)
 
 
-def test_blocks_that_others_share_are_not_in_limbo():
+def test_blocks_that_others_share_are_not_in_limbo() -> None:
     cell = Cell()
     cell.attach(block_size=4)
     key = cell.submit([1] * 10, 20, num_samples=2)
@@ -92,7 +92,7 @@ def test_blocks_that_others_share_are_not_in_limbo():
     assert (state.num_blocks_used, state.num_blocks_limbo) == (4, 1)
 
 
-def test_a_retirement_rides_on_the_next_plan_that_has_rows():
+def test_a_retirement_rides_on_the_next_plan_that_has_rows() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1], 20)
@@ -106,7 +106,7 @@ def test_a_retirement_rides_on_the_next_plan_that_has_rows():
     assert cell.step().retire.tolist() == []
 
 
-def test_logits_that_are_not_finite_end_the_sequence_alone():
+def test_logits_that_are_not_finite_end_the_sequence_alone() -> None:
     cell = Cell()
     cell.attach()
     broken, sound = cell.submit([1, 2], 8, broken_at=4), cell.submit([3], 8)
@@ -119,7 +119,7 @@ def test_logits_that_are_not_finite_end_the_sequence_alone():
 
 
 @pytest.mark.parametrize("num_samples", [1, 2])
-def test_logits_that_are_not_finite_leave_nothing_to_reuse(num_samples):
+def test_logits_that_are_not_finite_leave_nothing_to_reuse(num_samples: int) -> None:
     cell = Cell()
     cell.attach(block_size=4)
     prompt = [1] * 9
@@ -134,11 +134,11 @@ def test_logits_that_are_not_finite_leave_nothing_to_reuse(num_samples):
     cell.assert_at_rest()
 
 
-def test_the_limit_holds_even_if_the_worker_does_not_report_it():
+def test_the_limit_holds_even_if_the_worker_does_not_report_it() -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1, 2], 1)
-    plan = cell.schedule()
+    plan = cell.plan()
     result = cell.links["a"].worker.execute(plan)
     silent = StepResult(
         result.step_id, result.slot, result.generation, result.token_id, result.finish * 0
@@ -148,12 +148,12 @@ def test_the_limit_holds_even_if_the_worker_does_not_report_it():
     assert len(cell.output(key)) == 1
 
 
-def test_news_are_columns_with_the_routers_own_ids():
+def test_news_are_columns_with_the_routers_own_ids() -> None:
     cell = Cell()
     cell.attach()
     keys = [cell.submit([1, 2], 4, router=5), cell.submit([3], 4, router=6)]
     assert all(sequence_id > 2**31 for _, sequence_id in keys)
-    plan = cell.schedule()
+    plan = cell.plan()
     outputs = cell.scheduler.apply("a", cell.links["a"].worker.execute(plan), 1.0)
     assert outputs.router.tolist() == [5, 6]
     assert outputs.sequence_id.dtype == np.int32
@@ -163,7 +163,7 @@ def test_news_are_columns_with_the_routers_own_ids():
 
 
 @pytest.mark.parametrize("step_id", [1, 3])
-def test_a_result_out_of_order_is_an_error_and_changes_nothing(step_id):
+def test_a_result_out_of_order_is_an_error_and_changes_nothing(step_id: int) -> None:
     cell = Cell()
     cell.attach()
     cell.submit([1], 8)
@@ -178,11 +178,11 @@ def test_a_result_out_of_order_is_an_error_and_changes_nothing(step_id):
 
 
 @pytest.mark.parametrize("generation", [-1, 0, 1, 2])
-def test_a_vacant_slot_has_no_news_whatever_the_generation(generation):
+def test_a_vacant_slot_has_no_news_whatever_the_generation(generation: int) -> None:
     cell = Cell()
     cell.attach()
     key = cell.submit([1], 8)
-    plan = cell.schedule()
+    plan = cell.plan()
     slot = plan.admit[0].slot
     cell.abort(key)
     one = token_column([1])
@@ -195,18 +195,18 @@ def test_a_vacant_slot_has_no_news_whatever_the_generation(generation):
 
 
 @pytest.mark.parametrize("slot", [-1, 8])
-def test_a_slot_that_does_not_exist_is_an_error(slot):
+def test_a_slot_that_does_not_exist_is_an_error(slot: int) -> None:
     cell = Cell()
     cell.attach(max_num_seqs=8)
     cell.submit([1], 8)
-    plan = cell.schedule()
+    plan = cell.plan()
     one = token_column([1])
     stray = StepResult(plan.step_id, token_column([slot]), one, one, np.zeros(1, np.uint8))
     with pytest.raises(ValueError, match="not in 0 to 7"):
         cell.scheduler.apply("a", stray, 1.0)
 
 
-def test_an_end_tells_where_the_time_went():
+def test_an_end_tells_where_the_time_went() -> None:
     cell = Cell()
     key = cell.submit([1, 2], 3)
     cell.now = 10.0
@@ -223,7 +223,7 @@ def test_an_end_tells_where_the_time_went():
     assert finished.decode_s == pytest.approx(40, abs=0.1)
 
 
-def test_nothing_is_kept_of_what_has_ended():
+def test_nothing_is_kept_of_what_has_ended() -> None:
     cell = Cell()
     cell.attach(num_blocks=16)
     for i in range(60):
