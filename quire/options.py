@@ -2,7 +2,7 @@
 
 A flag that was not given is not passed on: its default lives in the process that uses it. The
 exceptions are what the stack itself acts on: how many replicas it starts, how long it lets them
-drain, and where it answers.
+drain, and where it and they answer.
 """
 
 from collections.abc import Mapping
@@ -20,6 +20,9 @@ class StackOptions:
     replicas: int = 1
     drain_timeout: float = DRAIN_TIMEOUT_S
     """Seconds that requests in flight may take to finish when the stack is stopped."""
+
+    metrics_port: int | None = None
+    """The scheduler's; each worker takes the next one. None: ports that are free."""
 
     device: str | None = None
     dtype: str | None = None

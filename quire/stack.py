@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire.errors import ConfigurationError, RequestFailed, StackFailed
@@ -21,6 +21,7 @@ from quire.http import Endpoint
 from quire.models import ResolvedModel
 from quire.options import StackOptions
 from quire.paths import make_run_dir
+from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free
 from quire.process import ChildSpec, LogSink, quire_command
 from quire.registry import ProcessRecord, StackRecord, publish, start_ticks, withdraw
 from quire.supervisor import Member, State, Supervisor
@@ -56,26 +57,25 @@ class TcpDoor:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
         return f"[{host}]" if ":" in host else host
 
-    def check_free(self) -> None:
-        """Raises ConfigurationError for a door that cannot open, before anything is started."""
-        if self.port == self.grpc_port:
-            raise ConfigurationError(
-                f"--port and --grpc-port are both {self.port}; each must have one of its own"
-            )
-        for flag, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
-            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.host, port))
-                except (socket.gaierror, UnicodeError) as error:
-                    raise ConfigurationError(
-                        f"--host is {self.host!r}; no address goes by that name"
-                    ) from error
-                except OSError as error:
-                    raise ConfigurationError(
-                        f"{flag} {port} on {self.host}: {os.strerror(error.errno or 0)}"
-                    ) from error
+    @property
+    def ports(self) -> list[AskedPort]:
+        """What must be free for it to open."""
+        return [
+            AskedPort("--port", self.host, self.port),
+            AskedPort("--grpc-port", self.host, self.grpc_port),
+        ]
+
+
+def check_ports(options: StackOptions, door: TcpDoor | None) -> None:
+    """Raises ConfigurationError for a port that is not free, before anything is started."""
+    asked = door.ports if door else []
+    if (first := options.metrics_port) is not None:
+        asked.append(AskedPort("--metrics-port", LOOPBACK, first))
+        asked += [
+            AskedPort(f"{_worker(index)}'s metrics port", LOOPBACK, first + 1 + index)
+            for index in range(options.replicas)
+        ]
+    check_free(asked)
 
 
 class Stack:
@@ -102,6 +102,7 @@ class Stack:
         self._options = options
         self._door = door
         self._supervisor = Supervisor(log=log, on_change=self._publish)
+        self._on_end = contextlib.ExitStack()
 
     @property
     def members(self) -> list[Member]:
@@ -115,9 +116,10 @@ class Stack:
 
     async def start(self) -> None:
         """Starts every process. Raises ConfigurationError if a port is taken."""
-        if self._door:
-            self._door.check_free()
-        for spec in self._specs():
+        check_ports(self._options, self._door)
+        ports = MetricsPorts(self._options.metrics_port, 1 + self._options.replicas)
+        self._on_end.callback(ports.close)
+        for spec in self._specs(ports.numbers):
             self._supervisor.add(spec)
         self._publish()
 
@@ -144,6 +146,7 @@ class Stack:
     async def kill(self) -> None:
         """Ends every process now."""
         await self._supervisor.kill()
+        self._on_end.close()
         withdraw(str(self.run_dir))
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
@@ -165,19 +168,20 @@ class Stack:
         if self.run_dir.exists():
             publish(self.record())
 
-    def _specs(self) -> list[ChildSpec]:
+    def _specs(self, metrics_ports: Sequence[int]) -> list[ChildSpec]:
         share: tuple[str, ...] = ()
         if self._options.replicas > 1 and self._options.threads is None:
             share = ("--threads", str(_cores_per_worker(self._options.replicas)))
-        workers = [
-            self._spec("worker", f"worker-{index}", "--replica-id", f"replica-{index}", *share)
-            for index in range(self._options.replicas)
-        ]
-        return [self._scheduler_spec(), *workers, self._router_spec()]
+        first, *others = metrics_ports
+        workers = []
+        for index, port in enumerate(others):
+            own = ("--replica-id", f"replica-{index}", "--metrics-port", str(port))
+            workers.append(self._spec("worker", _worker(index), *own, *share))
+        return [self._scheduler_spec(first), *workers, self._router_spec()]
 
-    def _scheduler_spec(self) -> ChildSpec:
+    def _scheduler_spec(self, metrics_port: int) -> ChildSpec:
         arguments = self._options.arguments("scheduler")
-        listen = ("--listen", self.scheduler, "--metrics-port", "0")
+        listen = ("--listen", self.scheduler, "--metrics-port", str(metrics_port))
         return ChildSpec("scheduler", "scheduler", quire_command("scheduler", *listen, *arguments))
 
     def _router_spec(self) -> ChildSpec:
@@ -196,11 +200,14 @@ class Stack:
     ) -> ChildSpec:
         """A process that loads the model and dials the scheduler."""
         served_name = () if self._options.served_model_name else ("--served-model-name", self.name)
-        metrics = ("--metrics-port", "0") if role == "worker" else ()
         common = ("--model", str(self._model.path), "--scheduler", self.scheduler)
         options = self._options.arguments(role)
-        command = quire_command(role, *common, *served_name, *metrics, *arguments, *options)
+        command = quire_command(role, *common, *served_name, *arguments, *options)
         return ChildSpec(name, role, command, environment)
+
+
+def _worker(index: int) -> str:
+    return f"worker-{index}"
 
 
 def _cores_per_worker(replicas: int) -> int:

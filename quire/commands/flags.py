@@ -103,6 +103,16 @@ MaxCrashes = Annotated[
 Host = Annotated[str, _router("Address to answer on.", "HOST")]
 Port = Annotated[int, _router("Of the OpenAI API.", "PORT", **PORT_RANGE)]
 GrpcPort = Annotated[int, _router("Of InferenceService (gRPC).", "PORT", **PORT_RANGE)]
+MetricsPort = Annotated[
+    int | None,
+    _option(
+        "Of the scheduler's /metrics; the workers take the ones after it (else free ones). "
+        "The router's is at --port.",
+        "Metrics",
+        "PORT",
+        **PORT_RANGE,
+    ),
+]
 ApiKey = Annotated[
     str | None,
     _router("Bearer token that clients must send.", "KEY", envvar="QUIRE_API_KEY"),

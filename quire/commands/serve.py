@@ -44,6 +44,7 @@ def serve(
     step_timeout: flags.StepTimeout = None,
     max_queued: flags.MaxQueued = None,
     max_crashes: flags.MaxCrashes = None,
+    metrics_port: flags.MetricsPort = None,
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds that requests in flight may take to finish at the end.")
     ] = DRAIN_TIMEOUT_S,
@@ -63,12 +64,12 @@ def serve(
     from quire.models import resolve
     from quire.options import StackOptions
     from quire.progress import announce
-    from quire.stack import Stack, TcpDoor
+    from quire.stack import Stack, TcpDoor, check_ports
 
-    door = TcpDoor(host, port, grpc_port, api_key)
-    door.check_free()  # before minutes of downloading
-    resolved = resolve(model, announce)
     options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
+    door = TcpDoor(host, port, grpc_port, api_key)
+    check_ports(options, door)  # before minutes of downloading
+    resolved = resolve(model, announce)
 
     async def run() -> None:
         from quire.commands.output import LogPrinter

@@ -5,9 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quire import registry
 from quire.cli import app
@@ -19,7 +20,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
-def run(*arguments: str):
+def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
@@ -30,35 +31,35 @@ def quire(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_names_every_command_and_where_to_start():
+def test_help_names_every_command_and_where_to_start() -> None:
     shown = run("--help").output
     assert all(command in shown for command in COMMANDS)
     assert "quire serve smollm2" in shown
 
 
 @pytest.mark.parametrize("command", ["serve", "pull", "chat", "generate", "ps", "state", "doctor"])
-def test_every_command_teaches_by_example(command):
+def test_every_command_teaches_by_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "Examples" in result.output
     assert f"quire {command}" in result.output
 
 
-def test_serve_has_the_flags_that_vllm_users_know():
+def test_serve_has_the_flags_that_vllm_users_know() -> None:
     shown = run("serve", "--help").output
     for flag in (
         "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--block-size", "--dtype",
         "--api-key", "--host", "--port", "--served-model-name", "--grpc-port", "--replicas",
-        "--device", "--threads", "--num-blocks",
+        "--device", "--threads", "--num-blocks", "--metrics-port",
     ):  # fmt: skip
         assert flag in shown, flag
 
 
-def test_version():
+def test_version() -> None:
     assert run("--version").output == f"quire {__version__}\n"
 
 
-def test_the_command_never_loads_torch_and_help_loads_little():
+def test_the_command_never_loads_torch_and_help_loads_little() -> None:
     program = (
         "import sys; sys.argv = ['quire', '--help']\n"
         "from quire.cli import main\n"
@@ -73,7 +74,7 @@ def test_the_command_never_loads_torch_and_help_loads_little():
     assert finished.stderr.strip() in ("[]", "['asyncio']")
 
 
-def test_the_python_api_never_loads_torch():
+def test_the_python_api_never_loads_torch() -> None:
     program = "import sys, quire; quire.LLM; quire.SamplingParams; print('torch' in sys.modules)"
     finished = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -81,7 +82,7 @@ def test_the_python_api_never_loads_torch():
     assert finished.stdout == "False\n"
 
 
-def test_an_unknown_model_is_one_line_and_exit_code_2():
+def test_an_unknown_model_is_one_line_and_exit_code_2() -> None:
     finished = quire("serve", "/no/such/model", *_free_ports())
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: model '/no/such/model' is no directory")
@@ -89,7 +90,7 @@ def test_an_unknown_model_is_one_line_and_exit_code_2():
 
 
 @pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
-def test_a_port_in_use_is_told_at_once(flag):
+def test_a_port_in_use_is_told_at_once(flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         finished = quire("serve", "smollm2", *_free_ports(), flag, str(port))
@@ -99,7 +100,7 @@ def test_a_port_in_use_is_told_at_once(flag):
 
 @pytest.mark.parametrize("command", ["serve", "doctor"])
 @pytest.mark.parametrize("port", ["0", "-1", "65536"])
-def test_a_port_that_does_not_exist_is_refused(command, port):
+def test_a_port_that_does_not_exist_is_refused(command: str, port: str) -> None:
     finished = quire(command, *(["smollm2"] if command == "serve" else []), "--port", port)
     assert finished.returncode == 2
     assert "Invalid value for '--port'" in finished.stderr
@@ -107,19 +108,30 @@ def test_a_port_that_does_not_exist_is_refused(command, port):
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "1.2.3.4.5"])
-def test_a_host_that_does_not_exist_is_one_line_and_exit_code_2(host):
+def test_a_host_that_does_not_exist_is_one_line_and_exit_code_2(host: str) -> None:
     finished = quire("serve", "smollm2", "--host", host, *_free_ports())
     assert finished.returncode == 2
     assert finished.stderr == f"error: --host is {host!r}; no address goes by that name\n"
 
 
-def test_one_port_for_both_is_refused():
+def test_one_port_for_both_is_refused() -> None:
     finished = quire("serve", "smollm2", "--port", "8123", "--grpc-port", "8123")
     assert finished.returncode == 2
     assert finished.stderr.startswith("error: --port and --grpc-port are both 8123")
 
 
-def test_ps_is_an_array_with_one_object_per_process(tmp_path):
+def test_metrics_ports_are_apart_from_the_doors_and_exist() -> None:
+    ports = _free_ports()
+    finished = quire("serve", "smollm2", *ports, "--metrics-port", str(int(ports[1]) - 1))
+    assert finished.returncode == 2
+    clash = f"error: --port and worker-0's metrics port are both {ports[1]}; "
+    assert finished.stderr.startswith(clash)
+    finished = quire("serve", "smollm2", *ports, "--metrics-port", "65535")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: worker-0's metrics port is 65536; it must be 1 to 65535\n"
+
+
+def test_ps_is_an_array_with_one_object_per_process(tmp_path: Path) -> None:
     _publish_a_stack(tmp_path)
     rows = json.loads(run("ps", "--json").output)
     assert [{key: row[key] for key in ("role", "pid", "address", "state")} for row in rows] == [
@@ -128,12 +140,12 @@ def test_ps_is_an_array_with_one_object_per_process(tmp_path):
     ]
 
 
-def test_ps_without_a_stack():
+def test_ps_without_a_stack() -> None:
     assert json.loads(run("ps", "--json").output) == []
     assert "quire serve smollm2" in run("ps").output
 
 
-def test_ps_shows_people_where_to_look(tmp_path):
+def test_ps_shows_people_where_to_look(tmp_path: Path) -> None:
     _publish_a_stack(tmp_path)
     shown = run("ps").output
     assert "tiny at http://127.0.0.1:8000" in shown
@@ -141,31 +153,31 @@ def test_ps_shows_people_where_to_look(tmp_path):
     assert "restarting" in shown
 
 
-def test_state_without_a_stack_asks_for_an_address():
+def test_state_without_a_stack_asks_for_an_address() -> None:
     finished = quire("state")
     assert finished.returncode == 2
     assert finished.stderr == "error: no stacks run here; name a scheduler with --address\n"
 
 
-def test_state_of_nobody_says_who_does_not_answer(tmp_path):
+def test_state_of_nobody_says_who_does_not_answer(tmp_path: Path) -> None:
     finished = quire("state", "--address", f"unix:{tmp_path}/nobody.sock")
     assert finished.returncode == 1
     assert finished.stderr.startswith(f"error: the scheduler at unix:{tmp_path}/nobody.sock")
 
 
-def test_chat_with_model_and_url_is_refused():
+def test_chat_with_model_and_url_is_refused() -> None:
     finished = quire("chat", "smollm2", "--url", "http://127.0.0.1:1")
     assert finished.returncode == 2
     assert finished.stderr == "error: give MODEL or --url, not both\n"
 
 
-def test_generate_refuses_a_bad_parameter_before_it_starts_anything():
+def test_generate_refuses_a_bad_parameter_before_it_starts_anything() -> None:
     finished = quire("generate", "smollm2", "hello", "--max-tokens", "0")
     assert finished.returncode == 2
     assert finished.stderr == "error: max_tokens is 0; it must be at least 1\n"
 
 
-def test_doctor_says_what_is_missing(monkeypatch):
+def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quire.doctor._PACKAGES", {"worker": ("no-such-package",)})
     result = run("doctor", "--port", "1")
     assert result.exit_code == 1
@@ -181,7 +193,7 @@ def _free_ports() -> list[str]:
     return ["--port", ports[0], "--grpc-port", ports[1]]
 
 
-def _publish_a_stack(tmp_path) -> None:
+def _publish_a_stack(tmp_path: Path) -> None:
     run_dir = tmp_path / "run-tiny"
     run_dir.mkdir()
     metrics = "http://127.0.0.1:9401/metrics"

@@ -1,6 +1,9 @@
 """Each flag reaches the processes that use it, and no other; a flag not given reaches none."""
 
 import dataclasses
+from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,20 +16,20 @@ from quire.models import ResolvedModel
 from quire.options import StackOptions
 
 
-def test_nothing_given_leaves_every_default_to_the_processes():
+def test_nothing_given_leaves_every_default_to_the_processes() -> None:
     arguments = {role: StackOptions().arguments(role) for role in ("scheduler", "worker", "router")}
     drain = ["--drain-timeout", "30.0"]
     assert arguments == {"scheduler": drain, "worker": [], "router": drain}
 
 
-def test_a_flag_reaches_those_who_use_it():
+def test_a_flag_reaches_those_who_use_it() -> None:
     options = StackOptions(max_num_seqs=8, device="cpu", max_in_flight=3)
     assert options.arguments("scheduler")[:2] == ["--max-num-seqs", "8"]
     assert options.arguments("worker") == ["--device", "cpu", "--max-num-seqs", "8"]
     assert options.arguments("router")[:2] == ["--max-in-flight", "3"]
 
 
-def test_prefix_caching_is_turned_off_at_the_scheduler():
+def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
     assert "--no-enable-prefix-caching" in StackOptions(enable_prefix_caching=False).arguments(
         "scheduler"
     )
@@ -40,43 +43,47 @@ def test_prefix_caching_is_turned_off_at_the_scheduler():
         (flags.Policy, scheduler.__main__.Policy),
     ],
 )
-def test_choices_are_spelled_as_the_processes_spell_them(ours, theirs):
+def test_choices_are_spelled_as_the_processes_spell_them(
+    ours: type[Enum], theirs: type[Enum]
+) -> None:
     assert [choice.value for choice in ours] == [choice.value for choice in theirs]
 
 
-def test_every_option_is_used_by_some_process():
+def test_every_option_is_used_by_some_process() -> None:
     default = StackOptions()
     for field in dataclasses.fields(StackOptions):
-        if field.name == "replicas":  # the stack's own
+        if field.name in ("replicas", "metrics_port"):  # the stack's own
             continue
-        flipped = False if getattr(default, field.name) is True else 7
+        flipped: Any = False if getattr(default, field.name) is True else 7
         options = StackOptions(**{field.name: flipped})
         roles = ("scheduler", "worker", "router")
         assert any(options.arguments(r) != default.arguments(r) for r in roles), field.name
 
 
 @pytest.fixture
-def resolved(monkeypatch, tmp_path):
+def resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     monkeypatch.setattr("quire.models.resolve", lambda model, say: ResolvedModel(tmp_path, model))
     return str(tmp_path)
 
 
 @pytest.mark.parametrize("given", [["smollm2"], ["--model", "smollm2"], ["--model=smollm2"]])
-def test_a_process_gets_the_directory_and_the_name_of_its_model(resolved, given):
+def test_a_process_gets_the_directory_and_the_name_of_its_model(
+    resolved: str, given: list[str]
+) -> None:
     arguments = _with_model_resolved("worker", [*given, "--threads", "1"])
     assert arguments == ["--model", resolved, "--served-model-name", "smollm2", "--threads", "1"]
 
 
-def test_a_name_that_was_given_is_kept(resolved):
+def test_a_name_that_was_given_is_kept(resolved: str) -> None:
     arguments = _with_model_resolved("router", ["smollm2", "--served-model-name=mine"])
     assert arguments == ["--model", resolved, "--served-model-name=mine"]
 
 
-def test_help_and_the_scheduler_need_no_model():
+def test_help_and_the_scheduler_need_no_model() -> None:
     assert _with_model_resolved("worker", ["--help"]) == ["--help"]
     assert _with_model_resolved("scheduler", ["--max-queued", "3"]) == ["--max-queued", "3"]
 
 
-def test_an_unknown_model_is_refused():
+def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(ModelNotFound):
         _with_model_resolved("worker", ["/no/such/dir"])
