@@ -105,10 +105,15 @@ class Checkpoint:
                     f"tensor {name} has type {entry.dtype}; only {', '.join(_FLOATS)} are supported"
                 )
 
-    def read(self, name: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """One tensor, converted and placed."""
+    def read(
+        self, name: str, part: tuple[slice, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """One tensor, or the part of it with one slice per axis, converted and placed.
+
+        Of a part only its own bytes are read from the file.
+        """
         with safe_open(self.entries[name].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+            tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
         return tensor.to(device=device, dtype=dtype, copy=True)
 
     def update_digest(self, digest: "hashlib.blake2b") -> None:

@@ -13,9 +13,14 @@ from typing import Any
 
 import torch
 
+from kernels import ops
+from kernels.warm_up import warm_up
 from worker.checkpoint import Checkpoint, CheckpointError
-from worker.models.config import ModelConfig, UnsupportedModelError
-from worker.models.llama import LlamaModel, checkpoint_tensors
+from worker.models.config import DTYPES, ModelConfig
+from worker.models.decoder import Decoder
+from worker.models.fields import UnsupportedModelError
+from worker.models.registry import build_model, checkpoint_tensors, parse_config
+from worker.models.weights import Part, Weights
 
 
 class LoadError(Exception):
@@ -36,7 +41,7 @@ class LoadedModel:
     """
 
     config: ModelConfig
-    model: LlamaModel
+    model: Decoder
     dtype: torch.dtype
     max_model_len: int
     revision: str
@@ -60,14 +65,20 @@ def load_model(
     """
     try:
         raw = _read_json(path, "config.json")
-        config = ModelConfig.parse(raw)
+        config = parse_config(raw)
         length = _model_length(config, max_model_len)
         checkpoint = Checkpoint.open(path)
         checkpoint.check_shapes(checkpoint_tensors(config), _ignored_tensors(config))
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
     weight_dtype = _weight_dtype(config, dtype, device)
-    model = LlamaModel(config, lambda name: checkpoint.read(name, weight_dtype, device), length)
+
+    def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+        return checkpoint.read(name, part, weight_dtype, device)
+
+    kernels = ops.select(device, weight_dtype)
+    model = build_model(config, Weights(read), kernels, length)
+    warm_up(kernels, device, weight_dtype)
     digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
     digest.update(str(weight_dtype).encode())
     checkpoint.update_digest(digest)
@@ -101,8 +112,9 @@ def _model_length(config: ModelConfig, asked: int | None) -> int:
     length = limit if asked is None else asked
     if not 1 <= length <= limit:
         raise UnsupportedModelError(f"max_model_len is {length}; this model has 1 to {limit}")
-    window = config.sliding_window
-    if window is not None and length > window:
+    windows = [kind.window for kind in config.layers if kind.window is not None]
+    window = min(windows, default=length)
+    if length > window:
         raise UnsupportedModelError(
             f"sliding_window is {window} and is not supported beyond that length; "
             f"max_model_len is {length}, use at most {window}"
@@ -111,9 +123,8 @@ def _model_length(config: ModelConfig, asked: int | None) -> int:
 
 
 def _weight_dtype(config: ModelConfig, asked: str, device: torch.device) -> torch.dtype:
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if asked != "auto":
-        return named[asked]
+        return DTYPES[asked]
     return torch.float32 if device.type == "cpu" else config.dtype
 
 

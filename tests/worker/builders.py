@@ -8,8 +8,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from worker.models.config import ModelConfig
-from worker.models.llama import checkpoint_tensors
+from worker.models.registry import checkpoint_tensors, parse_config
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
 
 VOCAB_SIZE = 320
@@ -99,7 +98,7 @@ def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE) -> Path:
         name: torch.ones(shape)
         if name.endswith("norm.weight")
         else torch.randn(shape, generator=generator) * 0.3
-        for name, shape in checkpoint_tensors(ModelConfig.parse(raw)).items()
+        for name, shape in checkpoint_tensors(parse_config(raw)).items()
     }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(raw))

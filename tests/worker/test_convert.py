@@ -172,7 +172,7 @@ def test_the_directory_loads_here_and_in_transformers(tmp_path: Path) -> None:
     directory = converted(TinyGGUF(), tmp_path)
     assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
     loaded = load_model(directory, dtype="auto", device=torch.device("cpu"))
-    assert (loaded.config.rope_theta, loaded.config.rms_norm_eps) == (100000.0, 1e-5)
+    assert (loaded.config.layers[0].rope.theta, loaded.config.rms_norm_eps) == (100000.0, 1e-5)
     theirs = AutoModelForCausalLM.from_pretrained(directory)
     assert theirs.config.vocab_size == len(TOKENS)
     assert theirs.generation_config.eos_token_id == 2
@@ -191,8 +191,9 @@ def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
     scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     directory = converted(TinyGGUF(metadata=scaling), tmp_path)
     loaded = load_model(directory, dtype="auto", device=torch.device("cpu"))
-    assert loaded.config.rope_scaling is not None
-    assert (loaded.config.rope_scaling.kind, loaded.config.rope_scaling.factor) == ("linear", 4.0)
+    scaling = loaded.config.layers[0].rope.scaling
+    assert scaling is not None
+    assert (scaling.kind, scaling.factor) == ("linear", 4.0)
 
 
 def test_the_cut_decides_how_digits_merge(tmp_path: Path) -> None:

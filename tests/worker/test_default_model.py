@@ -70,7 +70,7 @@ def test_its_dimensions_and_constants(loaded: LoadedModel) -> None:
     assert (config.num_layers, config.hidden_size, config.intermediate_size) == (30, 576, 1536)
     assert (config.num_heads, config.num_kv_heads, config.head_dim) == (9, 3, 64)
     assert (config.vocab_size, config.max_position) == (49152, 8192)
-    assert (config.rope_theta, config.rms_norm_eps) == (100000.0, 1e-5)
+    assert (config.layers[0].rope.theta, config.rms_norm_eps) == (100000.0, 1e-5)
     assert config.tied_embeddings
 
 

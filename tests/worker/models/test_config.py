@@ -7,7 +7,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from worker.models.config import ModelConfig, UnsupportedModelError
+from worker.models.fields import UnsupportedModelError
+from worker.models.registry import parse_config
+from worker.models.rope import Rope
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -32,23 +34,17 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def test_absent_fields_take_the_architectures_defaults() -> None:
-    llama = ModelConfig.parse(config())
+    llama = parse_config(config())
     assert (llama.num_kv_heads, llama.head_dim, llama.max_position) == (6, 16, 2048)
-    assert (llama.rope_theta, llama.rms_norm_eps) == (10000.0, 1e-6)
-    assert (llama.sliding_window, llama.tied_embeddings, llama.attention_bias) == (
-        None,
-        False,
-        False,
-    )
-    mistral = ModelConfig.parse(
-        config(architectures=["MistralForCausalLM"], num_attention_heads=16)
-    )
-    assert (mistral.num_kv_heads, mistral.sliding_window) == (8, 4096)
+    assert (llama.layers[0].rope, llama.rms_norm_eps) == (Rope(10000.0), 1e-6)
+    assert (llama.layers[0].window, llama.tied_embeddings, llama.qkv_bias) == (None, False, False)
+    mistral = parse_config(config(architectures=["MistralForCausalLM"], num_attention_heads=16))
+    assert (mistral.num_kv_heads, mistral.layers[0].window) == (8, 4096)
 
 
 def test_an_explicit_null_turns_the_sliding_window_off() -> None:
     raw = config(architectures=["MistralForCausalLM"], num_attention_heads=16, sliding_window=None)
-    assert ModelConfig.parse(raw).sliding_window is None
+    assert parse_config(raw).layers[0].window is None
 
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, LLAMA3])
@@ -63,10 +59,11 @@ def test_frequencies_equal_transformers(scaling: dict[str, Any] | None, theta: f
             rope_parameters=parameters,
         )
     )
-    nested = ModelConfig.parse(config(head_dim=128, rope_parameters=parameters))
-    older = ModelConfig.parse(config(head_dim=128, rope_theta=theta, rope_scaling=scaling))
-    torch.testing.assert_close(nested.inverse_frequencies(), theirs.inv_freq, atol=0, rtol=1e-6)
-    assert torch.equal(older.inverse_frequencies(), nested.inverse_frequencies())
+    nested = parse_config(config(rope_parameters=parameters)).layers[0].rope
+    older = parse_config(config(rope_theta=theta, rope_scaling=scaling)).layers[0].rope
+    ours = nested.inverse_frequencies(head_dim=128)
+    torch.testing.assert_close(ours, theirs.inv_freq, atol=0, rtol=1e-6)
+    assert older == nested
 
 
 @pytest.mark.parametrize(
@@ -94,4 +91,4 @@ def test_frequencies_equal_transformers(scaling: dict[str, Any] | None, theta: f
 )
 def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        ModelConfig.parse(config(**changes))
+        parse_config(config(**changes))

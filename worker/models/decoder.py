@@ -1,0 +1,83 @@
+"""The forward pass that all families share: embedding, layers over the paged cache, norm, head."""
+
+import torch
+
+from kernels.batch import AttentionBatch, RopeTable, StepTensors
+from kernels.ops import Ops
+from worker.kv_cache import KVCache
+from worker.models.config import ModelConfig
+from worker.models.layers import Embedding, Head, Norm, ReadLayer
+from worker.models.weights import Weights, held_tensors
+
+
+class Decoder:
+    """The weights and the forward pass.
+
+    Attributes:
+        config: dimensions and constants.
+        embedding: token ids to the residual stream.
+        layers: decoder layers, in order.
+        norm: of what the head sees.
+        head: the residual stream to logits.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        read_layer: ReadLayer,
+        weights: Weights,
+        ops: Ops,
+        max_model_len: int,
+    ) -> None:
+        """Reads every tensor once, fusing and packing layer by layer.
+
+        Args:
+            config: dimensions and constants.
+            read_layer: the family's.
+            weights: the checkpoint.
+            ops: the device's kernels.
+            max_model_len: the longest sequence it will see, in tokens.
+        """
+        self.config = config
+        self.embedding = Embedding.read(config, weights)
+        self.layers = tuple(
+            read_layer(config, weights.under(f"model.layers.{index}"), kind, ops)
+            for index, kind in enumerate(config.layers)
+        )
+        self.norm = Norm.read(config, weights, "model.norm", ops)
+        self.head = Head.read(config, weights, self.embedding)
+        ropes = tuple(dict.fromkeys(kind.rope for kind in config.layers))
+        device = self.embedding.weight.device
+        self._rope_tables = tuple(
+            RopeTable.build(rope.inverse_frequencies(config.head_dim).to(device), max_model_len)
+            for rope in ropes
+        )
+        self._rope_of_layer = tuple(ropes.index(kind.rope) for kind in config.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights occupy."""
+        holders = (self.embedding, self.layers, self.norm, self.head)
+        unique = {id(tensor): tensor for tensor in held_tensors(holders)}
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in unique.values())
+
+    @torch.inference_mode()
+    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        """One step: writes the KV of every token, returns the logits of the sampled rows.
+
+        Args:
+            batch: the step's rows.
+            kv: the paged cache; blocks in the batch's tables are written and read.
+
+        Returns:
+            [num_sampled, vocab_size] float32.
+        """
+        steps = [StepTensors(batch, kv.block_size, table) for table in self._rope_tables]
+        residual = self.embedding(batch.token_ids)
+        hidden = torch.zeros_like(residual)
+        for layer, rope, keys, values in zip(
+            self.layers, self._rope_of_layer, kv.keys, kv.values, strict=True
+        ):
+            hidden = layer(hidden, residual, steps[rope], keys, values)
+        sampled = residual[batch.sample_index] + hidden[batch.sample_index]
+        return self.head(self.norm(sampled))

@@ -1,0 +1,327 @@
+"""What the layers of all families are made of; each part reads its own weights, its rank's only.
+
+Query, key and value projections are one matrix, gate and up are one matrix: fewer, larger
+multiplications per layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from kernels.batch import HeadNorms, Scoring, StepTensors
+from kernels.linear import linear, pack_weight
+from kernels.ops import Ops
+from worker.models.config import Activation, LayerKind, ModelConfig
+from worker.models.weights import Weights
+
+
+class Outputs(NamedTuple):
+    """The outputs of one linear map of the checkpoint.
+
+    Attributes:
+        name: the checkpoint's, without ".weight".
+        num_units: what ranks divide among them: heads, channels.
+        unit_size: outputs per unit.
+    """
+
+    name: str
+    num_units: int
+    unit_size: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear map; the weight is in the device's own layout (`kernels.linear`).
+
+    Attributes:
+        weight: [out_features, in_features], perhaps opaque.
+        bias: [out_features] or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+    @classmethod
+    def split_outputs(
+        cls, weights: Weights, parts: Sequence[Outputs], in_features: int, bias: bool
+    ) -> "Projection":
+        """Several maps of one input as one; a rank holds its units of each."""
+        matrices, biases = [], []
+        for name, num_units, size in parts:
+            span = weights.shard.span(num_units)
+            rows = slice(span.start * size, span.stop * size)
+            total = num_units * size
+            matrices.append(weights.matrix(f"{name}.weight", total, in_features, rows=rows))
+            if bias:
+                biases.append(weights.vector(f"{name}.bias", total, rows))
+        return cls(pack_weight(torch.cat(matrices)), torch.cat(biases) if bias else None)
+
+    @classmethod
+    def split_inputs(
+        cls, weights: Weights, name: str, in_features: int, out_features: int, bias: bool
+    ) -> "Projection":
+        """A map of which a rank holds its inputs' columns; the ranks' results add up."""
+        columns = weights.shard.span(in_features)
+        matrix = weights.matrix(f"{name}.weight", out_features, in_features, columns=columns)
+        return cls(
+            pack_weight(matrix), weights.vector(f"{name}.bias", out_features) if bias else None
+        )
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm of the residual stream or of what is added to it.
+
+    Attributes:
+        weight: [hidden].
+        eps: added to the mean square.
+        ops: the device's kernels.
+    """
+
+    weight: torch.Tensor
+    eps: float
+    ops: Ops
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """residual += x (in place), then the norm of the sum."""
+        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
+
+    @classmethod
+    def read(cls, config: ModelConfig, weights: Weights, name: str, ops: Ops) -> "Norm":
+        """The norm of this name."""
+        weight = _norm_weight(config, weights, name, config.hidden_size)
+        return cls(weight, config.rms_norm_eps, ops)
+
+
+def _norm_weight(config: ModelConfig, weights: Weights, name: str, size: int) -> torch.Tensor:
+    """[size]; an offset makes it float32: the sum needs more bits than its parts."""
+    weight = weights.vector(f"{name}.weight", size)
+    return weight.float() + config.norm_offset if config.norm_offset else weight
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention over the paged cache.
+
+    Attributes:
+        qkv: hidden to queries, keys and values.
+        output: attended heads to hidden.
+        norms: of query and key heads; None for none.
+        scoring: scale, window, soft cap.
+        ops: the device's kernels.
+    """
+
+    qkv: Projection
+    output: Projection
+    norms: HeadNorms | None
+    scoring: Scoring
+    ops: Ops
+
+    def __call__(
+        self, x: torch.Tensor, step: StepTensors, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """Writes the tokens' keys and values, then attends; [num_tokens, hidden] both ways."""
+        query = self.ops.rope_and_store(self.qkv(x), step, keys, values, self.norms)
+        return self.output(self.ops.paged_attention(query, keys, values, step, self.scoring))
+
+    @classmethod
+    def read(cls, config: ModelConfig, weights: Weights, kind: LayerKind, ops: Ops) -> "Attention":
+        """The attention under `weights`."""
+        hidden, size = config.hidden_size, config.head_dim
+        heads = (
+            Outputs("q_proj", config.num_heads, size),
+            Outputs("k_proj", config.num_kv_heads, size),
+            Outputs("v_proj", config.num_kv_heads, size),
+        )
+        width = config.num_heads * size
+        return cls(
+            qkv=Projection.split_outputs(weights, heads, hidden, config.qkv_bias),
+            output=Projection.split_inputs(weights, "o_proj", width, hidden, config.output_bias),
+            norms=_read_head_norms(config, weights) if config.head_norms else None,
+            scoring=Scoring(config.attention_scale, kind.window, config.attention_softcap),
+            ops=ops,
+        )
+
+
+def _read_head_norms(config: ModelConfig, weights: Weights) -> HeadNorms:
+    return HeadNorms(
+        query=_norm_weight(config, weights, "q_norm", config.head_dim),
+        key=_norm_weight(config, weights, "k_norm", config.head_dim),
+        eps=config.rms_norm_eps,
+    )
+
+
+@dataclass(frozen=True)
+class MLP:
+    """down(activation(gate(x)) · up(x)).
+
+    Attributes:
+        gate_up: hidden to gates and ups.
+        down: intermediate to hidden.
+        activation: of the gates.
+        ops: the device's kernels.
+    """
+
+    gate_up: Projection
+    down: Projection
+    activation: Activation
+    ops: Ops
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.ops.silu_mul(self.gate_up(x)))
+
+    @classmethod
+    def read(cls, config: ModelConfig, weights: Weights, ops: Ops) -> "MLP":
+        """The MLP under `weights`."""
+        hidden, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        channels = (Outputs("gate_proj", width, 1), Outputs("up_proj", width, 1))
+        return cls(
+            gate_up=Projection.split_outputs(weights, channels, hidden, bias),
+            down=Projection.split_inputs(weights, "down_proj", width, hidden, bias),
+            activation=config.activation,
+            ops=ops,
+        )
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Token ids to the residual stream.
+
+    Attributes:
+        weight: [vocab_size, hidden].
+        scale: multiplies what is looked up; None for nothing.
+    """
+
+    weight: torch.Tensor
+    scale: float | None
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        rows = torch.nn.functional.embedding(token_ids, self.weight)
+        return rows if self.scale is None else rows * self.scale
+
+    @classmethod
+    def read(cls, config: ModelConfig, weights: Weights) -> "Embedding":
+        """The embedding of the model."""
+        weight = weights.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        scale = config.embedding_scale
+        if scale is not None:
+            scale = torch.tensor(scale, dtype=weight.dtype).item()  # rounded as it was in training
+        return cls(weight, scale)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The normed residual stream to logits.
+
+    Attributes:
+        projection: hidden to vocabulary.
+        softcap: logits l become softcap · tanh(l / softcap); None: they stay.
+    """
+
+    projection: Projection
+    softcap: float | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[num_rows, vocab_size] float32."""
+        logits = self.projection(x).float()
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @classmethod
+    def read(cls, config: ModelConfig, weights: Weights, embedding: Embedding) -> "Head":
+        """The head of the model.
+
+        A tied head shares values with the embedding, and not memory where the packed layout
+        differs from the plain one.
+        """
+        weight = (
+            embedding.weight
+            if config.tied_embeddings
+            else weights.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
+        )
+        return cls(Projection(pack_weight(weight), None), config.logits_softcap)
+
+
+class DecoderLayer(Protocol):
+    """One layer of a family."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        step: StepTensors,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """One layer's part of the forward pass.
+
+        Args:
+            hidden: [num_tokens, hidden_size], what the layer before leaves to be added.
+            residual: [num_tokens, hidden_size], the stream; updated in place.
+            step: the rows, with this layer's rotary angles.
+            keys: this layer's cache; written.
+            values: likewise.
+
+        Returns:
+            What the next layer, or the last norm, has to add to the stream.
+        """
+        ...
+
+
+class ReadLayer(Protocol):
+    """Reads the layer of a kind whose tensors are under `weights`."""
+
+    def __call__(
+        self, config: ModelConfig, weights: Weights, kind: LayerKind, ops: Ops
+    ) -> DecoderLayer:
+        """The layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreNormLayer:
+    """Attention and MLP, each after a norm: the layer of Llama and of most families since.
+
+    Attributes:
+        attention_norm: before attention.
+        attention: reads and writes the cache.
+        mlp_norm: before the MLP.
+        mlp: the gated MLP.
+    """
+
+    attention_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: MLP
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        step: StepTensors,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """`DecoderLayer`."""
+        normed = self.attention_norm.add(hidden, residual)
+        attended = self.attention(normed, step, keys, values)
+        return self.mlp(self.mlp_norm.add(attended, residual))
+
+    @classmethod
+    def read(
+        cls, config: ModelConfig, weights: Weights, kind: LayerKind, ops: Ops
+    ) -> "PreNormLayer":
+        """`ReadLayer`."""
+        return cls(
+            attention_norm=Norm.read(config, weights, "input_layernorm", ops),
+            attention=Attention.read(config, weights.under("self_attn"), kind, ops),
+            mlp_norm=Norm.read(config, weights, "post_attention_layernorm", ops),
+            mlp=MLP.read(config, weights.under("mlp"), ops),
+        )

@@ -1,0 +1,113 @@
+"""How layers get their weights: by name and shape, of each tensor the part that this rank keeps.
+
+A layer states name and shape where it reads; the list of what a checkpoint must hold is what the
+layers ask for when they are built without data (`tensor_shapes`), so the two cannot differ.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Protocol
+
+import torch
+
+# One slice per axis of a tensor, or none at all for the whole of it.
+Part = tuple[slice, ...]
+_ALL = slice(None)
+
+
+class ReadTensor(Protocol):
+    """Gives part of one tensor of the checkpoint, in the wanted type and on the device."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+        """The part.
+
+        Args:
+            name: the checkpoint's.
+            shape: of the whole tensor.
+            part: which part of it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which of the equal parts of a model this process holds.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: parts there are.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def span(self, count: int) -> slice:
+        """This rank's share of `count` units (heads, channels, rows).
+
+        Where there are fewer units than ranks, neighbours hold the same one.
+        """
+        if count < self.world_size:
+            unit = self.rank * count // self.world_size
+            return slice(unit, unit + 1)
+        each = count // self.world_size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors under one prefix of the checkpoint's names.
+
+    Attributes:
+        read: gives tensors by their full name.
+        shard: this rank's part of the model.
+        prefix: "" or ends with a dot.
+    """
+
+    read: ReadTensor
+    shard: Shard = Shard()
+    prefix: str = ""
+
+    def under(self, name: str) -> "Weights":
+        """The tensors whose names go on with this one and a dot."""
+        return replace(self, prefix=f"{self.prefix}{name}.")
+
+    def vector(self, name: str, size: int, span: slice = _ALL) -> torch.Tensor:
+        """[size], or the span of it."""
+        return self.read(self.prefix + name, (size,), () if span == _ALL else (span,))
+
+    def matrix(
+        self,
+        name: str,
+        num_rows: int,
+        num_columns: int,
+        *,
+        rows: slice = _ALL,
+        columns: slice = _ALL,
+    ) -> torch.Tensor:
+        """[num_rows, num_columns], or the spans of them."""
+        part = () if rows == columns == _ALL else (rows, columns)
+        return self.read(self.prefix + name, (num_rows, num_columns), part)
+
+
+def tensor_shapes(build: Callable[[Weights], object]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all that `build` reads; it is given tensors without data."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+        shapes[name] = shape
+        return torch.empty(shape, device="meta")[part]
+
+    build(Weights(read))
+    return shapes
+
+
+def held_tensors(holder: object) -> Iterator[torch.Tensor]:
+    """Every tensor in a tree of dataclasses and tuples."""
+    if isinstance(holder, torch.Tensor):
+        yield holder
+    elif isinstance(holder, tuple):
+        for item in holder:
+            yield from held_tensors(item)
+    elif is_dataclass(holder):
+        for field in fields(holder):
+            yield from held_tensors(getattr(holder, field.name))
