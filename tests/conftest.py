@@ -1,6 +1,7 @@
 """What every test may rely on: one compute thread per process, and the small real model on disk."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,10 @@ from tests.ties import total_ties
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Triton reads this when it is imported first, which transformers does; so it is not left to the
+# tests of kernels. Without a GPU those run in Triton's interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
