@@ -5,12 +5,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
+Json = dict[str, Any]
+"""A body, parsed."""
+
 
 @pytest.fixture(autouse=True)
-def _private_directories(tmp_path_factory, monkeypatch):
+def _private_directories(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUIRE_RUN", str(tmp_path_factory.mktemp("run")))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -21,8 +27,8 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.requests: list[dict] = []
-        self.answers: dict[str, Callable[[Answer, dict], None]] = {}
+        self.requests: list[Json] = []
+        self.answers: dict[str, Respond] = {}
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -37,7 +43,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
-    def _answer(self, payload: dict) -> None:
+    def _answer(self, payload: Json) -> None:
         self.server_of.requests.append(payload | {"_headers": dict(self.headers)})
         self.server_of.answers[self.path](self, payload)
 
@@ -73,15 +79,21 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
+Respond = Callable[[Answer, Json], None]
+"""Writes the answer to one request."""
+
+
 class _ManyAtOnce(ThreadingHTTPServer):
     request_queue_size = 128
 
 
 @contextmanager
 def _serve() -> Iterator[Server]:
-    handler = type("Handler", (Answer,), {})
-    http = _ManyAtOnce(("127.0.0.1", 0), handler)
-    server = handler.server_of = Server(f"http://127.0.0.1:{http.server_address[1]}")
+    class AnswerOfThisServer(Answer):
+        pass
+
+    http = _ManyAtOnce(("127.0.0.1", 0), AnswerOfThisServer)
+    server = AnswerOfThisServer.server_of = Server(f"http://127.0.0.1:{http.server_address[1]}")
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -93,6 +105,6 @@ def _serve() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[Server]:
     with _serve() as server:
         yield server

@@ -1,37 +1,43 @@
 """`quire chat` from a pipe: each line is a turn of one conversation."""
 
+from collections.abc import Callable
+
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quire.cli import app
 from quire.errors import RequestFailed
+from tests.quire.conftest import Json, Respond, Server
+
+Chat = Callable[..., Result]
+"""Runs `quire chat`: its lines, then its arguments."""
 
 
-def say(*pieces: str):
+def say(*pieces: str) -> Respond:
     events = [{"choices": [{"delta": {"content": piece}}]} for piece in pieces]
     return lambda answer, _: answer.events({"choices": [{"delta": {"role": "assistant"}}]}, *events)
 
 
 @pytest.fixture
-def chat(server):
+def chat(server: Server) -> Chat:
     server.answers["/v1/models"] = lambda answer, _: answer.json({"data": [{"id": "tiny"}]})
     server.answers["/v1/chat/completions"] = say("Par", "is.")
 
-    def run(lines: str, *arguments: str):
+    def run(lines: str, *arguments: str) -> Result:
         return CliRunner().invoke(app, ["chat", "--url", server.url, *arguments], input=lines)
 
     return run
 
 
-def asked(server) -> list[dict]:
+def asked(server: Server) -> list[Json]:
     return [request for request in server.requests if "messages" in request]
 
 
-def test_only_the_answer_is_printed(chat):
+def test_only_the_answer_is_printed(chat: Chat) -> None:
     assert chat("The capital of France?\n").output == "Paris.\n"
 
 
-def test_a_turn_remembers_the_turns_before(chat, server):
+def test_a_turn_remembers_the_turns_before(chat: Chat, server: Server) -> None:
     assert chat("one\n\ntwo\n", "--system", "Be brief.").output == "Paris.\nParis.\n"
     assert asked(server)[1]["messages"] == [
         {"role": "system", "content": "Be brief."},
@@ -41,14 +47,14 @@ def test_a_turn_remembers_the_turns_before(chat, server):
     ]
 
 
-def test_sampling_flags_are_sent_and_absent_ones_are_not(chat, server):
+def test_sampling_flags_are_sent_and_absent_ones_are_not(chat: Chat, server: Server) -> None:
     chat("hi\n", "--temperature", "0", "--seed", "7")
     [request] = asked(server)
     assert (request["temperature"], request["seed"]) == (0.0, 7)
     assert "max_tokens" not in request
 
 
-def test_a_refused_turn_is_an_error(chat, server):
+def test_a_refused_turn_is_an_error(chat: Chat, server: Server) -> None:
     error = {"error": {"message": "the queue is full"}}
     server.answers["/v1/chat/completions"] = lambda answer, _: answer.json(error, status=429)
     result = chat("hi\n")

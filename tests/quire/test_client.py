@@ -11,6 +11,7 @@ from quire import client as quire_client
 from quire.client import InferenceClient
 from quire.errors import RequestFailed
 
+Context = grpc.aio.ServicerContext[inference_pb2.TokenizeRequest, inference_pb2.TokenizeResponse]
 PUSHBACK = (("grpc-retry-pushback-ms", "1"),)
 
 
@@ -21,7 +22,9 @@ class BusyRouter(inference_pb2_grpc.InferenceServiceServicer):
         self.code, self.trailers = code, trailers
         self.num_failures, self.num_calls = 2, 0
 
-    async def Tokenize(self, request, context):  # noqa: N802 - gRPC's name
+    async def Tokenize(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.TokenizeRequest, context: Context
+    ) -> inference_pb2.TokenizeResponse:
         self.num_calls += 1
         if self.num_calls <= self.num_failures:
             context.set_trailing_metadata(self.trailers)
@@ -52,7 +55,9 @@ async def dialled(router: BusyRouter) -> AsyncIterator[InferenceClient]:
         (grpc.StatusCode.UNAVAILABLE, ()),
     ],
 )
-async def test_a_router_that_is_busy_is_asked_again(code, trailers):
+async def test_a_router_that_is_busy_is_asked_again(
+    code: grpc.StatusCode, trailers: tuple[tuple[str, str], ...]
+) -> None:
     router = BusyRouter(code, trailers)
     async with dialled(router) as client:
         assert await client.tokenize("abc") == [3]
@@ -63,7 +68,7 @@ async def test_a_router_that_is_busy_is_asked_again(code, trailers):
     "code",
     [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.ABORTED],
 )
-async def test_an_error_that_stays_is_told_at_once(code):
+async def test_an_error_that_stays_is_told_at_once(code: grpc.StatusCode) -> None:
     router = BusyRouter(code, ())
     async with dialled(router) as client:
         with pytest.raises(RequestFailed, match="not now"):
@@ -71,7 +76,9 @@ async def test_an_error_that_stays_is_told_at_once(code):
     assert router.num_calls == 1
 
 
-async def test_a_message_that_is_too_large_is_not_sent_again(monkeypatch):
+async def test_a_message_that_is_too_large_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """gRPC refuses it with the code of an overloaded router."""
     monkeypatch.setattr(quire_client, "_FIRST_RETRY_S", 3600)
     router = BusyRouter(grpc.StatusCode.OK, ())
@@ -81,7 +88,7 @@ async def test_a_message_that_is_too_large_is_not_sent_again(monkeypatch):
     assert router.num_calls == 0
 
 
-async def test_a_router_that_stays_busy_is_given_up(monkeypatch):
+async def test_a_router_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quire_client, "_FIRST_RETRY_S", 0.0)
     router = BusyRouter(grpc.StatusCode.UNAVAILABLE, ())
     router.num_failures = 1000

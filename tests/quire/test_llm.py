@@ -5,6 +5,7 @@ import os
 import random
 import select
 import signal
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -16,41 +17,43 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(autouse=True)
-def _one_runtime_directory(run_dir, monkeypatch):
+def _one_runtime_directory(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stack of this module outlives a test, and so must its directory."""
     monkeypatch.setenv("QUIRE_RUN", run_dir)
 
 
 @pytest.fixture(scope="module")
-def llm(run_dir):
+def llm(run_dir: str) -> Iterator[LLM]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUIRE_RUN", run_dir)
         with LLM("smollm2", max_model_len=256, num_blocks=256, threads=1) as llm:
             yield llm
 
 
-def test_a_text_is_continued(llm):
+def test_a_text_is_continued(llm: LLM) -> None:
     [output] = llm.generate("The capital of France is", GREEDY)
     [sample] = output.outputs
     assert sample.text.startswith(" Paris")
     assert (len(sample.token_ids), sample.finish_reason) == (8, "length")
     assert output.prompt == "The capital of France is"
+    assert output.prompt_token_ids is not None
     assert len(output.prompt_token_ids) == output.num_prompt_tokens == 5
 
 
-def test_token_ids_and_their_text_give_the_same(llm):
+def test_token_ids_and_their_text_give_the_same(llm: LLM) -> None:
     [text] = llm.generate("The capital of France is", GREEDY)
+    assert text.prompt_token_ids is not None
     [ids] = llm.generate(text.prompt_token_ids, GREEDY)
     assert ids.outputs == text.outputs
     assert ids.prompt is None
 
 
-def test_answers_are_in_the_order_of_the_prompts(llm):
+def test_answers_are_in_the_order_of_the_prompts(llm: LLM) -> None:
     lengths = [8, 1, 5, 3, 2, 7]
     params = [SamplingParams(temperature=0, max_tokens=length) for length in lengths]
     outputs = llm.generate(["Once upon a time"] * len(lengths), params)
@@ -59,13 +62,13 @@ def test_answers_are_in_the_order_of_the_prompts(llm):
     assert all(longest[: len(o.outputs[0].token_ids)] == o.outputs[0].token_ids for o in outputs)
 
 
-def test_a_conversation_is_answered(llm):
+def test_a_conversation_is_answered(llm: LLM) -> None:
     [output] = llm.chat([{"role": "user", "content": "What is 2+2?"}], GREEDY)
     assert output.outputs[0].text
     assert output.prompt_token_ids is None
 
 
-def test_samples_of_one_prompt_differ_and_a_seed_repeats_them(llm):
+def test_samples_of_one_prompt_differ_and_a_seed_repeats_them(llm: LLM) -> None:
     params = SamplingParams(n=3, seed=7, max_tokens=12)
     first, second = llm.generate(["Once upon a time"] * 2, params)
     assert first.outputs == second.outputs
@@ -73,8 +76,8 @@ def test_samples_of_one_prompt_differ_and_a_seed_repeats_them(llm):
     assert len({sample.text for sample in first.outputs}) == 3
 
 
-def test_a_seeded_model_gives_each_prompt_its_seed_in_their_order(llm):
-    def texts(one, seeds):
+def test_a_seeded_model_gives_each_prompt_its_seed_in_their_order(llm: LLM) -> None:
+    def texts(one: LLM, seeds: Sequence[int | None]) -> list[str]:
         params = [SamplingParams(max_tokens=12, seed=seed) for seed in seeds]
         outputs = one.generate(["Once upon a time"] * len(seeds), params)
         return [output.outputs[0].text for output in outputs]
@@ -86,10 +89,11 @@ def test_a_seeded_model_gives_each_prompt_its_seed_in_their_order(llm):
         assert texts(seeded, [None, 7, None]) == expected
 
 
-def test_logprobs_name_the_chosen_token_and_the_likeliest(llm):
+def test_logprobs_name_the_chosen_token_and_the_likeliest(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=4, logprobs=2)
     [output] = llm.generate("The capital of France is", params)
     [sample] = output.outputs
+    assert sample.logprobs is not None
     assert len(sample.logprobs) == 4
     for token_id, alternatives in zip(sample.token_ids, sample.logprobs, strict=True):
         assert alternatives[token_id].rank == 1
@@ -97,44 +101,45 @@ def test_logprobs_name_the_chosen_token_and_the_likeliest(llm):
         assert all(entry.logprob < 0 for entry in alternatives.values())
 
 
-def test_a_prompt_that_never_fits_is_refused_with_both_numbers(llm):
+def test_a_prompt_that_never_fits_is_refused_with_both_numbers(llm: LLM) -> None:
     with pytest.raises(RequestFailed, match=r"the prompt has 300 tokens.* at most 256"):
         llm.generate([1] * 300, GREEDY)
     assert llm.generate("Still", GREEDY)
 
 
-def test_one_set_of_parameters_per_prompt(llm):
+def test_one_set_of_parameters_per_prompt(llm: LLM) -> None:
     with pytest.raises(ValueError, match="sampling_params has 1 entries; it must have one, or one"):
         llm.generate(["a", "b"], [GREEDY])
 
 
 @pytest.mark.chaos
-def test_a_killed_worker_costs_a_pause_and_no_token(llm):
+def test_a_killed_worker_costs_a_pause_and_no_token(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
     before = llm.generate("Once upon a time", params)
     [stack] = running_stacks()
     [worker] = [process.pid for process in stack.processes if process.role == "worker"]
+    assert worker is not None
     os.kill(worker, signal.SIGKILL)
     after = llm.generate("Once upon a time", params)
     assert after[0].outputs == before[0].outputs
 
 
-def test_an_unknown_option_names_the_known_ones():
+def test_an_unknown_option_names_the_known_ones() -> None:
     with pytest.raises(TypeError, match="unknown option 'tensor_size'; options are: replicas"):
         LLM("smollm2", tensor_size=2)
 
 
-def test_no_replicas_is_refused():
+def test_no_replicas_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="replicas is 0; it must be at least 1"):
         LLM("smollm2", replicas=0)
 
 
-def test_closing_ends_every_process():
+def test_closing_ends_every_process() -> None:
     llm = LLM("smollm2", max_model_len=64, num_blocks=16, threads=1)
     processes = [
         p for stack in running_stacks() for p in stack.processes if stack.pid == os.getpid()
     ]
-    watches = [os.pidfd_open(process.pid) for process in processes]
+    watches = [os.pidfd_open(process.pid) for process in processes if process.pid is not None]
     assert len(watches) >= 3
     llm.close()
     llm.close()

