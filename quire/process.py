@@ -50,6 +50,8 @@ class Ready:
 
     address: str
     metrics: str | None
+    restart_arguments: tuple[str, ...] = ()
+    """What it asks to be started with in addition, should it have to be started again."""
 
 
 def warning(spec: ChildSpec, text: str) -> str:
@@ -170,7 +172,13 @@ class ChildProcess:
     def _heard(self, line: str) -> None:
         if line.startswith(READY_PREFIX) and not self.ready.done():
             said = json.loads(line.removeprefix(READY_PREFIX))
-            self.ready.set_result(Ready(address=said["address"], metrics=said.get("metrics")))
+            self.ready.set_result(
+                Ready(
+                    address=said["address"],
+                    metrics=said.get("metrics"),
+                    restart_arguments=tuple(said.get("restart_arguments", ())),
+                )
+            )
             return
         self._tail.append(line)
         self._log(self.spec.name, line)

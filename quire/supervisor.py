@@ -2,15 +2,17 @@
 
     starting ──ready line──▶ ready ──▶ stopping ──▶ stopped
         ▲                      │
-        └── restarting ◀── it ended (any code but 2)
+        └── restarting ◀── it ended
 
-A child that exits with code 2 says that its configuration is wrong; a child that dies several
-times in a row before it ever served is no better. Either resolves `failed`, and whoever runs the
-supervisor stops everything. All of it runs on one event loop, whose thread owns the children.
+A child that exits with code 2 says that its configuration is wrong, which is believed of one that
+never served; a child that dies several times in a row without serving is no better. Either resolves
+`failed`, and whoever runs the supervisor stops everything. All of it runs on one event loop, whose
+thread owns the children.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,6 +64,13 @@ class Member:
         self.restarts = 0
         self.failed_starts = 0
         """In a row."""
+
+    def next_spec(self) -> ChildSpec:
+        """What to start: after one that served, its like."""
+        if self.ready is None:
+            return self.spec
+        command = (*self.spec.command, *self.ready.restart_arguments)
+        return dataclasses.replace(self.spec, command=command)
 
 
 class Supervisor:
@@ -125,7 +134,7 @@ class Supervisor:
 
     async def _keep(self, member: Member) -> None:
         while not member.stop_asked.is_set():
-            process = member.process = await ChildProcess.start(member.spec, self._log)
+            process = member.process = await ChildProcess.start(member.next_spec(), self._log)
             if member.stop_asked.is_set():
                 await process.kill()  # asked while it was being started
                 return
@@ -168,7 +177,7 @@ class Supervisor:
 
     def _why_give_up(self, member: Member, code: int, last_words: str) -> StackFailed | None:
         name = member.spec.name
-        if code == NOT_CURABLE:
+        if code == NOT_CURABLE and member.ready is None:
             return StackFailed(f"{name}: {last_words or 'wrong configuration'}", NOT_CURABLE)
         if member.failed_starts >= self._restarts.max_failed_starts:
             how = f"{name} ended {member.failed_starts} times before it served"

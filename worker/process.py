@@ -22,6 +22,7 @@ import torch
 from kernels.jit import set_threads
 from worker import wire
 from worker.executor import Executor, Runner
+from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
 from worker.ledger import KVRequest, Ledger, MemoryShortError, parse_size, settle
 from worker.loader import LoadedModel, LoadError, load_model
@@ -106,7 +107,8 @@ def run(options: Options) -> int:
     stop = _StopSignal()
     child, pipe = _start_link(options.scheduler, stop.wake)
     pipe.send(wire.encode_hello(_hello(options, loaded, ledger, device)))
-    executor = Executor(runner, pipe, totals, _ready_once(options.scheduler, metrics_url))
+    say_ready = _ready_once(options.scheduler, metrics_url, ledger.num_blocks)
+    executor = Executor(runner, pipe, totals, say_ready)
     return _serve(executor, pipe, child, stop)
 
 
@@ -188,7 +190,7 @@ def _make_runner(
         device=device,
     )
     sampler = Sampler(max_num_seqs=options.max_num_seqs, vocab_size=vocab_size, device=device)
-    runner = Runner(loaded.model, kv, state, sampler)
+    runner = HostRunner(loaded.model, kv, state, sampler)
     warm_up(
         runner,
         max_num_seqs=options.max_num_seqs,
@@ -238,8 +240,11 @@ def _start_link(scheduler: str, wake: socket.socket) -> tuple[subprocess.Popen[b
     return child, Pipe(ours, wake)
 
 
-def _ready_once(scheduler: str, metrics_url: str) -> Callable[[], None]:
-    """Says on standard output, at the first Welcome alone, that this worker serves."""
+def _ready_once(scheduler: str, metrics_url: str, num_blocks: int) -> Callable[[], None]:
+    """Says on standard output, at the first Welcome alone, that this worker serves.
+
+    One that is started in its place shall have as many blocks, whatever is free at that moment.
+    """
     said = False
 
     def on_welcome() -> None:
@@ -253,6 +258,7 @@ def _ready_once(scheduler: str, metrics_url: str) -> Callable[[], None]:
             "pid": os.getpid(),
             "address": scheduler,
             "metrics": metrics_url,
+            "restart_arguments": ["--num-blocks", str(num_blocks)],
         }
         sys.stdout.write(f"quire-ready {json.dumps(ready)}\n")
         sys.stdout.flush()
