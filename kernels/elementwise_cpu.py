@@ -27,6 +27,8 @@ _HALF, _ONE = np.float32(0.5), np.float32(1.0)
 # 1/k!: the Taylor series of e^r for |r| <= ln(2) / 2, to the last bits of a float32.
 _C2, _C3, _C4 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24)
 _C5, _C6, _C7 = np.float32(1 / 120), np.float32(1 / 720), np.float32(1 / 5040)
+# gelu's polynomial, twice: g / 2 · (1 + tanh(p)) = g / (1 + e^(-2p)).
+_GELU_1, _GELU_3 = (np.float32(2 * math.sqrt(2 / math.pi) * c) for c in (1.0, 0.044715))
 
 
 @inner()
@@ -107,6 +109,14 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """`kernels.reference.silu_mul`."""
     out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
     kernel = _silu_mul_parallel if _several_threads_pay(gate_up) else _silu_mul
+    kernel(gate_up.numpy(), out.numpy())
+    return out
+
+
+def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """`kernels.reference.gelu_tanh_mul`."""
+    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+    kernel = _gelu_tanh_mul_parallel if _several_threads_pay(gate_up) else _gelu_tanh_mul
     kernel(gate_up.numpy(), out.numpy())
     return out
 
@@ -255,3 +265,23 @@ def _silu_mul(gate_up: Floats, out: Floats) -> None:
 def _silu_mul_parallel(gate_up: Floats, out: Floats) -> None:
     for row in numba.prange(out.shape[0]):
         _silu_mul_row(gate_up[row], out[row])
+
+
+@inner()
+def _gelu_tanh_mul_row(gate_up: Floats, out: Floats) -> None:
+    gate, up = gate_up[: out.shape[0]], gate_up[out.shape[0] :]
+    for i in range(out.shape[0]):
+        g = gate[i]
+        out[i] = g / (_ONE + exp(-g * (_GELU_1 + _GELU_3 * g * g))) * up[i]
+
+
+@jit()
+def _gelu_tanh_mul(gate_up: Floats, out: Floats) -> None:
+    for row in range(out.shape[0]):
+        _gelu_tanh_mul_row(gate_up[row], out[row])
+
+
+@jit(parallel=True)
+def _gelu_tanh_mul_parallel(gate_up: Floats, out: Floats) -> None:
+    for row in numba.prange(out.shape[0]):
+        _gelu_tanh_mul_row(gate_up[row], out[row])

@@ -21,6 +21,7 @@ class Ops:
         rope_and_store: (qkv, step, keys, values, head norms) to the queries; the cache is written.
         paged_attention: (query, keys, values, step, scoring) to the attended heads.
         silu_mul: (gate_up) to the gated product.
+        gelu_tanh_mul: likewise.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
@@ -28,6 +29,7 @@ class Ops:
     rope_and_store: Callable[[Tensor, StepTensors, Tensor, Tensor, HeadNorms | None], Tensor]
     paged_attention: Callable[[Tensor, Tensor, Tensor, StepTensors, Scoring], Tensor]
     silu_mul: Callable[[Tensor], Tensor]
+    gelu_tanh_mul: Callable[[Tensor], Tensor]
 
 
 REFERENCE = Ops(
@@ -36,6 +38,7 @@ REFERENCE = Ops(
     rope_and_store=reference.rope_and_store,
     paged_attention=reference.paged_attention,
     silu_mul=reference.silu_mul,
+    gelu_tanh_mul=reference.gelu_tanh_mul,
 )
 
 
@@ -51,5 +54,6 @@ def select(device: torch.device, dtype: torch.dtype) -> Ops:
             rope_and_store=elementwise_cpu.rope_and_store,
             paged_attention=attention_cpu.paged_attention,
             silu_mul=elementwise_cpu.silu_mul,
+            gelu_tanh_mul=elementwise_cpu.gelu_tanh_mul,
         )
     return REFERENCE

@@ -18,12 +18,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     Args:
         x: [num_tokens, hidden].
-        weight: [hidden].
+        weight: [hidden], of x's type or in float32; the product is taken in the weight's type.
         eps: added to the mean square.
     """
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * (wide * scale).to(x.dtype)
+    return (weight * (wide * scale).to(weight.dtype)).to(x.dtype)
 
 
 def add_rms_norm(
@@ -101,6 +101,19 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """gelu(gate) · up, where gelu(g) = g / 2 · (1 + tanh(√(2/π) · (g + 0.044715 · g³))).
+
+    Args:
+        gate_up: [num_tokens, 2 · intermediate], gates first.
+
+    Returns:
+        [num_tokens, intermediate].
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
 def gather_context(cache: torch.Tensor, blocks: torch.Tensor, length: int) -> torch.Tensor:

@@ -39,4 +39,5 @@ def _run_all(ops: Ops, num_rows: int, device: torch.device, dtype: torch.dtype) 
     norms = HeadNorms(zeros(_HEAD_DIM), zeros(_HEAD_DIM), eps=1.0)
     query = ops.rope_and_store(qkv, step, keys, values, norms)
     ops.paged_attention(query, keys, values, step, Scoring(scale=1.0))
-    ops.silu_mul(zeros(num_rows, 2 * _HEAD_DIM))
+    for activation in (ops.silu_mul, ops.gelu_tanh_mul):
+        activation(zeros(num_rows, 2 * _HEAD_DIM))

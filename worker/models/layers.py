@@ -4,7 +4,7 @@ Query, key and value projections are one matrix, gate and up are one matrix: few
 multiplications per layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from kernels.batch import HeadNorms, Scoring, StepTensors
 from kernels.linear import linear, pack_weight
 from kernels.ops import Ops
-from worker.models.config import Activation, LayerKind, ModelConfig
+from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
 
 
@@ -166,17 +166,15 @@ class MLP:
     Attributes:
         gate_up: hidden to gates and ups.
         down: intermediate to hidden.
-        activation: of the gates.
-        ops: the device's kernels.
+        product: gates and ups to activation(gate) · up.
     """
 
     gate_up: Projection
     down: Projection
-    activation: Activation
-    ops: Ops
+    product: Callable[[torch.Tensor], torch.Tensor]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(self.ops.silu_mul(self.gate_up(x)))
+        return self.down(self.product(self.gate_up(x)))
 
     @classmethod
     def read(cls, config: ModelConfig, weights: Weights, ops: Ops) -> "MLP":
@@ -186,8 +184,7 @@ class MLP:
         return cls(
             gate_up=Projection.split_outputs(weights, channels, hidden, bias),
             down=Projection.split_inputs(weights, "down_proj", width, hidden, bias),
-            activation=config.activation,
-            ops=ops,
+            product=ops.silu_mul if config.activation == "silu" else ops.gelu_tanh_mul,
         )
 
 
