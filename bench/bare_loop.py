@@ -1,6 +1,6 @@
 """The worker's own loop without anything around it: what serving could reach at best.
 
-The worker's `Runner` (mirror, forward pass, sampler) executes plans that are made here, in one
+The worker's `HostRunner` (mirror, forward pass, sampler) executes plans that are made here, in one
 process: no scheduler, no gRPC, no text. All requests start together; their prompts are computed in
 as few steps as the token budget allows, then all decode together.
 
@@ -46,7 +46,7 @@ class _Loop:
         import torch
 
         from kernels.jit import set_threads
-        from worker.executor import Runner
+        from worker.host_runner import HostRunner
         from worker.kv_cache import KVCache
         from worker.loader import load_model
         from worker.sampler import Sampler
@@ -69,7 +69,7 @@ class _Loop:
         )
         kv = KVCache(loaded.config, num_blocks, BLOCK_SIZE, loaded.dtype, device)
         sampler = Sampler(max_num_seqs=concurrency, vocab_size=vocab_size, device=device)
-        self._runner = Runner(loaded.model, kv, state, sampler)
+        self._runner = HostRunner(loaded.model, kv, state, sampler)
         self._requests = uniform_requests(
             concurrency, input_len=input_len, output_len=output_len, seed=7
         )

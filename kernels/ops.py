@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import reference
+from kernels import reference, step_tables
 from kernels.batch import HeadNorms, Scoring, StepTensors
+from kernels.step_tables import SlotSampling, SlotTables, StepInputs
 
 Tensor = torch.Tensor
 
@@ -30,6 +31,29 @@ class Ops:
     paged_attention: Callable[[Tensor, Tensor, Tensor, StepTensors, Scoring], Tensor]
     silu_mul: Callable[[Tensor], Tensor]
     gelu_tanh_mul: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DeviceStepOps:
+    """What begins and ends a step on a device that works while the host goes on.
+
+    `kernels.step_tables` says what each means.
+    """
+
+    apply_writes: Callable[[Tensor, Tensor], None]
+    decode_inputs: Callable[[Tensor, SlotTables, StepInputs], None]
+    chunk_inputs: Callable[[int, int, SlotTables, StepInputs], None]
+    sample_and_commit: Callable[
+        [Tensor, Tensor, Tensor, SlotTables, SlotSampling, Tensor, Tensor], None
+    ]
+
+
+DEVICE_STEP_REFERENCE = DeviceStepOps(
+    apply_writes=step_tables.apply_writes,
+    decode_inputs=step_tables.decode_inputs,
+    chunk_inputs=step_tables.chunk_inputs,
+    sample_and_commit=step_tables.sample_and_commit,
+)
 
 
 REFERENCE = Ops(

@@ -257,4 +257,7 @@ def _shared_capacity(ranks: tuple[Rank, ...]) -> Capacity:
         num_blocks=min(capacity.num_blocks for capacity in capacities),
         max_num_seqs=min(capacity.max_num_seqs for capacity in capacities),
         max_num_batched_tokens=min(capacity.max_num_batched_tokens for capacity in capacities),
+        graph_buckets=tuple(
+            sorted(set.intersection(*(set(capacity.graph_buckets) for capacity in capacities)))
+        ),
     )

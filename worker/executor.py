@@ -1,6 +1,6 @@
-"""The loop that owns the device: receive a plan, run it, send its result; nothing else runs here.
+"""The loop that owns the device: receive a plan, launch it; nothing else runs here.
 
-    receive ─▶ apply to the mirror ─▶ forward ─▶ sample ─▶ commit ─▶ send
+    receive ─▶ launch (`worker.host_runner` or `worker.device_runner`) ─▶ … ─▶ send the result
 
 Plans come from the transport child over a socketpair (`worker.link`), so that no network code
 competes with this thread for the interpreter.
@@ -18,10 +18,8 @@ from kernels.batch import AttentionBatch
 from worker import wire
 from worker.kv_cache import KVCache
 from worker.metrics import StepTotals, resident_bytes
-from worker.pipe import MARK, Pipe
-from worker.plans import BatchPlan, Drain, PlanError, StepResult, Timing, Welcome
-from worker.sampler import Sampler, logprob_columns
-from worker.step_state import SampledColumns, StepState
+from worker.pipe import END, MARK, Pipe
+from worker.plans import BatchPlan, Drain, PlanError, StepResult, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -37,62 +35,31 @@ class Model(Protocol):
         ...
 
 
-class Runner:
-    """Executes plans: the mirror, the model and the sampler joined into one step."""
+Deliver = Callable[[StepResult], None]
+"""Takes the result of a plan, once, perhaps on another thread; in plan order."""
 
-    def __init__(self, model: Model, kv: KVCache, state: StepState, sampler: Sampler) -> None:
-        self._model = model
-        self._kv = kv
-        self._state = state
-        self._sampler = sampler
+
+class Runner(Protocol):
+    """What executes plans."""
 
     @property
     def num_live(self) -> int:
         """Sequences that hold a slot and have not ended."""
-        return self._state.num_live
+        ...
 
     def reset(self) -> None:
-        """Forgets every sequence."""
-        self._state.reset()
+        """Forgets every sequence, once every result has been delivered."""
+        ...
 
-    @torch.inference_mode()
-    def step(self, plan: BatchPlan, wait_us: int = 0) -> StepResult:
-        """Runs one plan; raises `PlanError` when it contradicts the mirror.
+    def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
+        """Starts a plan; raises `PlanError` when it contradicts the worker's state.
 
         Args:
             plan: the next one, in order.
-            wait_us: for the result's timing: how long the device waited for this plan.
+            wait_us: how long the host waited for it.
+            deliver: takes the result.
         """
-        started = time.perf_counter_ns()
-        self._state.apply(plan)
-        for admission in plan.admit:
-            self._sampler.admit(admission)
-        batch, rows = self._state.next_batch(plan)
-        prepared = forwarded = time.perf_counter_ns()
-        columns, logprobs = SampledColumns.none(), None
-        if batch.num_tokens:
-            logits = self._model.forward(batch, self._kv)
-            forwarded = time.perf_counter_ns()
-            if len(rows.slots):
-                sampled = self._sampler.sample(logits, rows)
-                columns = self._state.commit(rows, sampled.token_id, sampled.failed)
-                if sampled.logprobs is not None:
-                    logprobs = logprob_columns(sampled.logprobs, columns)
-        return StepResult(
-            epoch=plan.epoch,
-            step_id=plan.step_id,
-            slot=columns.slot,
-            generation=columns.generation,
-            token_id=columns.token_id,
-            finish=columns.finish,
-            logprobs=logprobs,
-            timing=Timing(
-                wait_us=wait_us,
-                prepare_us=(prepared - started) // 1000,
-                forward_us=(forwarded - prepared) // 1000,
-                sample_us=(time.perf_counter_ns() - forwarded) // 1000,
-            ),
-        )
+        ...
 
 
 class Executor:
@@ -103,11 +70,19 @@ class Executor:
         pipe: to the transport child.
         totals: what the metrics show; updated after each step.
         on_welcome: called at each Welcome, after the mirror was reset.
+        answers: sends the results; of the ranks of a replica, one does.
     """
 
     def __init__(
-        self, runner: Runner, pipe: Pipe, totals: StepTotals, on_welcome: Callable[[], None]
+        self,
+        runner: Runner,
+        pipe: Pipe,
+        totals: StepTotals,
+        on_welcome: Callable[[], None],
+        *,
+        answers: bool = True,
     ) -> None:
+        self._answers = answers
         self._runner = runner
         self._pipe = pipe
         self._totals = totals
@@ -117,7 +92,7 @@ class Executor:
         self._wait_ns = 0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Serves until told to stop or drained; the plan at hand is always finished.
+        """Serves until told to stop or drained; every plan that came before that is finished.
 
         Raises:
             PipeClosedError: the transport child has gone.
@@ -126,12 +101,21 @@ class Executor:
         # What exists now stays: the collector need not look at it in the middle of a step.
         gc.collect()
         gc.freeze()
-        while not should_stop():
+        has_asked = False
+        while True:
+            if should_stop() and not has_asked:
+                has_asked = True
+                self._pipe.send(END)
             asked = time.perf_counter_ns()
             frame = self._pipe.receive(IDLE_S)
             self._wait_ns += time.perf_counter_ns() - asked
             if frame is None:
                 self._pipe.send(wire.encode_telemetry(self._totals.num_steps, resident_bytes()))
+                continue
+            if frame == END:
+                return
+            if frame == MARK:  # the stream has ended
+                self._reset()
                 continue
             message = wire.parse_response(frame)
             if isinstance(message, Drain):
@@ -142,12 +126,16 @@ class Executor:
             elif message.epoch == self._epoch:
                 self._step(message)
 
-    def _welcome(self, welcome: Welcome) -> None:
+    def _reset(self) -> None:
         self._runner.reset()
         self._totals.num_live = 0  # so the time without a scheduler is no wait for a plan
+        self._epoch = None
+        self._pipe.send(MARK)
+
+    def _welcome(self, welcome: Welcome) -> None:
+        self._reset()
         self._epoch = welcome.epoch
         self._next_step = 1
-        self._pipe.send(MARK)
         self._on_welcome()
 
     def _step(self, plan: BatchPlan) -> None:
@@ -156,7 +144,10 @@ class Executor:
         self._next_step += 1
         # Without live sequences the device was idle for want of work, not of a plan.
         wait_us = self._wait_ns // 1000 if self._totals.num_live else 0
-        result = self._runner.step(plan, wait_us)
-        self._pipe.send(wire.encode_result(result))
-        self._totals.add(result, self._runner.num_live)
+        self._runner.launch(plan, wait_us, self._deliver)
         self._wait_ns = 0
+
+    def _deliver(self, result: StepResult) -> None:
+        if self._answers:
+            self._pipe.send(wire.encode_result(result))
+        self._totals.add(result, self._runner.num_live)

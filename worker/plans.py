@@ -44,6 +44,12 @@ class Sampling:
     bias: tuple[float, ...] = ()
     num_logprobs: int | None = None
 
+    @property
+    def is_penalized(self) -> bool:
+        """Whether what was seen before changes what comes."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -78,6 +84,8 @@ class BatchPlan:
     chunk_slot: Int32Column
     chunk_start: Int32Column
     chunk_length: Int32Column
+    graph_bucket: int = 0
+    """Rows that the captured decode step has; 0: nothing captured fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +154,4 @@ class Hello:
     max_num_batched_tokens: int
     pid: int
     device: str
+    graph_buckets: tuple[int, ...] = ()

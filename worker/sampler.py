@@ -125,14 +125,13 @@ class Sampler:
         self._ban_until[slot] = admission.num_prompt_tokens + params.min_tokens
         self._wants_logprobs[slot] = params.num_logprobs is not None
         self._num_logprobs[slot] = params.num_logprobs or 0
-        penalties = (
+        self._penalties[:, slot] = (
             params.repetition_penalty,
             params.presence_penalty,
             params.frequency_penalty,
         )
-        self._penalties[:, slot] = penalties
-        self._is_penalized[slot] = penalties != (1.0, 0.0, 0.0)
-        if self._is_penalized[slot]:
+        self._is_penalized[slot] = params.is_penalized
+        if params.is_penalized:
             self._count_known_tokens(admission)
 
     def _count_known_tokens(self, admission: Admission) -> None:

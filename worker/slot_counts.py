@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from worker.plans import Admission, BatchPlan, Int32Column, PlanError, UInt8Column
+from worker.plans import Admission, BatchPlan, Int32Column, PlanError
 
 Int64Column = npt.NDArray[np.int64]
 BoolColumn = npt.NDArray[np.bool_]
@@ -80,9 +80,18 @@ class SlotCounts:
         self.decode_slots = np.empty(0, np.int64)
         self.membership += 1
 
-    def end(self, slots: npt.NDArray[np.integer], finish: UInt8Column) -> None:
-        """Notes what the device said of some rows: those with a finish reason have ended."""
-        self._ended[slots] = finish > 0
+    def end(
+        self,
+        slots: npt.NDArray[np.integer],
+        generation: Int32Column,
+        finish: npt.NDArray[np.integer],
+    ) -> None:
+        """Notes what the device said of some rows: those with a finish reason have ended.
+
+        News of a generation that has left its slot is dropped.
+        """
+        ended = slots[(finish > 0) & (self.generation[slots] == generation)]
+        self._ended[ended] = True
 
     # --- what a plan changes ---------------------------------------------------------------------
 

@@ -288,7 +288,7 @@ class StepState:
             finish=news[2, row].astype(np.uint8),
             row=row,
         )
-        self._counts.end(slot, columns.finish)
+        self._counts.end(slot, columns.generation, columns.finish)
         return columns
 
     def _upload(self, column: npt.NDArray[np.integer]) -> torch.Tensor:

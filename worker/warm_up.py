@@ -41,21 +41,20 @@ def warm_up(
     none = _column()
     for step in range(_NUM_STEPS):
         first = step == 0
-        runner.step(
-            BatchPlan(
-                epoch=0,
-                step_id=step + 1,
-                retire=none,
-                admit=admissions if first else (),
-                append_slot=none,
-                append_index=none,
-                append_block=none,
-                decode=slots if step == 1 else None,
-                chunk_slot=slots if first else none,
-                chunk_start=np.zeros_like(slots) if first else none,
-                chunk_length=np.full_like(slots, num_prompt) if first else none,
-            )
+        plan = BatchPlan(
+            epoch=0,
+            step_id=step + 1,
+            retire=none,
+            admit=admissions if first else (),
+            append_slot=none,
+            append_index=none,
+            append_block=none,
+            decode=slots if step == 1 else None,
+            chunk_slot=slots if first else none,
+            chunk_start=np.zeros_like(slots) if first else none,
+            chunk_length=np.full_like(slots, num_prompt) if first else none,
         )
+        runner.launch(plan, 0, lambda _: None)
     runner.reset()
 
 

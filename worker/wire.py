@@ -58,6 +58,7 @@ def encode_hello(hello: Hello) -> bytes:
             max_num_batched_tokens=hello.max_num_batched_tokens,
             pid=hello.pid,
             device=hello.device,
+            graph_bucket=hello.graph_buckets,
         )
     ).SerializeToString()
 
@@ -103,6 +104,7 @@ def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
         chunk_slot=_int32(plan.chunk_slot),
         chunk_start=_int32(plan.chunk_start),
         chunk_length=_int32(plan.chunk_length),
+        graph_bucket=plan.graph_bucket,
     )
 
 

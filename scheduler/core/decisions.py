@@ -44,6 +44,8 @@ class Plan:
     chunk_length: Int32Column
     num_tokens: int
     """Tokens this step computes: decode rows and chunks."""
+    graph_bucket: int = 0
+    """The captured step to run, by its number of decode rows; 0: none fits, or there are chunks."""
 
 
 @dataclass(frozen=True, slots=True)

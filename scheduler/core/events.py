@@ -66,6 +66,8 @@ class Capacity:
     max_num_batched_tokens: int
     max_model_len: int
     model_revision: str = ""
+    graph_buckets: tuple[int, ...] = ()
+    """Numbers of decode rows that the replica has a captured step for, ascending."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,4 +162,5 @@ class Planner:
             chunk_start=_column(draft.chunk_start),
             chunk_length=_column(draft.chunk_length),
             num_tokens=num_decodes + sum(draft.chunk_length),
+            graph_bucket=0 if draft.chunk_slot else replica.graph_bucket(num_decodes),
         )

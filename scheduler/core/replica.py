@@ -10,6 +10,7 @@ Who owns what while a sequence is here:
 the methods here, so that every change of hands is in this file.
 """
 
+from bisect import bisect_left
 from collections import deque
 
 import numpy as np
@@ -63,6 +64,12 @@ class Replica:
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
+
+    def graph_bucket(self, num_decodes: int) -> int:
+        """Rows of the smallest captured step that holds so many decode rows; 0 if there is none."""
+        buckets = self.capacity.graph_buckets
+        index = bisect_left(buckets, num_decodes)
+        return buckets[index] if num_decodes > 0 and index < len(buckets) else 0
 
     def can_hold(self, max_total_tokens: int) -> bool:
         """Whether a sequence of this length could run here alone. Its last token needs no KV."""

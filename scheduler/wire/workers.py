@@ -1,5 +1,7 @@
 """What workers say and are told: hellos and step results in, batch plans out."""
 
+from itertools import pairwise
+
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -65,10 +67,22 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
             max_num_batched_tokens=hello.max_num_batched_tokens,
             max_model_len=card.max_model_len,
             model_revision=card.revision[:MAX_NAME_LENGTH],
+            graph_buckets=_graph_buckets(hello),
         ),
         pid=hello.pid,
         device=hello.device[:MAX_NAME_LENGTH],
     )
+
+
+def _graph_buckets(hello: worker_pb2.Hello) -> tuple[int, ...]:
+    buckets = tuple(hello.graph_bucket)
+    for before, bucket in pairwise((0, *buckets)):
+        if not before < bucket <= hello.max_num_seqs:
+            raise Malformed(
+                f"graph_bucket has {bucket} after {before}; "
+                f"they must ascend from 1 to max_num_seqs, {hello.max_num_seqs}"
+            )
+    return buckets
 
 
 def decode_result(result: worker_pb2.StepResult, *, num_slots: int, vocab_size: int) -> Result:
@@ -172,4 +186,5 @@ def encode_plan(plan: Plan, epoch: int) -> bytes:
         message.chunk_slot = plan.chunk_slot.tobytes()
         message.chunk_start = plan.chunk_start.tobytes()
         message.chunk_length = plan.chunk_length.tobytes()
+    message.graph_bucket = plan.graph_bucket
     return response.SerializeToString()

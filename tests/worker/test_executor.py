@@ -11,7 +11,8 @@ from kernels.batch import AttentionBatch
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE, admission, column, plan
 from worker import executor as executor_module
-from worker.executor import Executor, Model, Runner
+from worker.executor import Executor, Model
+from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
@@ -27,8 +28,8 @@ NUM_SLOTS = 16
 CPU = torch.device("cpu")
 
 
-def make_runner(loaded: LoadedModel, model: Model | None = None) -> Runner:
-    return Runner(
+def make_runner(loaded: LoadedModel, model: Model | None = None) -> HostRunner:
+    return HostRunner(
         model or loaded.model,
         KVCache(loaded.config, NUM_BLOCKS, BLOCK_SIZE, loaded.dtype, CPU),
         StepState(
@@ -67,7 +68,9 @@ def tenants(sampling: Sampling, slots: Sequence[int] = (0, 1, 2)) -> dict[int, A
     }
 
 
-def generate(runner: Runner, sequences: Sequence[Admission], chunk: int) -> dict[int, list[int]]:
+def generate(
+    runner: HostRunner, sequences: Sequence[Admission], chunk: int
+) -> dict[int, list[int]]:
     """Outputs by slot: each prompt in chunks of at most so many tokens, all sequences together."""
     runner.reset()
     outputs: dict[int, list[int]] = {sequence.slot: [] for sequence in sequences}
@@ -207,7 +210,7 @@ def test_warming_up_leaves_no_trace(tiny_model: LoadedModel) -> None:
 class Script:
     """Frames for the loop, sent before it runs; its answers, read afterwards."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: HostRunner) -> None:
         ours, self._theirs = socket.socketpair()
         self.welcomes = 0
         self.totals = StepTotals()
@@ -225,7 +228,8 @@ class Script:
     def answers(self) -> list[worker_pb2.AttachRequest | None]:
         """Everything the executor has sent; None stands for a mark."""
         self._pipe.close()
-        other, frames = Pipe(self._theirs), []
+        other = Pipe(self._theirs)
+        frames: list[worker_pb2.AttachRequest | None] = []
         while True:
             try:
                 frame = other.receive(0.0)

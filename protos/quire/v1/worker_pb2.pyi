@@ -30,7 +30,7 @@ class AttachResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., plan: _Optional[_Union[BatchPlan, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "replica_id", "rank", "world_size", "model", "num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "pid", "device")
+    __slots__ = ("protocol_version", "worker_id", "replica_id", "rank", "world_size", "model", "num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "pid", "device", "graph_bucket")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class Hello(_message.Message):
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_BUCKET_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     replica_id: str
@@ -55,7 +56,8 @@ class Hello(_message.Message):
     max_num_batched_tokens: int
     pid: int
     device: str
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
+    graph_bucket: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., graph_bucket: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelCard(_message.Message):
     __slots__ = ("name", "revision", "max_model_len", "vocab_size", "dtype")
@@ -86,7 +88,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class BatchPlan(_message.Message):
-    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length")
+    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     RETIRE_SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +100,7 @@ class BatchPlan(_message.Message):
     CHUNK_SLOT_FIELD_NUMBER: _ClassVar[int]
     CHUNK_START_FIELD_NUMBER: _ClassVar[int]
     CHUNK_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_BUCKET_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     retire_slot: bytes
@@ -109,7 +112,8 @@ class BatchPlan(_message.Message):
     chunk_slot: bytes
     chunk_start: bytes
     chunk_length: bytes
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ...) -> None: ...
+    graph_bucket: int
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("slot", "generation", "token_id", "num_prompt_tokens", "max_total_tokens", "block", "num_computed", "seed", "sampling")

@@ -60,6 +60,7 @@ class Cell:
         max_num_batched_tokens: int = 32,
         max_model_len: int = 48,
         model_revision: str = "",
+        graph_buckets: tuple[int, ...] = (),
     ) -> None:
         capacity = Capacity(
             num_blocks,
@@ -68,6 +69,7 @@ class Cell:
             max_num_batched_tokens,
             max_model_len,
             model_revision,
+            graph_buckets,
         )
         self.scheduler.attach(name, capacity)
         self.scheduler.check_integrity()

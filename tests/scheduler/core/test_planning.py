@@ -74,6 +74,22 @@ def test_the_decode_set_is_sent_only_when_it_changes() -> None:
     assert cell.step().decode is None, "a sequence that ends by its first token never decodes"
 
 
+def test_a_plan_without_chunks_names_the_smallest_captured_step_that_holds_its_rows() -> None:
+    cell = Cell()
+    cell.attach(max_num_seqs=8, graph_buckets=(1, 2, 4))
+    for _ in range(2):
+        cell.submit([1], 9)
+    assert cell.step().graph_bucket == 0, "chunks are never padded"
+    assert cell.step().graph_bucket == 2
+    cell.submit([1], 9)
+    cell.step()
+    assert cell.step().graph_bucket == 4
+    for _ in range(2):
+        cell.submit([1], 9)
+    cell.step()
+    assert cell.step().graph_bucket == 0, "five rows are more than any captured step has"
+
+
 def test_a_decoding_slot_gets_a_block_once_per_block_size() -> None:
     cell = Cell()
     cell.attach(block_size=4)

@@ -1,0 +1,376 @@
+"""Plans on a device that works while the host goes on: launches, and nothing that waits.
+
+    plan ─▶ counts (host) ─▶ writes ─▶ upload ─▶ inputs ─▶ forward ─▶ sample ─▶ fetch ─▶ completion
+                                       └──────── one CUDA graph per decode bucket ───┘
+
+Values feed the next step on the device: tokens, positions and ends are in `DeviceTables`. The host
+knows the shape of every step from the plans alone. What a step yields reaches it later, on a thread
+that waits for the copy and sends the result; results come in plan order.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from kernels import sampling
+from kernels.batch import AttentionBatch
+from kernels.ops import DeviceStepOps
+from worker.device_tables import DeviceTables, Writes
+from worker.executor import Deliver, Model
+from worker.kv_cache import KVCache
+from worker.lane import Array, Fetched, Lane
+from worker.plans import BatchPlan, Int32Column, Logprobs, StepResult, Timing
+from worker.slot_counts import Int64Column, SlotCounts
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step whose outcome is on its way."""
+
+    plan: BatchPlan
+    slots: Int64Column
+    generation: Int32Column
+    logprob_rows: Int64Column
+    num_top: Int64Column
+    fetched: Fetched
+    prepare_us: int
+    deliver: Deliver
+
+
+class DeviceRunner:
+    """Executes plans through the tables on a device.
+
+    Args:
+        model: the forward pass; its ops are those of the device.
+        kv: the paged cache.
+        counts: the host's.
+        tables: the device's; rows for as many slots.
+        lane: the device's queue.
+        step_ops: the step's ends: inputs and sampling.
+        max_num_seqs: slots, the null slot not counted.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv: KVCache,
+        counts: SlotCounts,
+        tables: DeviceTables,
+        lane: Lane,
+        step_ops: DeviceStepOps,
+        max_num_seqs: int,
+    ) -> None:
+        self._model = model
+        self._kv = kv
+        self._counts = counts
+        self._tables = tables
+        self._lane = lane
+        self._ops = step_ops
+        device = tables.arena.device
+        self._row_bounds = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
+        self._out_token = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._out_finish = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._wants_logprobs = np.zeros(max_num_seqs, np.bool_)
+        self._num_logprobs = np.zeros(max_num_seqs, np.int64)
+        self._graphs: dict[int, Callable[[], torch.Tensor]] = {}
+        self._num_ordered = 0
+        self._completion = _Completion(counts)
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that hold a slot and have not ended, as far as the host has heard."""
+        return self._counts.num_live
+
+    @property
+    def graph_buckets(self) -> tuple[int, ...]:
+        """Numbers of decode rows that a graph was captured for, ascending."""
+        return tuple(sorted(self._graphs))
+
+    def reset(self) -> None:
+        """Forgets every sequence, once all that was launched has been delivered."""
+        self._lane.drain()
+        self._completion.drain()
+        self._counts.reset()
+        self._num_ordered = 0
+
+    def capture(self, buckets: Sequence[int]) -> None:
+        """Records a decode step for each number of rows; the largest first, so that they share.
+
+        The slots' tables must hold no live sequence: recording runs steps of null rows.
+        """
+        with torch.inference_mode(), self._lane.active():
+            for bucket in sorted(buckets, reverse=True):
+                writes = Writes()
+                self._tables.set_order(writes, np.empty(0, np.int64), bucket)
+                self._upload(writes)
+                self._decode(bucket)  # compiles what is not compiled yet
+                self._lane.drain()
+                self._graphs[bucket] = self._lane.record(partial(self._decode, bucket))
+        self._num_ordered = 0
+
+    @torch.inference_mode()
+    def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
+        """Starts one plan; `deliver` gets its result later, on another thread, in plan order.
+
+        Raises `PlanError` when the plan contradicts the counts; nothing was launched then.
+
+        Args:
+            plan: the next one, in order.
+            wait_us: what the host waited for this plan; the device's own idle time is reported.
+            deliver: takes the result.
+        """
+        started = time.perf_counter_ns()
+        writes = Writes()
+        self._counts.apply(plan)
+        positions = self._admit(writes, plan)
+        self._tables.append(writes, plan.append_slot, plan.append_index, plan.append_block)
+        with self._lane.active():
+            if len(plan.chunk_slot):
+                slots, fetched = self._launch_mixed(writes, plan, positions)
+            else:
+                slots, fetched = self._launch_decodes(writes, plan, positions)
+        launched = _Launched(
+            plan=plan,
+            slots=slots,
+            generation=self._counts.generation[slots],
+            logprob_rows=np.flatnonzero(self._wants_logprobs[slots]),
+            num_top=self._num_logprobs[slots][self._wants_logprobs[slots]],
+            fetched=fetched,
+            prepare_us=(time.perf_counter_ns() - started) // 1000,
+            deliver=deliver,
+        )
+        self._completion.put(launched)
+
+    def _admit(self, writes: Writes, plan: BatchPlan) -> dict[int, int]:
+        for admission in plan.admit:
+            self._tables.admit(writes, admission)
+            num_logprobs = admission.sampling.num_logprobs
+            self._wants_logprobs[admission.slot] = num_logprobs is not None
+            self._num_logprobs[admission.slot] = num_logprobs or 0
+        return {admission.slot: admission.num_computed for admission in plan.admit}
+
+    # --- decode rows alone -----------------------------------------------------------------------
+
+    def _launch_decodes(
+        self, writes: Writes, plan: BatchPlan, positions: dict[int, int]
+    ) -> tuple[Int64Column, Fetched]:
+        self._counts.advance_decodes()
+        slots = self._counts.decode_slots
+        graph = self._graphs.get(plan.graph_bucket)
+        num_rows = plan.graph_bucket if graph is not None else len(slots)
+        if plan.decode is not None or num_rows != self._num_ordered:
+            self._tables.set_order(writes, slots, num_rows)
+            self._num_ordered = num_rows
+        rows = np.flatnonzero(self._wants_logprobs[slots])
+        self._tables.set_positions(writes, positions)
+        self._tables.set_logprob_rows(writes, rows)
+        self._lane.begin()
+        self._upload(writes)
+        if not len(slots):
+            return slots, self._lane.fetch(())
+        logits = graph() if graph is not None else self._decode(num_rows)
+        return slots, self._fetch(logits, slots)
+
+    def _decode(self, num_rows: int) -> torch.Tensor:
+        """The launches of a decode step; no size in them depends on anything but `num_rows`."""
+        tables = self._tables
+        order, inputs = tables.order[:num_rows], tables.inputs
+        self._ops.decode_inputs(order, tables.slots, inputs)
+        batch = AttentionBatch(
+            token_ids=inputs.token_ids[:num_rows],
+            positions=inputs.positions[:num_rows],
+            cu_seqlens=self._row_bounds[: num_rows + 1],
+            seq_lens=inputs.seq_lens[:num_rows],
+            block_table=tables.slots.blocks,
+            num_decodes=num_rows,
+            sample_index=self._row_bounds[:num_rows],
+            row_slot=inputs.row_slot[:num_rows],
+        )
+        logits = self._model.forward(batch, self._kv)
+        self._sample(logits, order)
+        return logits
+
+    # --- chunks among them -----------------------------------------------------------------------
+
+    def _launch_mixed(
+        self, writes: Writes, plan: BatchPlan, positions: dict[int, int]
+    ) -> tuple[Int64Column, Fetched]:
+        decode = self._counts.decode_slots
+        computed = self._counts.advance_decodes()
+        chunks = self._counts.advance_chunks(plan)
+        num_decodes, tables = len(decode), self._tables
+        first = np.cumsum(chunks.length) - chunks.length + num_decodes
+        num_tokens = int(chunks.length.sum()) + num_decodes
+        cu_seqlens = np.concatenate((np.arange(num_decodes), first, [num_tokens]))
+        last = np.flatnonzero(chunks.samples)
+        slots = np.concatenate((decode, chunks.slots[last]))
+        positions.update(zip(chunks.slots.tolist(), chunks.end.tolist(), strict=True))
+        tables.set_order(writes, decode, num_decodes)
+        self._num_ordered = num_decodes
+        tables.set_positions(writes, positions)
+        tables.set_rows(
+            writes, cu_seqlens=cu_seqlens, chunk_slots=chunks.slots, chunk_ends=chunks.end
+        )
+        index = np.concatenate((np.arange(num_decodes), (first + chunks.length - 1)[last]))
+        tables.set_sampled(
+            writes,
+            index=index,
+            slots=slots,
+            first_chunk=num_decodes,
+            new_positions=chunks.end[last],
+        )
+        tables.set_logprob_rows(writes, np.flatnonzero(self._wants_logprobs[slots]))
+        self._lane.begin()
+        self._upload(writes)
+        batch = self._mixed_batch(
+            num_decodes,
+            num_rows=num_decodes + len(chunks.slots),
+            num_tokens=num_tokens,
+            num_sampled=len(slots),
+            max_chunk=int(chunks.length.max()),
+            host_cu_seqlens=tuple(cu_seqlens.tolist()),
+            host_seq_lens=tuple((computed + 1).tolist() + chunks.end.tolist()),
+        )
+        logits = self._model.forward(batch, self._kv)
+        if len(slots):
+            self._sample(logits, tables.sample_slot[: len(slots)])
+        return slots, self._fetch(logits, slots)
+
+    def _mixed_batch(
+        self,
+        num_decodes: int,
+        *,
+        num_rows: int,
+        num_tokens: int,
+        num_sampled: int,
+        max_chunk: int,
+        host_cu_seqlens: tuple[int, ...],
+        host_seq_lens: tuple[int, ...],
+    ) -> AttentionBatch:
+        tables = self._tables
+        inputs = tables.inputs.of(num_rows, num_tokens)
+        if num_decodes:
+            self._ops.decode_inputs(tables.order[:num_decodes], tables.slots, inputs)
+        self._ops.chunk_inputs(num_decodes, max_chunk, tables.slots, inputs)
+        return AttentionBatch(
+            token_ids=inputs.token_ids,
+            positions=inputs.positions,
+            cu_seqlens=inputs.cu_seqlens,
+            seq_lens=inputs.seq_lens,
+            block_table=tables.slots.blocks,
+            num_decodes=num_decodes,
+            sample_index=tables.sample_index[:num_sampled],
+            host_cu_seqlens=host_cu_seqlens,
+            host_seq_lens=host_seq_lens,
+            row_slot=inputs.row_slot,
+        )
+
+    # --- ends of every step ----------------------------------------------------------------------
+
+    def _upload(self, writes: Writes) -> None:
+        arena = self._tables.arena
+        self._lane.upload(writes.columns(), lambda columns: self._ops.apply_writes(arena, columns))
+
+    def _sample(self, logits: torch.Tensor, slot: torch.Tensor) -> None:
+        tables, num_rows = self._tables, slot.shape[0]
+        self._ops.sample_and_commit(
+            logits,
+            slot,
+            tables.inputs.new_position[:num_rows],
+            tables.slots,
+            tables.sampling,
+            self._out_token[:num_rows],
+            self._out_finish[:num_rows],
+        )
+
+    def _fetch(self, logits: torch.Tensor, slots: Int64Column) -> Fetched:
+        count = len(slots)
+        outcome = [self._out_token[:count], self._out_finish[:count]]
+        asks = self._wants_logprobs[slots]
+        if asks.any():
+            row = self._tables.logprob_row[: int(asks.sum())].long()
+            values = sampling.token_logprobs(
+                logits[row].float(),
+                self._out_token[row].long().clamp(min=0),
+                int(self._num_logprobs[slots].max()),
+            )
+            outcome += [values.logprob, values.rank, values.top_token_id, values.top_logprob]
+        return self._lane.fetch(outcome)
+
+
+class _Completion:
+    """The thread that waits for outcomes and delivers them, in launch order."""
+
+    def __init__(self, counts: SlotCounts) -> None:
+        self._counts = counts
+        self._queue: queue.SimpleQueue[_Launched | threading.Event] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._run, name="completion", daemon=True).start()
+
+    def put(self, launched: _Launched) -> None:
+        """Delivers it when it is there; raises what went wrong with an earlier one."""
+        if self._failure is not None:
+            raise self._failure
+        self._queue.put(launched)
+
+    def drain(self) -> None:
+        """Waits until everything before has been delivered, or delivering has failed."""
+        reached = threading.Event()
+        self._queue.put(reached)
+        reached.wait()
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
+            elif self._failure is None:
+                try:
+                    item.deliver(self._result(item))
+                # The launching thread raises it: this one has nobody to tell.
+                except BaseException as error:
+                    self._failure = error
+
+    def _result(self, launched: _Launched) -> StepResult:
+        arrays = launched.fetched.wait()
+        idle_us, busy_us = launched.fetched.device_us()
+        token_id, finish = arrays[:2] if arrays else (np.empty(0, np.int32),) * 2
+        rows = np.flatnonzero(token_id >= 0)
+        slots = launched.slots[rows]
+        self._counts.end(slots, launched.generation[rows], finish[rows])
+        return StepResult(
+            epoch=launched.plan.epoch,
+            step_id=launched.plan.step_id,
+            slot=slots.astype(np.int32),
+            generation=launched.generation[rows],
+            token_id=token_id[rows],
+            finish=finish[rows].astype(np.uint8),
+            logprobs=_logprobs(launched, rows, arrays[2:]),
+            timing=Timing(
+                wait_us=idle_us, prepare_us=launched.prepare_us, forward_us=busy_us, sample_us=0
+            ),
+        )
+
+
+def _logprobs(launched: _Launched, rows: Int64Column, arrays: Sequence[Array]) -> Logprobs | None:
+    """Of the live rows that asked; None when there are none."""
+    alive = np.isin(launched.logprob_rows, rows)
+    if not arrays or not alive.any():
+        return None
+    logprob, rank, top_token_id, top_logprob = arrays
+    num_top = launched.num_top[alive]
+    wanted = np.arange(top_token_id.shape[1]) < num_top[:, None]
+    return Logprobs(
+        row=np.searchsorted(rows, launched.logprob_rows[alive]).astype(np.int32),
+        logprob=logprob[alive],
+        rank=rank[alive].astype(np.int32),
+        num_top=num_top.astype(np.int32),
+        top_token_id=top_token_id[alive][wanted].astype(np.int32),
+        top_logprob=top_logprob[alive][wanted],
+    )

@@ -1,0 +1,73 @@
+"""Plans where host and device are one: each step has happened when its launch returns."""
+
+import time
+
+import torch
+
+from worker.executor import Deliver, Model
+from worker.kv_cache import KVCache
+from worker.plans import BatchPlan, StepResult, Timing
+from worker.sampler import Sampler, logprob_columns
+from worker.step_state import SampledColumns, StepState
+
+
+class HostRunner:
+    """Executes plans: the mirror, the model and the sampler joined into one step."""
+
+    def __init__(self, model: Model, kv: KVCache, state: StepState, sampler: Sampler) -> None:
+        self._model = model
+        self._kv = kv
+        self._state = state
+        self._sampler = sampler
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that hold a slot and have not ended."""
+        return self._state.num_live
+
+    def reset(self) -> None:
+        """Forgets every sequence."""
+        self._state.reset()
+
+    def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
+        """`Runner.launch`; the result is delivered before it returns."""
+        deliver(self.step(plan, wait_us))
+
+    @torch.inference_mode()
+    def step(self, plan: BatchPlan, wait_us: int = 0) -> StepResult:
+        """Runs one plan; raises `PlanError` when it contradicts the mirror.
+
+        Args:
+            plan: the next one, in order.
+            wait_us: for the result's timing: how long the device waited for this plan.
+        """
+        started = time.perf_counter_ns()
+        self._state.apply(plan)
+        for admission in plan.admit:
+            self._sampler.admit(admission)
+        batch, rows = self._state.next_batch(plan)
+        prepared = forwarded = time.perf_counter_ns()
+        columns, logprobs = SampledColumns.none(), None
+        if batch.num_tokens:
+            logits = self._model.forward(batch, self._kv)
+            forwarded = time.perf_counter_ns()
+            if len(rows.slots):
+                sampled = self._sampler.sample(logits, rows)
+                columns = self._state.commit(rows, sampled.token_id, sampled.failed)
+                if sampled.logprobs is not None:
+                    logprobs = logprob_columns(sampled.logprobs, columns)
+        return StepResult(
+            epoch=plan.epoch,
+            step_id=plan.step_id,
+            slot=columns.slot,
+            generation=columns.generation,
+            token_id=columns.token_id,
+            finish=columns.finish,
+            logprobs=logprobs,
+            timing=Timing(
+                wait_us=wait_us,
+                prepare_us=(prepared - started) // 1000,
+                forward_us=(forwarded - prepared) // 1000,
+                sample_us=(time.perf_counter_ns() - forwarded) // 1000,
+            ),
+        )
