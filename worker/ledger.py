@@ -1,7 +1,8 @@
 """The worker's memory, byte by byte: what weights take, what KV gets, what a step needs.
 
 The number of KV blocks follows from it. A worker that could not hold one sequence of full length
-does not start; `MemoryShortError` says how much it would need.
+does not start; `MemoryShortError` says how much it would need, and what length would fit. Whether
+what the operator asked for is enough is known before the weights are read.
 """
 
 import os
@@ -13,7 +14,7 @@ import torch
 
 from kernels.sampling import PenaltyTables
 from worker.kv_cache import KVCache
-from worker.loader import LoadedModel
+from worker.loader import LoadedModel, OpenedModel
 
 _UNITS = {
     "": 1,
@@ -41,6 +42,56 @@ class KVRequest:
 
     num_blocks: int | None
     memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class KVNeed:
+    """What KV costs; a model's configuration is enough to know it.
+
+    Attributes:
+        block_bytes: of one block over all layers.
+        block_size: tokens per block.
+        max_model_len: tokens of the longest sequence.
+    """
+
+    block_bytes: int
+    block_size: int
+    max_model_len: int
+
+    @classmethod
+    def of(cls, model: OpenedModel | LoadedModel, block_size: int) -> "KVNeed":
+        """That of a model."""
+        block_bytes = KVCache.bytes_per_block(model.config, block_size, model.dtype)
+        return cls(block_bytes, block_size, model.max_model_len)
+
+    @property
+    def blocks_each(self) -> int:
+        """Blocks of the longest sequence."""
+        return -(-self.max_model_len // self.block_size)
+
+    def check(self, request: KVRequest) -> None:
+        """Raises `MemoryShortError` if less was asked for than the longest sequence needs."""
+        if request.num_blocks is not None:
+            self.blocks_in((request.num_blocks + 1) * self.block_bytes, "--num-blocks gives")
+        elif request.memory_bytes is not None:
+            self.blocks_in(request.memory_bytes, "--kv-cache-memory gives")
+
+    def blocks_in(self, given: int, whence: str) -> int:
+        """Usable blocks in `given` bytes, which come from `whence`.
+
+        Raises `MemoryShortError` when one sequence of `max_model_len` does not fit.
+        """
+        found = given // self.block_bytes - 1
+        if found >= self.blocks_each:
+            return found
+        fits = (
+            f"enough for --max-model-len {found * self.block_size}" if found > 0 else "too little"
+        )
+        raise MemoryShortError(
+            f"one sequence of max_model_len {self.max_model_len} needs "
+            f"{_size((self.blocks_each + 1) * self.block_bytes)} of KV memory; "
+            f"{whence} {_size(given)}, {fits}"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,11 +148,10 @@ def settle(
     Raises `MemoryShortError` when one sequence of `max_model_len` does not fit.
     """
     free = free_bytes(device)
-    block_bytes = KVCache.bytes_per_block(loaded.config, block_size, loaded.dtype)
+    need = KVNeed.of(loaded, block_size)
     workspace = _workspace_bytes(loaded, block_size, max_num_seqs, max_num_batched_tokens)
-    blocks_each = -(-loaded.max_model_len // block_size)
     if request.num_blocks is not None:
-        given, whence = (request.num_blocks + 1) * block_bytes, "--num-blocks gives"
+        given, whence = (request.num_blocks + 1) * need.block_bytes, "--num-blocks gives"
     elif request.memory_bytes is not None:
         given, whence = request.memory_bytes, "--kv-cache-memory gives"
     elif device.type == "cpu":
@@ -110,18 +160,13 @@ def settle(
         given, whence = int(free * _DEVICE_SHARE) - workspace, "free device memory leaves"
     if given > free:
         raise MemoryShortError(f"KV memory is {_size(given)}; only {_size(free)} are free")
-    num_blocks = given // block_bytes - 1
-    if num_blocks < blocks_each:
-        raise MemoryShortError(
-            f"one sequence of max_model_len {loaded.max_model_len} needs "
-            f"{_size((blocks_each + 1) * block_bytes)} of KV memory; {whence} {_size(given)}"
-        )
+    num_blocks = need.blocks_in(given, whence)
     if request.num_blocks is None and request.memory_bytes is None:
-        num_blocks = min(num_blocks, blocks_each * max_num_seqs)
+        num_blocks = min(num_blocks, need.blocks_each * max_num_seqs)
     return Ledger(
         free_bytes=free,
         weight_bytes=loaded.weight_bytes,
-        kv_bytes=(num_blocks + 1) * block_bytes,
+        kv_bytes=(num_blocks + 1) * need.block_bytes,
         workspace_bytes=workspace,
         num_blocks=num_blocks,
         block_size=block_size,

@@ -48,10 +48,52 @@ class LoadedModel:
     weight_bytes: int
 
 
-def load_model(
+@dataclass(frozen=True)
+class OpenedModel:
+    """A directory whose configuration and weight-file headers have been checked.
+
+    Attributes:
+        path: the directory.
+        config: dimensions and constants.
+        dtype: number format that weights and KV will have.
+        max_model_len: the longest sequence served, in tokens.
+        device: where the weights will go.
+        checkpoint: the weights, unread.
+    """
+
+    path: Path
+    config: ModelConfig
+    dtype: torch.dtype
+    max_model_len: int
+    device: torch.device
+    checkpoint: Checkpoint
+
+    def load(self) -> LoadedModel:
+        """Reads the weights."""
+
+        def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+            return self.checkpoint.read(name, part, self.dtype, self.device)
+
+        kernels = ops.select(self.device, self.dtype)
+        model = build_model(self.config, Weights(read), kernels, self.max_model_len)
+        warm_up(kernels, self.device, self.dtype)
+        digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
+        digest.update(str(self.dtype).encode())
+        self.checkpoint.update_digest(digest)
+        return LoadedModel(
+            config=self.config,
+            model=model,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            revision=digest.hexdigest(),
+            weight_bytes=model.weight_bytes,
+        )
+
+
+def open_model(
     path: Path, *, dtype: str, device: torch.device, max_model_len: int | None = None
-) -> LoadedModel:
-    """Loads a Hugging Face directory.
+) -> OpenedModel:
+    """Opens a Hugging Face directory.
 
     Args:
         path: holds config.json and safetensors, sharded or not.
@@ -72,24 +114,15 @@ def load_model(
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
     weight_dtype = _weight_dtype(config, dtype, device)
+    return OpenedModel(path, config, weight_dtype, length, device, checkpoint)
 
-    def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-        return checkpoint.read(name, part, weight_dtype, device)
 
-    kernels = ops.select(device, weight_dtype)
-    model = build_model(config, Weights(read), kernels, length)
-    warm_up(kernels, device, weight_dtype)
-    digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
-    digest.update(str(weight_dtype).encode())
-    checkpoint.update_digest(digest)
-    return LoadedModel(
-        config=config,
-        model=model,
-        dtype=weight_dtype,
-        max_model_len=length,
-        revision=digest.hexdigest(),
-        weight_bytes=model.weight_bytes,
-    )
+def load_model(
+    path: Path, *, dtype: str, device: torch.device, max_model_len: int | None = None
+) -> LoadedModel:
+    """Opens a Hugging Face directory and reads its weights; see `open_model`."""
+    opened = open_model(path, dtype=dtype, device=device, max_model_len=max_model_len)
+    return opened.load()
 
 
 def _read_json(path: Path, name: str) -> Mapping[str, Any]:

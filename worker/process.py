@@ -24,8 +24,8 @@ from worker import wire
 from worker.executor import Executor, Runner
 from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
-from worker.ledger import KVRequest, Ledger, MemoryShortError, parse_size, settle
-from worker.loader import LoadedModel, LoadError, load_model
+from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
 from worker.pipe import REFUSED, Pipe, PipeClosedError
 from worker.plans import Hello, PlanError
@@ -91,16 +91,7 @@ def run(options: Options) -> int:
     set_threads(options.num_threads)
     totals = StepTotals()
     metrics_url = _serve_metrics(options, totals)
-    try:
-        loaded = load_model(
-            options.model,
-            dtype=options.dtype,
-            device=device,
-            max_model_len=options.max_model_len,
-        )
-    except LoadError as error:
-        raise StartError(str(error)) from error
-    ledger = _settle(options, loaded, device)
+    loaded, ledger = _load(options, device)
     for line in ledger.lines():
         log.info("%s", line)
     runner = _make_runner(options, loaded, ledger, device)
@@ -159,21 +150,37 @@ def _serve_metrics(options: Options, totals: StepTotals) -> str:
     return f"http://{host}:{port}/metrics"
 
 
-def _settle(options: Options, loaded: LoadedModel, device: torch.device) -> Ledger:
+def _load(options: Options, device: torch.device) -> tuple[LoadedModel, Ledger]:
+    """Reads the weights, once it is known that what was asked for can be had."""
+    request = _kv_request(options)
     try:
-        size = options.kv_cache_memory
-        return settle(
+        opened = open_model(
+            options.model,
+            dtype=options.dtype,
+            device=device,
+            max_model_len=options.max_model_len,
+        )
+        KVNeed.of(opened, options.block_size).check(request)
+        loaded = opened.load()
+        ledger = settle(
             loaded,
-            KVRequest(options.num_blocks, None if size is None else parse_size(size)),
+            request,
             device=device,
             block_size=options.block_size,
             max_num_seqs=options.max_num_seqs,
             max_num_batched_tokens=options.max_num_batched_tokens,
         )
+    except (LoadError, MemoryShortError) as error:
+        raise StartError(str(error)) from error
+    return loaded, ledger
+
+
+def _kv_request(options: Options) -> KVRequest:
+    size = options.kv_cache_memory
+    try:
+        return KVRequest(options.num_blocks, None if size is None else parse_size(size))
     except ValueError as error:
         raise StartError(f"--kv-cache-memory is {error}") from error
-    except MemoryShortError as error:
-        raise StartError(str(error)) from error
 
 
 def _make_runner(

@@ -1,13 +1,16 @@
 """Blocks follow from bytes, and too few are refused with both figures."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.worker.builders import MAX_MODEL_LEN, admission
 from worker import ledger
 from worker.kv_cache import KVCache
-from worker.ledger import KVRequest, Ledger, MemoryShortError, parse_size, settle
-from worker.loader import LoadedModel
+from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.loader import LoadedModel, open_model
 from worker.plans import Sampling
 from worker.sampler import Sampler
 from worker.step_state import StepState
@@ -89,6 +92,30 @@ def test_one_sequence_must_fit(tiny_model: LoadedModel) -> None:
         match=r"max_model_len 96 needs 56\.00 KiB of KV memory; --kv-cache-memory gives 24\.",
     ):
         settled(tiny_model, memory=(BLOCKS_EACH // 2) * block_bytes(tiny_model))
+
+
+def test_what_was_asked_for_is_judged_without_the_weights(
+    tiny_directory: Path,
+) -> None:
+    opened = open_model(tiny_directory, dtype="float32", device=CPU)
+    need = KVNeed.of(opened, BLOCK_SIZE)
+    need.check(KVRequest(None, None))
+    need.check(KVRequest(BLOCKS_EACH, None))
+    need.check(KVRequest(None, (BLOCKS_EACH + 1) * need.block_bytes))
+    with pytest.raises(MemoryShortError, match=r"--num-blocks gives .*-len 80$"):
+        need.check(KVRequest(BLOCKS_EACH - 1, None))
+    with pytest.raises(MemoryShortError, match=r"gives 24\.00 KiB, enough for --max-model-len 32$"):
+        need.check(KVRequest(None, 3 * need.block_bytes))
+    with pytest.raises(MemoryShortError, match=r"gives 8\.00 KiB, too little$"):
+        need.check(KVRequest(None, need.block_bytes))
+
+
+def test_the_length_that_is_said_to_fit_fits(tiny_model: LoadedModel) -> None:
+    size = block_bytes(tiny_model)
+    shorter = dataclasses.replace(tiny_model, max_model_len=32)
+    assert settled(shorter, memory=3 * size).num_blocks == 2
+    with pytest.raises(MemoryShortError):
+        settled(dataclasses.replace(tiny_model, max_model_len=33), memory=3 * size)
 
 
 def test_more_than_the_machine_has_is_refused(tiny_model: LoadedModel) -> None:

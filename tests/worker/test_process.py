@@ -15,10 +15,13 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import torch
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE
 from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler, fake_scheduler
+from worker.loader import OpenedModel
+from worker.process import Options, StartError, _load
 
 PROMPT = list(range(40, 60))
 NUM_TOKENS = 10
@@ -268,8 +271,33 @@ async def test_a_missing_directory(tmp_path: Path) -> None:
 async def test_not_enough_memory_for_one_sequence(tiny_directory: Path) -> None:
     assert await only_error("--model", tiny_directory, "--kv-cache-memory", "20KiB") == (
         "error: one sequence of max_model_len 96 needs 56.00 KiB of KV memory; "
-        "--kv-cache-memory gives 20.00 KiB"
+        "--kv-cache-memory gives 20.00 KiB, enough for --max-model-len 16"
     )
+
+
+def test_no_weight_is_read_when_one_sequence_cannot_fit(
+    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
+    options = Options(
+        model=tiny_directory,
+        scheduler="unix:/nowhere",
+        served_model_name="tiny",
+        max_model_len=None,
+        block_size=16,
+        num_blocks=None,
+        kv_cache_memory="20KiB",
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        dtype="auto",
+        device="cpu",
+        num_threads=1,
+        replica_id=None,
+        metrics_host="127.0.0.1",
+        metrics_port=0,
+    )
+    with pytest.raises(StartError, match=r"gives 20\.00 KiB"):
+        _load(options, torch.device("cpu"))
 
 
 async def test_a_size_that_is_none(tiny_directory: Path) -> None:
