@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,30 +14,33 @@ import yaml
 from quire.options import DRAIN_TIMEOUT_S
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+Services = dict[str, dict[str, Any]]
 OURS = ["model", "scheduler", "worker", "worker-gpu", "router"]
 
 
 @pytest.fixture(scope="module")
-def compose():
-    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return parsed
 
 
 @pytest.fixture(scope="module")
-def services(compose):
-    return compose["services"]
+def services(compose: dict[str, Any]) -> Services:
+    found: Services = compose["services"]
+    return found
 
 
-def test_it_is_valid_by_the_specifications_schema():
+def test_it_is_valid_by_the_specifications_schema() -> None:
     checked = _check_schema(DEPLOY / "compose.yaml")
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_schema_check_can_fail(tmp_path):
+def test_the_schema_check_can_fail(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text("services: {worker: {imag: typo}}")
     assert _check_schema(tmp_path / "compose.yaml").returncode != 0
 
 
-def test_every_build_and_mounted_file_exists(services):
+def test_every_build_and_mounted_file_exists(services: Services) -> None:
     for service in services.values():
         if build := service.get("build"):
             assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
@@ -45,28 +49,30 @@ def test_every_build_and_mounted_file_exists(services):
             assert not source.startswith(".") or (DEPLOY / source).is_file()
 
 
-def test_every_named_volume_is_declared(compose, services):
+def test_every_named_volume_is_declared(compose: dict[str, Any], services: Services) -> None:
     mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
     named = {mount.partition(":")[0] for mount in mounts} - {m for m in mounts if m[0] == "."}
     named = {name for name in named if not name.startswith(".")}
     assert named == set(compose["volumes"])
 
 
-def test_what_scales_publishes_no_port_and_has_no_fixed_name(services):
+def test_what_scales_publishes_no_port_and_has_no_fixed_name(services: Services) -> None:
     for name in OURS:
         assert "ports" not in services[name], name
         assert "container_name" not in services[name], name
         assert "hostname" not in services[name], name
 
 
-def test_only_the_proxy_and_prometheus_are_published_and_on_loopback_by_default(services):
+def test_only_the_proxy_and_prometheus_are_published_and_on_loopback_by_default(
+    services: Services,
+) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"proxy", "prometheus"}
     for ports in published.values():
         assert all(port.startswith("${QUIRE_BIND:-127.0.0.1}:") for port in ports)
 
 
-def test_workers_and_routers_dial_the_scheduler_once_it_is_healthy(services):
+def test_workers_and_routers_dial_the_scheduler_once_it_is_healthy(services: Services) -> None:
     for name in ("worker", "worker-gpu", "router"):
         service = services[name]
         command = service["command"]
@@ -77,13 +83,13 @@ def test_workers_and_routers_dial_the_scheduler_once_it_is_healthy(services):
         }
 
 
-def test_every_service_uses_the_same_model(services):
+def test_every_service_uses_the_same_model(services: Services) -> None:
     models = {services["model"]["command"][0]}
     models |= {services[name]["command"][1] for name in ("worker", "worker-gpu", "router")}
     assert models == {"${QUIRE_MODEL:-smollm2}"}
 
 
-def test_the_gpu_worker_waits_for_its_profile_and_reserves_a_device(services):
+def test_the_gpu_worker_waits_for_its_profile_and_reserves_a_device(services: Services) -> None:
     gpu = services["worker-gpu"]
     [device] = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert gpu["profiles"] == ["gpu"]
@@ -92,8 +98,8 @@ def test_the_gpu_worker_waits_for_its_profile_and_reserves_a_device(services):
     assert "cuda" in gpu["command"]
 
 
-def test_what_a_request_passes_through_ends_no_sooner_than_its_router(services):
-    def grace_s(name):
+def test_what_a_request_passes_through_ends_no_sooner_than_its_router(services: Services) -> None:
+    def grace_s(name: str) -> int:
         return int(services[name]["stop_grace_period"].removesuffix("s"))
 
     assert grace_s("proxy") >= grace_s("router") > DRAIN_TIMEOUT_S
@@ -101,7 +107,7 @@ def test_what_a_request_passes_through_ends_no_sooner_than_its_router(services):
     assert services["proxy"]["stop_signal"] == "SIGUSR1"  # HAProxy's wish to finish
 
 
-def test_ours_run_without_privileges(services):
+def test_ours_run_without_privileges(services: Services) -> None:
     for name in OURS:
         service = services[name]
         if name == "model":  # it writes the volume
@@ -111,7 +117,7 @@ def test_ours_run_without_privileges(services):
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_prometheus_finds_every_scaled_service_by_name(services):
+def test_prometheus_finds_every_scaled_service_by_name(services: Services) -> None:
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     names = {
         name
@@ -123,7 +129,7 @@ def test_prometheus_finds_every_scaled_service_by_name(services):
     assert names <= set(services)
 
 
-def test_the_proxy_asks_routers_whether_they_are_ready():
+def test_the_proxy_asks_routers_whether_they_are_ready() -> None:
     config = (DEPLOY / "haproxy.cfg").read_text()
     backends = re.findall(r"server-template router \d+ router:(\d+) .*resolvers docker", config)
     assert backends == ["8000", "50050"]
@@ -133,13 +139,13 @@ def test_the_proxy_asks_routers_whether_they_are_ready():
 
 
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
-def test_the_proxys_own_program_accepts_its_configuration():
+def test_the_proxys_own_program_accepts_its_configuration() -> None:
     command = ["haproxy", "-c", "-f", str(DEPLOY / "haproxy.cfg")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 
 
-def test_prometheus_scrapes_the_ports_that_the_images_expose():
+def test_prometheus_scrapes_the_ports_that_the_images_expose() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     ports = {job["job_name"]: job["dns_sd_configs"][0]["port"] for job in config["scrape_configs"]}
     for component in ("router", "scheduler", "worker"):
@@ -149,7 +155,7 @@ def test_prometheus_scrapes_the_ports_that_the_images_expose():
 
 
 @pytest.mark.parametrize("component", ["router", "scheduler", "worker"])
-def test_every_image_has_a_user_a_health_check_and_an_array_entrypoint(component):
+def test_every_image_has_a_user_a_health_check_and_an_array_entrypoint(component: str) -> None:
     text = _dockerfile(component)
     assert re.search(r"^USER quire$", text, re.M)
     assert "HEALTHCHECK" in text
@@ -162,7 +168,7 @@ def _dockerfile(component: str) -> str:
     return (DEPLOY / f"Dockerfile.{component}").read_text()
 
 
-def _check_schema(path: Path) -> "subprocess.CompletedProcess[str]":
+def _check_schema(path: Path) -> subprocess.CompletedProcess[str]:
     schema = ["-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     return subprocess.run(
         [sys.executable, *schema, str(path)], capture_output=True, text=True, check=False

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "deploy" / "check_images.py"
 
 
-def test_the_builder_is_sent_what_the_images_copy_and_nothing_else():
+def test_the_builder_is_sent_what_the_images_copy_and_nothing_else() -> None:
     lines = [
         line.split()
         for file in (ROOT / "deploy").glob("Dockerfile.*")
@@ -29,7 +29,7 @@ def test_the_builder_is_sent_what_the_images_copy_and_nothing_else():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_every_image_installs_starts_answers_and_ends():
+def test_every_image_installs_starts_answers_and_ends() -> None:
     # The torch that this environment's pip is set up for: the pinned version, whatever its build.
     command = [sys.executable, str(CHECK), "--build-arg", "TORCH_INDEX="]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -94,7 +94,7 @@ def test_everything_said_arrives(model: Model) -> None:
     assert (request.priority, request.cache_salt, request.request_id) == (-3, "tenant-1", "mine")
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 0)
-    assert sampling.logit_bias == ((7, -2.5), (9, 1))
+    assert sampling.logit_bias == ((7, -2.5), (9, 1.0))
     assert (sampling.min_tokens, sampling.num_logprobs) == (2, 2)
     assert call.streams
     assert call.include_usage

@@ -48,7 +48,7 @@ def make_step(
     widths = [-(-length // shape.block_size) for length in contexts]
     shuffled = torch.randperm(sum(widths), generator=torch.Generator().manual_seed(3)) + 1
     table = torch.zeros((len(contexts), max(widths)), dtype=torch.int32)
-    for row, (width, blocks) in enumerate(zip(widths, shuffled.split(widths), strict=True)):
+    for row, (width, blocks) in enumerate(zip(widths, torch.split(shuffled, widths), strict=True)):
         table[row, :width] = blocks
     positions = [torch.arange(n - new, n) for new, n in zip(counts, contexts, strict=True)]
     batch = AttentionBatch(

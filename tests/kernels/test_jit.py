@@ -46,7 +46,7 @@ def test_without_openmp_numba_stays_on_one_thread(monkeypatch: pytest.MonkeyPatc
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     asked: list[int] = []
     monkeypatch.setattr(compiling, "set_num_threads", asked.append)
-    monkeypatch.setattr(compiling.config, "NUMBA_NUM_THREADS", 8)
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 8)
     try:
         set_threads(4)
         monkeypatch.setitem(sys.modules, "numba.np.ufunc.omppool", None)

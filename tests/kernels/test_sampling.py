@@ -1,6 +1,7 @@
 """The sampler against a plain-Python oracle, and its CPU loops against the specification."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def kept_by_oracle(
     return set(kept)
 
 
-FILTERS = [
+FILTERS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.3},
     {"temperature": 2.0},
@@ -77,7 +78,7 @@ FILTERS = [
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("vocab_size", [1, 3, 257])
 def test_draw_takes_the_noisiest_token_that_the_filters_keep(
-    filters: dict[str, float], vocab_size: int
+    filters: dict[str, Any], vocab_size: int
 ) -> None:
     logits = random_logits(24, vocab_size)
     chosen = params(24, **filters)
@@ -85,7 +86,12 @@ def test_draw_takes_the_noisiest_token_that_the_filters_keep(
     noise = gumbel_noise(chosen.seed, position, vocab_size)
     expected = []
     for row, values in enumerate(logits.tolist()):
-        settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
+        settings: dict[str, Any] = {
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+        } | filters
         kept = kept_by_oracle(values, **settings)
         scores = {t: values[t] / settings["temperature"] + noise[row, t].item() for t in kept}
         expected.append(max(scores, key=scores.__getitem__))
@@ -94,7 +100,7 @@ def test_draw_takes_the_noisiest_token_that_the_filters_keep(
 
 
 @pytest.mark.parametrize("filters", FILTERS)
-def test_cpu_draw_equals_the_specification_on_a_real_vocabulary(filters: dict[str, float]) -> None:
+def test_cpu_draw_equals_the_specification_on_a_real_vocabulary(filters: dict[str, Any]) -> None:
     logits = random_logits(6, 49_153)
     logits[0, 1000:] = NEVER
     logits[1] *= 30
@@ -132,13 +138,18 @@ def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"top_k": 6, "temperature": 1.5}])
-def test_draws_follow_the_filtered_distribution(filters: dict[str, float]) -> None:
+def test_draws_follow_the_filtered_distribution(filters: dict[str, Any]) -> None:
     """Chi-square with fixed seeds; the bound is passed by chance once in ten thousand."""
     count, vocab_size = 20_000, 12
     row = random_logits(1, vocab_size, spread=1.0)
     chosen = params(count, **filters)
     drawn = sampling.draw(row.expand(count, -1).contiguous(), chosen, torch.full((count,), 9))
-    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
+    settings: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+    } | filters
     kept = sorted(kept_by_oracle(row[0].tolist(), **settings))
     probability = (row[0, kept].double() / settings["temperature"]).softmax(0)
     observed = torch.bincount(drawn, minlength=vocab_size)

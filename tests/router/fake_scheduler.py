@@ -16,7 +16,7 @@ import numpy as np
 from protos.quire.v1 import sampling_pb2, scheduler_pb2, scheduler_pb2_grpc
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[scheduler_pb2.ConnectRequest, scheduler_pb2.ConnectResponse]
 
 
 @dataclass(slots=True)

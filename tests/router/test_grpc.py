@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import numpy as np
@@ -31,7 +32,7 @@ def stub(channel: grpc.aio.Channel) -> inference_pb2_grpc.InferenceServiceStub:
 Stub = inference_pb2_grpc.InferenceServiceStub
 
 
-def request(**sampling: object) -> inference_pb2.GenerateRequest:
+def request(**sampling: Any) -> inference_pb2.GenerateRequest:
     return inference_pb2.GenerateRequest(
         text="xyz", sampling=inference_pb2.SamplingOptions(**sampling)
     )

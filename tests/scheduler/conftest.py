@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,7 +22,7 @@ class Served:
 
     cell: Cell
     address: str
-    stub: Any
+    stub: scheduler_pb2_grpc.SchedulerServiceStub
 
 
 Serve = Callable[..., Awaitable[Served]]
@@ -51,7 +52,7 @@ async def serve() -> AsyncIterator[Serve]:
     for channel in channels:
         await channel.close()
     for cell in cells:
-        await eventually(lambda cell=cell: not cell.view().num_routers + len(cell.view().replicas))
+        await eventually(partial(_is_left, cell))
     for server in servers:
         await server.stop(0)
     for cell in cells:
@@ -63,3 +64,9 @@ async def serve() -> AsyncIterator[Serve]:
 async def served(serve: Serve) -> Served:
     """A cell with nothing configured."""
     return await serve()
+
+
+def _is_left(cell: Cell) -> bool:
+    """Nobody is connected to it."""
+    view = cell.view()
+    return not view.num_routers + len(view.replicas)

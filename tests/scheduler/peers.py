@@ -34,7 +34,8 @@ def column(*values: int) -> bytes:
 
 
 def ints(data: bytes) -> list[int]:
-    return np.frombuffer(data, "<i4").tolist()
+    values: list[int] = np.frombuffer(data, "<i4").tolist()
+    return values
 
 
 async def within_time(awaitable: Awaitable[T]) -> T:
@@ -71,8 +72,8 @@ class Peer:
         await within_time(self.call.write(data))
 
     async def read(self) -> bytes:
-        data: bytes = await within_time(self.call.read())
-        assert data is not grpc.aio.EOF, await self.end()
+        data = await within_time(self.call.read())
+        assert isinstance(data, bytes), await self.end()
         return data
 
     async def end(self) -> tuple[grpc.StatusCode, str]:

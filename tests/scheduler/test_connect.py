@@ -16,6 +16,11 @@ INVALID = scheduler_pb2.REFUSAL_CODE_INVALID
 OVERLOADED = scheduler_pb2.REFUSAL_CODE_OVERLOADED
 
 
+async def until_past(served: Served, num_steps: int) -> None:
+    """Returns once the only replica has executed more steps."""
+    await eventually(lambda: served.cell.view().replicas[0].num_steps > num_steps)
+
+
 async def test_a_router_is_welcomed_and_told_how_the_cell_is(served: Served) -> None:
     before = await FakeRouter.connected(served.address, "before")
     assert not before.statuses[0].HasField("model")
@@ -25,7 +30,7 @@ async def test_a_router_is_welcomed_and_told_how_the_cell_is(served: Served) -> 
     status = await before.status()
     assert status.model.name == "tiny"
     (replica,) = status.replicas
-    assert (replica.epoch, replica.device, replica.pids) == (rank.epoch, "fake device", [1234])
+    assert (replica.epoch, replica.device, [*replica.pids]) == (rank.epoch, "fake device", [1234])
     assert (replica.num_blocks_total, replica.num_blocks_free) == (64, 64)
     after = await FakeRouter.connected(served.address, "after")
     assert after.statuses[0].replicas[0].epoch == rank.epoch
@@ -104,7 +109,7 @@ async def test_logprobs_point_into_the_frame_they_travel_in(served: Served) -> N
         result.logprobs.top_logprob = floats(*top)
         num_steps = served.cell.view().replicas[0].num_steps
         await rank.send_result(result)
-        await eventually(lambda n=num_steps: served.cell.view().replicas[0].num_steps > n)
+        await until_past(served, num_steps)
 
     assert rows_together == 2
     for length, router in enumerate(routers, start=3):
@@ -211,7 +216,8 @@ async def test_a_bad_submit_is_refused_with_field_limit_and_value(
 ) -> None:
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
-    await router.submit(**{"sequence_id": 5, "tokens": [1, 2, 3]} | fields)
+    submit: dict[str, Any] = {"sequence_id": 5, "tokens": [1, 2, 3]}
+    await router.submit(**submit | fields)
 
     refusal = await router.refusal()
 

@@ -69,7 +69,7 @@ async def test_metrics_tell_what_happened(served: Served) -> None:
     assert seen["quire:plan_bytes_count", model] > num_steps
     assert seen["quire:step_age_seconds", model, "replica=replica"] > 0
     for name in ("overrun_tokens", "replays", "fenced_replicas", "stale_results"):
-        assert f"quire:{name}_total", model in seen
+        assert (f"quire:{name}_total", model) in seen
     blocks = {key[-1]: value for key, value in seen.items() if key[0] == "quire:blocks"}
     assert sum(blocks.values()) == 64
     assert blocks["state=used"] == 1

@@ -30,7 +30,9 @@ def test_patience_grows_with_what_a_step_has_to_compute() -> None:
 
 async def test_a_late_step_is_looked_at_twice() -> None:
     """A process that was stopped finds a deadline passed and a result already in its socket."""
-    now, expired, looks = 0.0, [], []
+    now = 0.0
+    expired: list[bool] = []
+    looks: list[tuple[int, float] | None] = []
     oldest: list[tuple[int, float] | None] = [(1, -1.0), (2, -1.0), (3, -1.0), (3, -1.0)]
 
     def look() -> tuple[int, float] | None:

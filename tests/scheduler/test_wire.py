@@ -1,5 +1,7 @@
 """What is read from workers' bytes, and what is not."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,8 +17,8 @@ def floats(*values: float) -> bytes:
     return np.array(values, "<f4").tobytes()
 
 
-def result(**fields: object) -> worker_pb2.StepResult:
-    columns = {
+def result(**fields: Any) -> worker_pb2.StepResult:
+    columns: dict[str, Any] = {
         "slot": column(0, 1),
         "generation": column(1, 1),
         "token_id": column(5, 6),

@@ -188,8 +188,8 @@ def test_the_directory_loads_here_and_in_transformers(tmp_path: Path) -> None:
 
 
 def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
-    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
-    directory = converted(TinyGGUF(metadata=scaling), tmp_path)
+    metadata = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
+    directory = converted(TinyGGUF(metadata=metadata), tmp_path)
     loaded = load_model(directory, dtype="auto", device=torch.device("cpu"))
     scaling = loaded.config.layers[0].rope.scaling
     assert scaling is not None

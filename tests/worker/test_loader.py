@@ -42,7 +42,7 @@ def shard(directory: Path) -> dict[str, str]:
     tensors = safetensors.torch.load_file(directory / WEIGHTS)
     (directory / WEIGHTS).unlink()
     names = sorted(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2])):
         file = f"model-0000{number}.safetensors"
         safetensors.torch.save_file({name: tensors[name] for name in part}, directory / file)
