@@ -7,23 +7,29 @@ untouched in both directions, and only the executor knows what they mean.
     scheduler ◀─ Attach stream (grpc.aio, uvloop) ─▶ link ◀─ frames over a socketpair ─▶ executor
 
 The executor's first frame is its Hello: it opens every stream. When a stream breaks the link dials
-again, with backoff. What the executor produced before it saw the new stream's Welcome is stale: the
-executor answers each Welcome with an empty frame, and the link drops everything before that mark.
+again, with backoff, once the executor has answered that it is there: one that is stuck in a step
+takes no more work. What the executor produced before it saw the new stream's Welcome is stale: it
+answers each Welcome with a mark, and the link drops everything before that.
+
+The ranks of a replica agree on what their executors see (`worker.lockstep`), over sockets that the
+executors have joined before. They end as one: a link that loses a sibling gives its executor a
+moment to go, and then ends it, wherever it is stuck; nobody could finish its collective any more.
 
 The link outlives nothing: when the executor goes, the link ends the stream and exits, so that the
 scheduler learns of it at once. Exit codes: 0 the executor has gone, 2 the scheduler refused the
-hello for good (FAILED_PRECONDITION).
+hello for good (FAILED_PRECONDITION), 3 a sibling was lost.
 """
 
 import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import grpc
@@ -31,7 +37,8 @@ import grpc.aio
 import uvloop
 
 from worker import logs
-from worker.pipe import MARK, REFUSED, AsyncPipe, PipeClosedError
+from worker.lockstep import Follower, Leader, Lockstep, Message
+from worker.pipe import END, LOST, MARK, REFUSED, AsyncPipe, PipeClosedError
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +46,8 @@ ATTACH = "/quire.v1.WorkerService/Attach"
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 5.0
 _FAREWELL_S = 1.0
+_LAST_WORDS_S = 2.0
+"""What an executor gets to go by itself when a sibling is lost."""
 _MAX_MESSAGE_BYTES = 64 << 20
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -59,28 +68,57 @@ class RefusedError(Exception):
     """The scheduler will never take this worker; the message is its reason."""
 
 
-class Link:
-    """Moves frames between the executor and whichever stream is open."""
+class LostSiblingError(Exception):
+    """Another rank of this replica has gone."""
 
-    def __init__(self, pipe: AsyncPipe, scheduler: str) -> None:
+
+class Link:
+    """Moves frames between the executor and whichever stream is open.
+
+    Args:
+        pipe: to the executor.
+        scheduler: address to dial.
+        siblings: to the links of the ranks that this one agrees with.
+        leads: this is rank 0's.
+    """
+
+    def __init__(
+        self, pipe: AsyncPipe, scheduler: str, siblings: Sequence[AsyncPipe], *, leads: bool
+    ) -> None:
         self._pipe = pipe
         self._scheduler = scheduler
+        self._siblings = siblings
+        self._lockstep: Lockstep = (
+            Leader([sibling.post for sibling in siblings], self._deliver)
+            if leads
+            else Follower(siblings[0].post, self._deliver)
+        )
         self._hello = b""
         self._stream: _Stream | None = None
-        self._num_welcomes = 0
+        """Whose Welcome the executor was given last: its results belong there."""
+        self._num_asked = 0
         self._num_marks = 0
+        self._marked = asyncio.Event()
+        """The executor has answered all that it was asked."""
+        self._marked.set()
 
     async def run(self) -> None:
-        """Serves until the executor goes; raises `RefusedError` when the scheduler refuses it."""
+        """Serves until the executor goes.
+
+        Raises:
+            RefusedError: the scheduler will never take this worker.
+            LostSiblingError: another rank has gone, and this one has not been told to.
+        """
         self._hello = await self._pipe.receive()
-        dialling = asyncio.create_task(self._keep_dialling())
         pumping = asyncio.create_task(self._pump_results())
-        await asyncio.wait({dialling, pumping}, return_when=asyncio.FIRST_COMPLETED)
+        others = [asyncio.create_task(self._keep_dialling())]
+        others += [asyncio.create_task(self._follow(index)) for index in range(len(self._siblings))]
+        await asyncio.wait({pumping, *others}, return_when=asyncio.FIRST_COMPLETED)
         if pumping.done():
             await self._say_farewell()
-        for task in (dialling, pumping):
+        for task in (pumping, *others):
             task.cancel()
-        outcomes = await asyncio.gather(dialling, pumping, return_exceptions=True)
+        outcomes = await asyncio.gather(pumping, *others, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, PipeClosedError):
                 raise outcome
@@ -91,16 +129,43 @@ class Link:
             frame = await self._pipe.receive()
             if frame == MARK:
                 self._num_marks += 1
-            elif self._stream is not None and self._num_marks == self._num_welcomes:
+                if self._num_marks == self._num_asked:
+                    self._marked.set()
+            elif frame == END:
+                self._lockstep.ask_end()
+            elif self._stream is not None and self._marked.is_set():
                 await _write(self._stream, frame)
+
+    def _deliver(self, message: Message) -> None:
+        """Hands the executor what all ranks hold."""
+        if message.opens:
+            # From its mark on, results go to this stream.
+            self._stream = message.stream  # type: ignore[assignment]
+            self._ask()
+        self._pipe.post(message.data)
+
+    def _ask(self) -> None:
+        """The executor owes a mark."""
+        self._num_asked += 1
+        self._marked.clear()
+
+    async def _follow(self, sibling: int) -> None:
+        """What a sibling says; raises `LostSiblingError` when it goes before the end."""
+        with contextlib.suppress(PipeClosedError):
+            while True:
+                self._lockstep.hear(sibling, await self._siblings[sibling].receive())
+        if not self._lockstep.has_ended:
+            raise LostSiblingError
+        await asyncio.Event().wait()  # it was the first to leave, in order
 
     async def _keep_dialling(self) -> None:
         delays = _backoff()
         while True:
-            welcomes = self._num_welcomes
-            reason = await self._attach()
-            if self._num_welcomes > welcomes:
+            was_welcome, reason = await self._attach()
+            if was_welcome:
                 delays = _backoff()
+                self._ask()
+                self._pipe.post(MARK)
             delay = next(delays)
             log.warning(
                 "no stream to the scheduler at %s (%s); dialling again in %.1f s",
@@ -109,28 +174,27 @@ class Link:
                 delay,
             )
             await asyncio.sleep(delay)
+            await self._marked.wait()
 
-    async def _attach(self) -> str:
-        """One stream from hello to its end; returns why it ended."""
+    async def _attach(self) -> tuple[bool, str]:
+        """One stream from hello to its end; returns whether it was welcome, and why it ended."""
+        opens = True
         async with grpc.aio.insecure_channel(self._scheduler, options=_CHANNEL_OPTIONS) as channel:
             stream: _Stream = channel.stream_stream(ATTACH)()
             try:
                 await stream.write(self._hello)
-                while isinstance(message := await stream.read(), bytes):
-                    if self._stream is None:
-                        # The first message is Welcome: from its mark on, results go to this stream.
-                        self._num_welcomes += 1
-                        self._stream = stream
-                    # An executor that has gone is the pump's to notice.
-                    with contextlib.suppress(PipeClosedError):
-                        await self._pipe.send(message)
-                return "the scheduler closed it"
+                while isinstance(data := await stream.read(), bytes):
+                    self._lockstep.take(Message(data, stream, opens))
+                    opens = False
+                return not opens, "the scheduler closed it"
             except asyncio.InvalidStateError:
-                return await self._status(stream)  # the hello came too late: it had ended already
+                # The hello came too late: it had ended already.
+                return not opens, await self._status(stream)
             except grpc.aio.AioRpcError:
-                return await self._status(stream)
+                return not opens, await self._status(stream)
             finally:
-                self._stream = None
+                if self._stream is stream:
+                    self._stream = None
                 stream.cancel()
 
     async def _status(self, stream: _Stream) -> str:
@@ -174,15 +238,34 @@ def _backoff() -> Iterator[float]:
         delay = min(2 * delay, _MAX_BACKOFF_S)
 
 
-async def _serve(fd: int, scheduler: str) -> int:
+async def _serve(fd: int, scheduler: str, sibling_fds: Sequence[int], *, leads: bool) -> int:
+    executor = os.getppid()
+    pipe = await AsyncPipe.open(socket.socket(fileno=fd))
+    siblings = [await AsyncPipe.open(socket.socket(fileno=sibling)) for sibling in sibling_fds]
     try:
-        await Link(await AsyncPipe.open(socket.socket(fileno=fd)), scheduler).run()
+        await Link(pipe, scheduler, siblings, leads=leads).run()
     except PipeClosedError:
         return 0
     except RefusedError as error:
         print(f"error: the scheduler at {scheduler} refused this worker: {error}", file=sys.stderr)
         return REFUSED
+    except LostSiblingError:
+        await _end_executor(pipe, executor)
+        return LOST
     return 0
+
+
+async def _end_executor(pipe: AsyncPipe, executor: int) -> None:
+    """Lets the executor go by itself, or ends it: another rank is gone, or as good as gone."""
+    pipe.end_writing()
+    try:
+        async with asyncio.timeout(_LAST_WORDS_S):
+            with contextlib.suppress(PipeClosedError):
+                while True:
+                    await pipe.receive()
+    except TimeoutError:
+        if os.getppid() == executor:  # else it is not there any more
+            os.kill(executor, signal.SIGKILL)
 
 
 def main() -> int:
@@ -190,12 +273,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.link", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this side of the socketpair")
     parser.add_argument("--scheduler", required=True, help="address to dial")
+    parser.add_argument("--role", default="worker", help="stands in each line of the log")
+    role = parser.add_mutually_exclusive_group()
+    role.add_argument("--leader-fd", type=int, help="a socket to rank 0's link")
+    role.add_argument(
+        "--follower-fd", type=int, action="append", default=[], help="a socket to another rank's"
+    )
     arguments = parser.parse_args()
-    logs.configure("worker-link")
+    logs.configure(f"{arguments.role}-link")
     # The executor decides when to leave; the end of the socketpair tells this process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    exit_code: int = uvloop.run(_serve(arguments.fd, arguments.scheduler))
+    leads = arguments.leader_fd is None
+    siblings = arguments.follower_fd if leads else [arguments.leader_fd]
+    serving = _serve(arguments.fd, arguments.scheduler, siblings, leads=leads)
+    exit_code: int = uvloop.run(serving)
     return exit_code
 
 

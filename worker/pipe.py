@@ -1,7 +1,10 @@
 """Frames over a socketpair: what joins the executor to its transport child.
 
-A frame is a 4-byte little-endian length and that many bytes. An empty frame is the executor's mark:
-"I have reset; whatever follows belongs to the stream whose Welcome you passed on last".
+A frame is a 4-byte little-endian length and that many bytes. Two frames are not messages:
+
+`MARK`  from the transport: "the stream has ended; are you there?". The executor gives it back, and
+        also answers each Welcome with one: "I have reset; whatever follows is of this stream".
+`END`   from the executor: "I want to leave". From the transport: "now: you have all that goes before".
 
 Neither side may import torch or grpc from here: both processes use this module.
 """
@@ -17,10 +20,13 @@ _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 18
 
 MARK = b""
-"""The frame with which the executor answers each Welcome."""
+END = b"\0"  # no message begins with this byte
 
 REFUSED = 2
 """Exit code of a transport child whose hello the scheduler refused: dialling again cannot help."""
+
+LOST = 3
+"""Exit code of a transport child that lost the one of another rank."""
 
 
 class PipeClosedError(Exception):
@@ -95,7 +101,7 @@ class Pipe:
 
 
 class AsyncPipe:
-    """The transport's end, on asyncio streams."""
+    """The transport's end, on asyncio streams; between two transports, either end."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -106,24 +112,32 @@ class AsyncPipe:
         """Takes over a connected stream socket."""
         return cls(*await asyncio.open_connection(sock=sock))
 
-    async def send(self, frame: bytes) -> None:
-        """Sends one frame, waiting while the executor is far behind.
+    def post(self, frame: bytes) -> None:
+        """Sends one frame without waiting; that the other side has gone is the reader's to see."""
+        self._writer.write(_LENGTH.pack(len(frame)) + frame)
 
-        Raises `PipeClosedError` when the executor has gone.
+    async def send(self, frame: bytes) -> None:
+        """Sends one frame, waiting while the other side is far behind.
+
+        Raises `PipeClosedError` when it has gone.
         """
         try:
-            self._writer.write(_LENGTH.pack(len(frame)) + frame)
+            self.post(frame)
             await self._writer.drain()
         except OSError as error:
             raise PipeClosedError from error
 
     async def receive(self) -> bytes:
-        """The next frame; raises `PipeClosedError` when the executor has gone."""
+        """The next frame; raises `PipeClosedError` when the other side has gone."""
         try:
             header = await self._reader.readexactly(_LENGTH.size)
             return await self._reader.readexactly(_LENGTH.unpack(header)[0])
         except (asyncio.IncompleteReadError, OSError) as error:
             raise PipeClosedError from error
+
+    def end_writing(self) -> None:
+        """The other side reads what was sent, then the end; this one goes on reading."""
+        self._writer.write_eof()
 
     async def close(self) -> None:
         """Closes this end."""

@@ -92,9 +92,9 @@ class FakeScheduler(worker_pb2_grpc.WorkerServiceServicer):
         """When set, every hello is refused with it for good."""
         self._attachments: asyncio.Queue[Attachment] = asyncio.Queue()
 
-    async def attached(self) -> tuple[Attachment, worker_pb2.Hello]:
+    async def attached(self, patience_s: float = PATIENCE_S) -> tuple[Attachment, worker_pb2.Hello]:
         """The next stream and the hello it began with."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             attachment = await self._attachments.get()
         request = await attachment.receive()
         assert request is not None

@@ -16,7 +16,7 @@ from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
-from worker.pipe import Pipe, PipeClosedError
+from worker.pipe import END, Pipe, PipeClosedError
 from worker.plans import Admission, BatchPlan, PlanError, Sampling
 from worker.sampler import Sampler
 from worker.step_state import StepState
@@ -222,11 +222,13 @@ class Script:
 
     def send(self, *messages: worker_pb2.AttachResponse) -> None:
         for message in messages:
-            frame = message.SerializeToString()
-            self._theirs.sendall(len(frame).to_bytes(4, "little") + frame)
+            self.send_frame(message.SerializeToString())
+
+    def send_frame(self, frame: bytes) -> None:
+        self._theirs.sendall(len(frame).to_bytes(4, "little") + frame)
 
     def answers(self) -> list[worker_pb2.AttachRequest | None]:
-        """Everything the executor has sent; None stands for a mark."""
+        """Everything the executor has sent; None stands for a mark, the wish to leave is left out."""
         self._pipe.close()
         other = Pipe(self._theirs)
         frames: list[worker_pb2.AttachRequest | None] = []
@@ -235,7 +237,8 @@ class Script:
                 frame = other.receive(0.0)
             except PipeClosedError:
                 return frames
-            frames.append(worker_pb2.AttachRequest.FromString(frame) if frame else None)
+            if frame != END:
+                frames.append(worker_pb2.AttachRequest.FromString(frame) if frame else None)
 
     def close(self) -> None:
         self._pipe.close()
@@ -332,7 +335,13 @@ def test_an_idle_executor_says_that_it_is_alive(
 ) -> None:
     monkeypatch.setattr(executor_module, "IDLE_S", 0.01)
     asked = iter([False, False, False, True])
-    script.executor.run(lambda: next(asked))
+
+    def should_stop() -> bool:
+        if stop := next(asked):
+            script.send_frame(END)
+        return stop
+
+    script.executor.run(should_stop)
     answers = script.answers()
     assert [a.WhichOneof("message") for a in answers if a] == ["telemetry"] * 3
     assert all(a.telemetry.rss_bytes > 10_000_000 for a in answers if a)

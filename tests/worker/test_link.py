@@ -14,7 +14,7 @@ import pytest
 from protos.quire.v1 import worker_pb2
 from tests.worker.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
 from worker import wire
-from worker.pipe import MARK, AsyncPipe, PipeClosedError
+from worker.pipe import END, MARK, AsyncPipe, PipeClosedError
 from worker.plans import Welcome
 
 HELLO = worker_pb2.AttachRequest(hello=worker_pb2.Hello(worker_id="w", pid=7))
@@ -38,6 +38,11 @@ class FakeExecutor:
         assert isinstance(message, Welcome)
         await self.pipe.send(MARK)
         return message.epoch
+
+    async def broken(self) -> None:
+        """Waits for the end of a stream, answers it as an executor does."""
+        assert await self.receive() == MARK
+        await self.pipe.send(MARK)
 
     async def receive(self) -> bytes:
         async with asyncio.timeout(PATIENCE_S):
@@ -107,6 +112,32 @@ async def test_a_broken_stream_is_dialled_again_and_stale_frames_stay_behind(
             first = await stream.result()
             assert (first.epoch, first.step_id) == (epoch, 1)
             stream.closed.set()
+            await executor.broken()
+
+
+async def test_an_executor_that_is_stuck_takes_no_more_work(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.receive()
+        stream.closed.set()
+        assert await executor.receive() == MARK
+        await executor.pipe.send(MARK)  # for epoch 1 alone
+        with pytest.raises(TimeoutError):
+            await scheduler.attached(patience_s=0.5)
+        await executor.pipe.send(MARK)
+        await scheduler.attached()
+
+
+async def test_an_executor_that_asks_to_leave_is_told_when(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.welcomed()
+        await executor.pipe.send(END)
+        assert await executor.receive() == END
+        await executor.pipe.send(result_frame(1, 1))
+        assert (await stream.result()).step_id == 1
 
 
 async def test_a_mark_for_an_older_stream_opens_nothing(scheduler: FakeScheduler) -> None:
@@ -115,10 +146,12 @@ async def test_a_mark_for_an_older_stream_opens_nothing(scheduler: FakeScheduler
         await stream.welcome(1)
         await executor.receive()
         stream.closed.set()
+        assert await executor.receive() == MARK
+        await executor.pipe.send(MARK)  # for epoch 1
+        await executor.pipe.send(MARK)  # for its end
         stream, _ = await scheduler.attached()
         await stream.welcome(2)
         await executor.receive()
-        await executor.pipe.send(MARK)  # for epoch 1
         await executor.pipe.send(result_frame(1, 1))
         await executor.pipe.send(MARK)  # for epoch 2
         await executor.pipe.send(result_frame(2, 1))
