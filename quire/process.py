@@ -100,6 +100,8 @@ class ChildProcess:
         """The exit code, negative for a signal; done when its output has been read, too."""
         self._log = log
         self._tail: deque[str] = deque(maxlen=50)
+        self._error: str | None = None
+        """Why it cannot start, not logged so far: it may be told as the stack's own error."""
 
     @classmethod
     async def start(cls, spec: ChildSpec, log: LogSink) -> "ChildProcess":
@@ -124,10 +126,14 @@ class ChildProcess:
 
     def last_words(self) -> str:
         """Its `error: ...` line without the word, or the last line it wrote, or nothing."""
-        for line in reversed(self._tail):
-            if line.lower().startswith("error: "):
-                return line[len("error: ") :]
+        if self._error is not None:
+            return self._error[len("error: ") :]
         return next((line for line in reversed(self._tail) if line.strip()), "")
+
+    def log_error(self) -> None:
+        """Logs its `error: ...` line, if it wrote one. Whoever tells it otherwise need not."""
+        if self._error is not None:
+            self._log(self.spec.name, self._error)
 
     async def stop(self, timeout_s: float) -> None:
         """Asks it to drain and end; after `timeout_s`, ends it."""
@@ -179,6 +185,10 @@ class ChildProcess:
                     restart_arguments=tuple(said.get("restart_arguments", ())),
                 )
             )
+            return
+        if line.lower().startswith("error: "):
+            self.log_error()  # one before: the last is the one that counts
+            self._error = line
             return
         self._tail.append(line)
         self._log(self.spec.name, line)

@@ -142,11 +142,15 @@ class Supervisor:
             code = await self._watch(member, process)
             member.process = None
             if member.stop_asked.is_set():
+                process.log_error()
                 return
-            if failure := self._why_give_up(member, code, process.last_words()):
+            failure = self._why_give_up(member, code, process.last_words())
+            if failure is None or self.failed.done():
+                process.log_error()
+            else:
+                self.failed.set_result(failure)
+            if failure is not None:
                 self._change(member, State.STOPPED)
-                if not self.failed.done():
-                    self.failed.set_result(failure)
                 return
             await self._pause(member, code)
 

@@ -109,6 +109,14 @@ async def test_exit_code_2_is_final_and_its_line_is_told(watched: Watched) -> No
     watched.supervisor.add(child(REFUSE))
     failure = await watched.supervisor.failed
     assert (str(failure), failure.exit_code) == ("worker-0: the port is taken", 2)
+    assert watched.lines == []  # not told twice
+
+
+async def test_the_error_line_of_what_is_started_again_is_logged(watched: Watched) -> None:
+    watched.supervisor.add(child(REFUSE.replace("exit(2)", "exit(1)")))
+    await watched.supervisor.failed
+    errors = [line for line in watched.lines if "the port is taken" in line]
+    assert errors == ["worker-0: error: the port is taken"] * (QUICK.max_failed_starts - 1)
 
 
 async def test_a_child_that_never_serves_is_given_up(watched: Watched) -> None:

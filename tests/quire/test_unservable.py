@@ -72,6 +72,7 @@ def test_serve_ends_with_the_workers_words(
     assert finished.returncode == 2, finished.stderr
     last = finished.stderr.splitlines()[-1]
     assert last.startswith(f"error: worker-0: model {directory}: {reason}")
+    assert finished.stderr.count(reason) == 1
     assert "Traceback" not in finished.stderr + finished.stdout
     assert "is ready" not in finished.stdout
 
