@@ -65,7 +65,7 @@ class InferenceClient:
     def __init__(self, target: str, api_key: str | None = None) -> None:
         """`target` is "host:port" or "unix:/path"."""
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
     async def close(self) -> None:
@@ -150,7 +150,7 @@ def _retry_hint_s(error: grpc.aio.AioRpcError) -> float | None:
 async def fetch_state(target: str, timeout_s: float = 5.0) -> dict[str, Any]:
     """The scheduler's totals as plain data, for people and `--json`. Raises RequestFailed."""
     async with grpc.aio.insecure_channel(target, options=_OPTIONS) as channel:
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         try:
             state = await stub.GetState(scheduler_pb2.GetStateRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:

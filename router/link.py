@@ -101,7 +101,7 @@ class Link:
     async def _session(self) -> None:
         """One stream, from dialling to its end."""
         async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
-            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             call: Call = stub.Connect()
             try:
                 async with asyncio.timeout(WELCOME_S):

@@ -147,9 +147,7 @@ def create_server(backend: Backend) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", backend.max_body_bytes))
     )
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-        InferenceService(backend), server
-    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(backend), server)
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
     return server

@@ -46,7 +46,14 @@ class Setting:
         return self.small_pool and self.concurrency > 1
 
 
-FACTORS = [[True, False], [16, 64, 8192], [8, 16, 32], [1, 8, 32], [1, 2], [True, False]]
+FACTORS: list[list[bool] | list[int]] = [
+    [True, False],
+    [16, 64, 8192],
+    [8, 16, 32],
+    [1, 8, 32],
+    [1, 2],
+    [True, False],
+]
 # Alone on its replica a sequence never competes for blocks.
 EVERY = [
     setting

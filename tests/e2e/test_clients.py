@@ -14,12 +14,15 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from openai.types.chat import ChatCompletionMessageParam
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from tests.e2e.server import Server, serve
 
 MODEL = "smollm2"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: list[ChatCompletionMessageParam] = [
+    {"role": "user", "content": "What is the capital of France?"}
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_chat_streaming_and_not_say_the_same(client: openai.OpenAI):
+def test_chat_streaming_and_not_say_the_same(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(
         model=MODEL, messages=QUESTION, max_tokens=24, temperature=0
     )
@@ -61,7 +64,7 @@ def test_chat_streaming_and_not_say_the_same(client: openai.OpenAI):
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
-def test_completions_with_logprobs_and_two_samples(client: openai.OpenAI):
+def test_completions_with_logprobs_and_two_samples(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model=MODEL, prompt="1, 2, 3, 4,", max_tokens=6, temperature=0, logprobs=2, n=2
     )
@@ -74,7 +77,7 @@ def test_completions_with_logprobs_and_two_samples(client: openai.OpenAI):
     assert all(value <= 0 for value in logprobs.token_logprobs or [])
 
 
-def test_models_health_version_and_metrics(server: Server, client: openai.OpenAI):
+def test_models_health_version_and_metrics(server: Server, client: openai.OpenAI) -> None:
     assert [m.id for m in client.models.list().data] == [MODEL]
     for path in ("/health", "/ready", "/version"):
         assert httpx.get(server.url + path).status_code == 200
@@ -82,7 +85,7 @@ def test_models_health_version_and_metrics(server: Server, client: openai.OpenAI
     assert "vllm:time_to_first_token_seconds_bucket" in metrics
 
 
-async def test_64_concurrent_streams_are_each_complete(server: Server):
+async def test_64_concurrent_streams_are_each_complete(server: Server) -> None:
     async def one(client: openai.AsyncOpenAI, i: int) -> tuple[int, str | None]:
         stream = await client.completions.create(
             model=MODEL,
@@ -109,7 +112,7 @@ async def test_64_concurrent_streams_are_each_complete(server: Server):
     assert ends == [(16, "length")] * 64
 
 
-async def test_grpc_client_and_reflection(server: Server):
+async def test_grpc_client_and_reflection(server: Server) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         request = inference_pb2.GenerateRequest(
@@ -128,7 +131,7 @@ async def test_grpc_client_and_reflection(server: Server):
 
 
 @pytest.mark.chaos
-def test_a_killed_worker_is_a_pause_not_an_error(server: Server, client: openai.OpenAI):
+def test_a_killed_worker_is_a_pause_not_an_error(server: Server, client: openai.OpenAI) -> None:
     want = client.completions.create(model=MODEL, prompt="Rivers", max_tokens=80, temperature=0)
     worker = server.processes()["worker"]
     text, killed = "", False
@@ -145,7 +148,7 @@ def test_a_killed_worker_is_a_pause_not_an_error(server: Server, client: openai.
     assert server.processes()["worker"] != worker
 
 
-def test_every_block_comes_back_and_ps_shows_three_processes(server: Server):
+def test_every_block_comes_back_and_ps_shows_three_processes(server: Server) -> None:
     state = server.state()
     blocks = state["blocks"]
     assert isinstance(blocks, dict)
@@ -157,12 +160,12 @@ def test_every_block_comes_back_and_ps_shows_three_processes(server: Server):
 
 
 @pytest.mark.parametrize("role", ["router", "scheduler"])
-def test_router_and_scheduler_map_no_torch(server: Server, role: str):
+def test_router_and_scheduler_map_no_torch(server: Server, role: str) -> None:
     maps = psutil.Process(server.processes()[role]).memory_maps()
     assert not [m.path for m in maps if "libtorch" in m.path]
 
 
-def test_ctrl_c_ends_every_process(tmp_path: Path):
+def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
     with serve(MODEL, tmp_path, "--max-model-len", "512") as running:
         pids = [running.process.pid, *running.processes().values()]
     assert running.process.returncode == 0

@@ -50,8 +50,9 @@ async def tokens_of_one_request(address: str) -> list[int]:
 async def only_replica(address: str) -> scheduler_pb2.ReplicaStatus:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        (replica,) = (await stub.GetState(scheduler_pb2.GetStateRequest())).status.replicas
-        return replica
+        state: scheduler_pb2.GetStateResponse = await stub.GetState(scheduler_pb2.GetStateRequest())
+    (replica,) = state.status.replicas
+    return replica
 
 
 async def drain(address: str) -> None:

@@ -14,7 +14,7 @@ def seeded(seed: int) -> SamplingParams:
     )
 
 
-def test_same_tokens_alone_in_a_batch_and_after_preemption(model_dir: Path):
+def test_same_tokens_alone_in_a_batch_and_after_preemption(model_dir: Path) -> None:
     prompts = [p.token_ids for p in load_prompts(model_dir)[1 : CROWD + 1]]
     params = [seeded(1000 + i) for i in range(CROWD)]
     with LLM(str(model_dir), threads=1, max_model_len=512) as llm:

@@ -57,7 +57,7 @@ async def _idle(server: Server) -> dict[str, object]:
 
 
 @pytest.mark.slow
-async def test_a_thousand_requests_leave_nothing_behind(tmp_path: Path):
+async def test_a_thousand_requests_leave_nothing_behind(tmp_path: Path) -> None:
     with serve("smollm2", tmp_path, "--max-model-len", "512", "--num-blocks", "512") as server:
         processes = {
             role: psutil.Process(server.processes()[role]) for role in ("router", "scheduler")

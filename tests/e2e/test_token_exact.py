@@ -10,21 +10,23 @@ from tests.e2e.reference import MAX_TIES, NUM_OUTPUT_TOKENS, TIE, Prompt, Refere
 SHARED = [setting for setting in EVERY if setting.concurrency > 1]
 
 
-def test_the_oracle_rejects_a_wrong_token(reference: Reference, prompts: list[Prompt]):
+def test_the_oracle_rejects_a_wrong_token(reference: Reference, prompts: list[Prompt]) -> None:
     answer = reference.answer(prompts[18])
     reference.check(prompts[18], answer)
     with pytest.raises(AssertionError, match="below the best logit"):
         reference.check(prompts[18], [*answer[:10], answer[10] + 1, *answer[11:]])
 
 
-def test_the_oracle_rejects_an_answer_that_ends_early(reference: Reference, prompts: list[Prompt]):
+def test_the_oracle_rejects_an_answer_that_ends_early(
+    reference: Reference, prompts: list[Prompt]
+) -> None:
     with pytest.raises(AssertionError, match="ended after 10 tokens"):
         reference.check(prompts[18], reference.answer(prompts[18])[:10])
 
 
 def test_the_oracle_accepts_few_ties(
     reference: Reference, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(reference, "num_ties", 0)
     monkeypatch.setattr(reference, "_accepted", set())
     monkeypatch.setattr(reference, "_gaps", lambda prompt, output: [TIE / 2] * len(output))
@@ -35,7 +37,9 @@ def test_the_oracle_accepts_few_ties(
 
 
 @pytest.mark.parametrize("setting", [s for s in SHARED if s in PAIRWISE], ids=str)
-def test_pairwise(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting):
+def test_pairwise(
+    model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
+) -> None:
     check(model_dir, reference, prompts, setting)
 
 
@@ -43,11 +47,11 @@ def test_pairwise(model_dir: Path, reference: Reference, prompts: list[Prompt], 
 @pytest.mark.parametrize("setting", [s for s in SHARED if s not in PAIRWISE], ids=str)
 def test_every_combination(
     model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
-):
+) -> None:
     check(model_dir, reference, prompts, setting)
 
 
 @pytest.mark.slow
-def test_generate_itself_says_the_same(reference: Reference, prompts: list[Prompt]):
+def test_generate_itself_says_the_same(reference: Reference, prompts: list[Prompt]) -> None:
     for prompt in prompts:
         reference.check(prompt, reference.answer(prompt))

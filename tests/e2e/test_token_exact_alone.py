@@ -11,7 +11,9 @@ ALONE = [setting for setting in EVERY if setting.concurrency == 1]
 
 
 @pytest.mark.parametrize("setting", [s for s in ALONE if s in PAIRWISE], ids=str)
-def test_pairwise(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting):
+def test_pairwise(
+    model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
+) -> None:
     check(model_dir, reference, prompts, setting)
 
 
@@ -19,5 +21,5 @@ def test_pairwise(model_dir: Path, reference: Reference, prompts: list[Prompt], 
 @pytest.mark.parametrize("setting", [s for s in ALONE if s not in PAIRWISE], ids=str)
 def test_every_combination(
     model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
-):
+) -> None:
     check(model_dir, reference, prompts, setting)
