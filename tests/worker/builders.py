@@ -55,6 +55,7 @@ def plan(
     append: Sequence[tuple[int, int, int]] = (),
     decode: Sequence[int] | None = None,
     chunks: Sequence[tuple[int, int, int]] = (),
+    graph_bucket: int = 0,
 ) -> BatchPlan:
     """A plan; `append` has (slot, index, block) and `chunks` (slot, start, length)."""
     append_slot, append_index, append_block = zip(*append, strict=True) if append else ((), (), ())
@@ -71,6 +72,7 @@ def plan(
         chunk_slot=column(chunk_slot),
         chunk_start=column(chunk_start),
         chunk_length=column(chunk_length),
+        graph_bucket=graph_bucket,
     )
 
 

@@ -1,208 +1,20 @@
 """The loop over a socketpair and a small real model: epochs, order, ends, and the same tokens."""
 
-import math
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-import torch
 
-from kernels.batch import AttentionBatch
 from protos.quire.v1 import sampling_pb2, worker_pb2
-from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE, admission, column, plan
+from tests.worker.builders import admission, column, plan
+from tests.worker.runners import PROMPTS, make_host_runner
 from worker import executor as executor_module
-from worker.executor import Executor, Model
+from worker.executor import Executor
 from worker.host_runner import HostRunner
-from worker.kv_cache import KVCache
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
 from worker.pipe import END, Pipe, PipeClosedError
-from worker.plans import Admission, BatchPlan, PlanError, Sampling
-from worker.sampler import Sampler
-from worker.step_state import StepState
-from worker.warm_up import warm_up
-
-BLOCK_SIZE = 8
-NUM_BLOCKS = 120
-NUM_SLOTS = 16
-CPU = torch.device("cpu")
-
-
-def make_runner(loaded: LoadedModel, model: Model | None = None) -> HostRunner:
-    return HostRunner(
-        model or loaded.model,
-        KVCache(loaded.config, NUM_BLOCKS, BLOCK_SIZE, loaded.dtype, CPU),
-        StepState(
-            max_num_seqs=NUM_SLOTS,
-            max_model_len=MAX_MODEL_LEN,
-            num_blocks=NUM_BLOCKS,
-            block_size=BLOCK_SIZE,
-            vocab_size=VOCAB_SIZE,
-            device=CPU,
-        ),
-        Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE, device=CPU),
-    )
-
-
-# --- what the runner computes --------------------------------------------------------------------
-
-PROMPTS = [
-    [(7 * i + 3 * j) % 300 + 5 for j in range(length)] for i, length in enumerate((20, 3, 33))
-]
-NUM_OUTPUT = 12
-
-
-def tenants(sampling: Sampling, slots: Sequence[int] = (0, 1, 2)) -> dict[int, Admission]:
-    """The three prompts, each with blocks for all its tokens; slot and blocks do not matter."""
-    per_sequence = -(-MAX_MODEL_LEN // BLOCK_SIZE)
-    return {
-        prompt: admission(
-            slot,
-            PROMPTS[prompt],
-            range(1 + slot * per_sequence, 1 + (slot + 1) * per_sequence),
-            max_total=len(PROMPTS[prompt]) + NUM_OUTPUT,
-            seed=1000 + prompt,
-            sampling=sampling,
-        )
-        for prompt, slot in enumerate(slots)
-    }
-
-
-def generate(
-    runner: HostRunner, sequences: Sequence[Admission], chunk: int
-) -> dict[int, list[int]]:
-    """Outputs by slot: each prompt in chunks of at most so many tokens, all sequences together."""
-    runner.reset()
-    outputs: dict[int, list[int]] = {sequence.slot: [] for sequence in sequences}
-    progress = {sequence.slot: sequence.num_computed for sequence in sequences}
-    known = {sequence.slot: len(sequence.token_ids) for sequence in sequences}
-    decode: list[int] = []
-    ended: set[int] = set()
-    for step in range(1, 200):
-        chunks = [
-            (slot, progress[slot], min(chunk, known[slot] - progress[slot]))
-            for slot in progress
-            if progress[slot] < known[slot]
-        ]
-        if not decode and not chunks:
-            return outputs
-        admitted = tuple(sequences) if step == 1 else ()
-        result = runner.step(plan(step, admit=admitted, decode=decode, chunks=chunks))
-        for slot, _, length in chunks:
-            progress[slot] += length
-        for slot, token in zip(result.slot.tolist(), result.token_id.tolist(), strict=True):
-            outputs[slot].append(token)
-        ended |= set(result.slot[result.finish > 0].tolist())
-        decode = [slot for slot in outputs if outputs[slot] and slot not in ended]
-    raise AssertionError("the sequences do not end")
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(),
-        Sampling(temperature=1.0),
-        Sampling(temperature=0.9, top_p=0.9, top_k=50, repetition_penalty=1.2),
-    ],
-)
-def test_chunks_batches_slots_and_replay_do_not_change_the_tokens(
-    tiny_model: LoadedModel, sampling: Sampling
-) -> None:
-    runner = make_runner(tiny_model)
-    first = tenants(sampling)
-    alone = {
-        prompt: generate(runner, [sequence], chunk=1000)[sequence.slot]
-        for prompt, sequence in first.items()
-    }
-    assert all(len(tokens) == NUM_OUTPUT for tokens in alone.values())
-    assert len({tuple(tokens) for tokens in alone.values()}) == len(PROMPTS)
-    for slots, chunk in (((0, 1, 2), 1000), ((2, 0, 1), 7), ((1, 2, 0), 1)):
-        moved = tenants(sampling, slots)
-        together = generate(runner, list(moved.values()), chunk)
-        assert {p: together[sequence.slot] for p, sequence in moved.items()} == alone
-    for prompt, tokens in alone.items():
-        # As after a preemption: half the output is known and computed anew.
-        again = tenants(sampling)[prompt]
-        replayed = admission(
-            again.slot,
-            PROMPTS[prompt] + tokens[:6],
-            again.blocks.tolist(),
-            num_prompt=len(PROMPTS[prompt]),
-            max_total=again.max_total_tokens,
-            seed=again.seed,
-            sampling=sampling,
-        )
-        assert generate(runner, [replayed], chunk=5)[again.slot] == tokens[6:]
-
-
-def test_blocks_computed_by_one_sequence_serve_another(tiny_model: LoadedModel) -> None:
-    runner = make_runner(tiny_model)
-    whole = tenants(Sampling())[2]
-    expected = generate(runner, [whole], chunk=1000)[whole.slot]
-    shared = admission(
-        5,
-        PROMPTS[2],
-        [*whole.blocks[:4].tolist(), *range(100, 108)],
-        num_computed=4 * BLOCK_SIZE,
-        max_total=whole.max_total_tokens,
-    )
-    runner.reset()
-    runner.step(plan(1, admit=[whole], chunks=[(whole.slot, 0, 32)]))
-    runner.step(plan(2, retire=[whole.slot], admit=[shared], chunks=[(5, 32, 1)]))
-    tokens = [runner.step(plan(3, decode=[5])).token_id.tolist()[0]]
-    tokens += [runner.step(plan(step)).token_id.tolist()[0] for step in range(4, 8)]
-    assert tokens == expected[1:6]
-
-
-class Broken:
-    """A model that makes one sampled row not a number, in one of its passes."""
-
-    def __init__(self, model: Model, row: int, broken_pass: int) -> None:
-        self._model = model
-        self._row = row
-        self._passes_left = broken_pass
-
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
-        logits = self._model.forward(batch, kv)
-        self._passes_left -= 1
-        if self._passes_left == 0:
-            logits[self._row, 17] = math.nan
-        return logits
-
-
-def test_logits_that_are_not_finite_end_their_row_alone(tiny_model: LoadedModel) -> None:
-    sound = tenants(Sampling())
-    expected = generate(make_runner(tiny_model), list(sound.values()), chunk=1000)
-    broken = make_runner(tiny_model, Broken(tiny_model.model, row=1, broken_pass=4))
-    outputs = generate(broken, list(sound.values()), chunk=1000)
-    assert outputs[0] == expected[0]
-    assert outputs[2] == expected[2]
-    assert outputs[1][:3] == expected[1][:3]
-    assert len(outputs[1]) == 4
-
-
-def test_a_plan_that_only_retires_computes_nothing(tiny_model: LoadedModel) -> None:
-    runner = make_runner(tiny_model)
-    runner.step(plan(1, admit=[admission(0, [5, 6], [1])], chunks=[(0, 0, 1)]))
-    result = runner.step(plan(2, retire=[0], decode=[]))
-    assert len(result.slot) == 0
-    assert runner.num_live == 0
-
-
-def test_warming_up_leaves_no_trace(tiny_model: LoadedModel) -> None:
-    fresh, warm = make_runner(tiny_model), make_runner(tiny_model)
-    for num_slots in (1, NUM_SLOTS):
-        warm_up(
-            warm,
-            max_num_seqs=num_slots,
-            max_model_len=MAX_MODEL_LEN,
-            block_size=BLOCK_SIZE,
-            vocab_size=VOCAB_SIZE,
-        )
-    assert warm.num_live == 0
-    sequences = list(tenants(Sampling(temperature=0.8)).values())
-    assert generate(warm, sequences, chunk=9) == generate(fresh, sequences, chunk=9)
-
+from worker.plans import BatchPlan, PlanError
 
 # --- the loop ------------------------------------------------------------------------------------
 
@@ -247,7 +59,7 @@ class Script:
 
 @pytest.fixture
 def script(tiny_model: LoadedModel) -> Iterator[Script]:
-    script = Script(make_runner(tiny_model))
+    script = Script(make_host_runner(tiny_model))
     yield script
     script.close()
 
