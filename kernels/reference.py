@@ -187,3 +187,14 @@ def paged_attention(
         mixed = scores.softmax(-1) @ value[:, None]
         out[start:end] = mixed.flatten(0, 1).transpose(0, 1).to(query.dtype)
     return out.reshape(num_tokens, num_heads * head_dim)
+
+
+def copy_blocks(storage: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+    """storage[:, destinations[i]] = storage[:, sources[i]], in place.
+
+    Args:
+        storage: [layers, num_blocks, ...]; a layer's keys and values count as two.
+        sources: [num_pairs] integer.
+        destinations: [num_pairs] integer, all different, none of them a source.
+    """
+    storage[:, destinations.long()] = storage[:, sources.long()]
