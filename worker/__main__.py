@@ -82,6 +82,9 @@ def main(
             show_default=False,
         ),
     ] = None,
+    tensor_parallel_size: Annotated[
+        int, typer.Option(min=1, help="Ranks that share the model, each with a device of its own.")
+    ] = 1,
     replica_id: Annotated[
         str | None,
         typer.Option(
@@ -93,15 +96,39 @@ def main(
         str, typer.Option(help="Address that /metrics is served on.")
     ] = "127.0.0.1",
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes any free one.")
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of /metrics, of rank 0; 0 takes any free one for each."
+        ),
     ] = 9402,
 ) -> None:
-    """Runs a worker: it holds a model and its KV, dials the scheduler and executes its plans."""
+    """Runs a worker: it holds a model and its KV, dials the scheduler and executes its plans.
+
+    With --tensor-parallel-size it starts that many ranks with torchrun; started by torchrun, it is
+    one of them.
+    """
     from worker import logs
     from worker.cores import size_thread_pools, usable_cores
+    from worker.place import Place, end_with_parent
 
-    logs.configure("worker")
-    num_threads = threads or usable_cores()
+    place = Place.find()
+    if place is None and tensor_parallel_size > 1:
+        from worker.torchrun import run_ranks
+
+        raise typer.Exit(run_ranks(tensor_parallel_size, sys.argv[1:]))
+    if place is None:
+        place = Place()
+    else:
+        end_with_parent()
+    if tensor_parallel_size not in (1, place.world_size):
+        sys.stderr.write(
+            f"error: --tensor-parallel-size is {tensor_parallel_size}; "
+            f"torchrun has started {place.world_size} rank(s)\n"
+        )
+        raise typer.Exit(2)
+
+    logs.configure(place.role)
+    num_threads = threads or max(1, usable_cores() // place.local_world_size)
     size_thread_pools(num_threads)  # before torch and numba load: they read it then, and only then
 
     from worker.process import Options, StartError, run
@@ -122,6 +149,7 @@ def main(
         replica_id=replica_id,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        place=place,
     )
     try:
         exit_code = run(options)

@@ -7,7 +7,7 @@ what the operator asked for is enough is known before the weights are read.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -116,6 +116,11 @@ class Ledger:
     num_blocks: int
     block_size: int
     max_model_len: int
+
+    def limited_to(self, num_blocks: int) -> "Ledger":
+        """With no more usable blocks than that."""
+        block_bytes = self.kv_bytes // (self.num_blocks + 1)
+        return replace(self, num_blocks=num_blocks, kv_bytes=(num_blocks + 1) * block_bytes)
 
     def lines(self) -> list[str]:
         """The ledger for people, one entry a line."""

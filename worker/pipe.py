@@ -4,7 +4,8 @@ A frame is a 4-byte little-endian length and that many bytes. Two frames are not
 
 `MARK`  from the transport: "the stream has ended; are you there?". The executor gives it back, and
         also answers each Welcome with one: "I have reset; whatever follows is of this stream".
-`END`   from the executor: "I want to leave". From the transport: "now: you have all that goes before".
+`END`   from the executor: "I want to leave". From the transport: "now; you have all that goes
+        before".
 
 Neither side may import torch or grpc from here: both processes use this module.
 """

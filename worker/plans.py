@@ -143,6 +143,8 @@ class Hello:
 
     worker_id: str
     replica_id: str
+    rank: int
+    world_size: int
     model_name: str
     model_revision: str
     max_model_len: int

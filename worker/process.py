@@ -27,7 +27,9 @@ from worker.kv_cache import KVCache
 from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
-from worker.pipe import REFUSED, Pipe, PipeClosedError
+from worker.parallel import Group, LostRankError, form
+from worker.pipe import LOST, REFUSED, Pipe, PipeClosedError
+from worker.place import Place
 from worker.plans import Hello, PlanError
 from worker.sampler import Sampler
 from worker.step_state import StepState
@@ -57,6 +59,8 @@ class Options:
     replica_id: str | None
     metrics_host: str
     metrics_port: int
+    place: Place = Place()
+    """Among the ranks of the replica."""
 
 
 class StartError(Exception):
@@ -87,20 +91,33 @@ def run(options: Options) -> int:
     """Serves; returns the process's exit code. Raises `StartError` where a restart cannot help."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # nothing to finish yet
-    device = _device(options.device)
+    device = _device(options)
     set_threads(options.num_threads)
+    try:
+        group = form(options.place, device)
+        return _run_in(group, options, device)
+    except LostRankError as error:
+        log.error("another rank has gone, or is stuck: %s", error)
+        return 1
+
+
+def _run_in(group: Group, options: Options, device: torch.device) -> int:
     totals = StepTotals()
     metrics_url = _serve_metrics(options, totals)
     loaded, ledger = _load(options, device)
+    ledger = ledger.limited_to(group.least(ledger.num_blocks))
     for line in ledger.lines():
         log.info("%s", line)
     runner = _make_runner(options, loaded, ledger, device)
+    hello = _hello(options, loaded, ledger, device, group)
     stop = _StopSignal()
-    child, pipe = _start_link(options.scheduler, stop.wake)
-    pipe.send(wire.encode_hello(_hello(options, loaded, ledger, device)))
-    say_ready = _ready_once(options.scheduler, metrics_url, ledger.num_blocks)
-    executor = Executor(runner, pipe, totals, say_ready)
-    return _serve(executor, pipe, child, stop)
+    child, pipe = _start_link(options, group, stop.wake)
+    pipe.send(wire.encode_hello(hello))
+    say_ready = _ready_once(options, metrics_url, ledger.num_blocks)
+    executor = Executor(runner, pipe, totals, say_ready, answers=group.rank == 0)
+    exit_code = _serve(executor, pipe, child, stop)
+    group.leave()
+    return exit_code
 
 
 def _serve(
@@ -111,10 +128,13 @@ def _serve(
         pipe.send(wire.FAREWELL)
         exit_code = 0
     except PipeClosedError:
-        # The link has said why: a refusal is final, anything else is a crash.
-        exit_code = 2 if _exit_code(child) == REFUSED else 1
+        # The link has said why it was refused, which is final; anything else is a crash.
+        ended = _exit_code(child)
+        if ended == LOST:
+            raise LostRankError("its transport process has gone") from None
+        exit_code = 2 if ended == REFUSED else 1
         if exit_code == 1:
-            log.error("the transport process ended with code %d", child.returncode)
+            log.error("the transport process ended with code %d", ended)
     except PlanError as error:
         log.error("the scheduler's plan contradicts this worker's state: %s", error)
         exit_code = 1
@@ -133,16 +153,25 @@ def _exit_code(child: subprocess.Popen[bytes]) -> int:
         return child.wait()
 
 
-def _device(asked: str) -> torch.device:
+def _device(options: Options) -> torch.device:
+    asked, place = options.device, options.place
     if asked == "cuda" and not torch.cuda.is_available():
         raise StartError("--device is cuda; this machine has no CUDA device that torch can use")
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(asked)
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if place.local_world_size > found:
+        raise StartError(
+            f"--tensor-parallel-size is {place.local_world_size}; "
+            f"this machine has {found} CUDA device(s)"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 def _serve_metrics(options: Options, totals: StepTotals) -> str:
     host, port = options.metrics_host, options.metrics_port
+    if port:
+        port += options.place.local_rank  # each rank has its own
     try:
         port = serve_metrics(totals, options.served_model_name, host, port)
     except OSError as error:
@@ -208,7 +237,9 @@ def _make_runner(
     return runner
 
 
-def _hello(options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device) -> Hello:
+def _hello(
+    options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device, group: Group
+) -> Hello:
     worker_id = f"{socket.gethostname()}-{os.getpid()}"
     name = (
         torch.cuda.get_device_name(device)
@@ -217,7 +248,9 @@ def _hello(options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.
     )
     return Hello(
         worker_id=worker_id,
-        replica_id=options.replica_id or worker_id,
+        replica_id=options.replica_id or group.agree(worker_id),
+        rank=group.rank,
+        world_size=group.world_size,
         model_name=options.served_model_name,
         model_revision=loaded.revision,
         max_model_len=loaded.max_model_len,
@@ -232,22 +265,30 @@ def _hello(options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.
     )
 
 
-def _start_link(scheduler: str, wake: socket.socket) -> tuple[subprocess.Popen[bytes], Pipe]:
+def _start_link(
+    options: Options, group: Group, wake: socket.socket
+) -> tuple[subprocess.Popen[bytes], Pipe]:
+    """The link, on one end of a socketpair and with the sockets to the other ranks' links."""
     ours, theirs = socket.socketpair()
-    with theirs:
-        fd = theirs.fileno()
-        python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
-        command = [*python, "-m", "worker.link", "--fd", str(fd), "--scheduler", scheduler]
-        child = subprocess.Popen(
-            command,
-            pass_fds=[fd],
-            stdin=subprocess.DEVNULL,
-            env={"GRPC_VERBOSITY": "NONE", **os.environ},  # the link reports gRPC's errors itself
-        )
+    sibling = "--follower-fd" if group.rank == 0 else "--leader-fd"
+    fds = [theirs.fileno(), *(end.fileno() for end in group.siblings)]
+    python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
+    command = [*python, "-m", "worker.link", "--scheduler", options.scheduler]
+    command += ["--role", options.place.role, "--fd", str(fds[0])]
+    for fd in fds[1:]:
+        command += [sibling, str(fd)]
+    child = subprocess.Popen(
+        command,
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
+        env={"GRPC_VERBOSITY": "NONE", **os.environ},  # the link reports gRPC's errors itself
+    )
+    for end in (theirs, *group.siblings):
+        end.close()
     return child, Pipe(ours, wake)
 
 
-def _ready_once(scheduler: str, metrics_url: str, num_blocks: int) -> Callable[[], None]:
+def _ready_once(options: Options, metrics_url: str, num_blocks: int) -> Callable[[], None]:
     """Says on standard output, at the first Welcome alone, that this worker serves.
 
     One that is started in its place shall have as many blocks, whatever is free at that moment.
@@ -256,14 +297,16 @@ def _ready_once(scheduler: str, metrics_url: str, num_blocks: int) -> Callable[[
 
     def on_welcome() -> None:
         nonlocal said
-        log.info("attached to the scheduler at %s", scheduler)
+        log.info("attached to the scheduler at %s", options.scheduler)
         if said:
             return
         said = True
         ready = {
             "role": "worker",
             "pid": os.getpid(),
-            "address": scheduler,
+            "rank": options.place.rank,
+            "world_size": options.place.world_size,
+            "address": options.scheduler,
             "metrics": metrics_url,
             "restart_arguments": ["--num-blocks", str(num_blocks)],
         }

@@ -43,8 +43,8 @@ def encode_hello(hello: Hello) -> bytes:
             protocol_version=PROTOCOL_VERSION,
             worker_id=hello.worker_id,
             replica_id=hello.replica_id,
-            rank=0,
-            world_size=1,
+            rank=hello.rank,
+            world_size=hello.world_size,
             model=worker_pb2.ModelCard(
                 name=hello.model_name,
                 revision=hello.model_revision,

@@ -40,7 +40,7 @@ class Script:
         self._theirs.sendall(len(frame).to_bytes(4, "little") + frame)
 
     def answers(self) -> list[worker_pb2.AttachRequest | None]:
-        """Everything the executor has sent; None stands for a mark, the wish to leave is left out."""
+        """What the executor has sent, its wish to leave left out; None stands for a mark."""
         self._pipe.close()
         other = Pipe(self._theirs)
         frames: list[worker_pb2.AttachRequest | None] = []

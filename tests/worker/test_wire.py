@@ -154,6 +154,8 @@ def test_hello_and_telemetry() -> None:
     hello = Hello(
         worker_id="host-1",
         replica_id="r",
+        rank=2,
+        world_size=3,
         model_name="m",
         model_revision="abc",
         max_model_len=10,
@@ -167,7 +169,7 @@ def test_hello_and_telemetry() -> None:
         device="cpu (2 threads)",
     )
     message = worker_pb2.AttachRequest.FromString(wire.encode_hello(hello)).hello
-    assert (message.protocol_version, message.rank, message.world_size) == (1, 0, 1)
+    assert (message.protocol_version, message.rank, message.world_size) == (1, 2, 3)
     assert (message.worker_id, message.replica_id) == ("host-1", "r")
     model = message.model
     assert (model.name, model.revision, model.dtype) == ("m", "abc", "float32")
