@@ -2,8 +2,11 @@
 
 Decode rows read the paged cache in place: each key and value comes from memory once, for all query
 heads that share it, and the next block of the table is on its way while this one is worked on. A
-prefill chunk gathers its context once per layer and goes through torch's fused attention.
+prefill chunk gathers its context once per layer and goes through torch's fused attention. With a
+sliding window either begins at the first block that is seen.
 """
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -14,12 +17,14 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
 from kernels.batch import Scoring, StepTensors
 from kernels.elementwise_cpu import exp
 from kernels.jit import inner, jit, prefetch
-from kernels.reference import gather_context
+from kernels.reference import gather_context, visible
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 _LINE = 16  # float32 in a cache line
+# A window that no context outgrows, and the cap that bounds nothing.
+_ALL_POSITIONS, _NO_CAP = 1 << 40, np.float32(np.inf)
 
 
 def paged_attention(
@@ -30,7 +35,7 @@ def paged_attention(
     scoring: Scoring,
 ) -> torch.Tensor:
     """`kernels.reference.paged_attention`."""
-    batch, scale = step.batch, scoring.scale
+    batch, window, softcap = step.batch, scoring.window, scoring.softcap
     out = torch.empty_like(query)
     if batch.num_decodes:
         _attend_decodes(
@@ -39,22 +44,90 @@ def paged_attention(
             values.numpy(),
             batch.row_tables.numpy(),
             batch.seq_lens.numpy()[: batch.num_decodes],
-            np.float32(scale),
+            np.float32(scoring.scale),
+            _ALL_POSITIONS if window is None else window,
+            _NO_CAP if softcap is None else np.float32(softcap),
             out.numpy(),
         )
-    for (row, start, end, length), mask in zip(batch.chunks, batch.chunk_masks, strict=True):
-        table = batch.row_tables[row]
-        attended = F.scaled_dot_product_attention(
-            query[start:end].transpose(0, 1)[None],
-            gather_context(keys, table, length)[None],
-            gather_context(values, table, length)[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-            enable_gqa=True,
-        )
-        out[start:end] = attended[0].transpose(0, 1)
+    attend = _attend_chunk if softcap is None else _attend_capped_chunk
+    for chunk in _chunks(step, scoring):
+        rows = slice(chunk.start, chunk.end)
+        key = gather_context(keys, chunk.blocks, chunk.length)
+        value = gather_context(values, chunk.blocks, chunk.length)
+        attended = attend(query[rows].transpose(0, 1), key, value, chunk.mask, scoring)
+        out[rows] = attended.transpose(0, 1)
     return out.view(out.shape[0], -1)
+
+
+class _Chunk(NamedTuple):
+    """What all layers that score alike need of one prefill row.
+
+    Attributes:
+        start: its first token.
+        end: behind its last.
+        blocks: its block table, from the first block that any of its tokens sees.
+        length: tokens from that block's first on.
+        mask: what its tokens see of them, [chunk, length] bool; None for plainly causal.
+    """
+
+    start: int
+    end: int
+    blocks: torch.Tensor
+    length: int
+    mask: torch.Tensor | None
+
+
+def _chunks(step: StepTensors, scoring: Scoring) -> list[_Chunk]:
+    found: list[_Chunk] | None = step.memo.get(scoring)
+    if found is not None:
+        return found
+    chunks, window = [], scoring.window
+    for row, start, end, length in step.batch.chunks:
+        new = end - start
+        skipped = 0 if window is None else max(0, length - new - window + 1) // step.block_size
+        left = length - skipped * step.block_size
+        causal = new == left and (window is None or window >= left) and scoring.softcap is None
+        mask = None if causal else visible(new, left, window, step.batch.token_ids.device)
+        chunks.append(_Chunk(start, end, step.batch.row_tables[row, skipped:], left, mask))
+    step.memo[scoring] = chunks
+    return chunks
+
+
+def _attend_chunk(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scoring: Scoring,
+) -> torch.Tensor:
+    """One chunk's heads: [heads, chunk, head_dim] against [kv_heads, length, head_dim]."""
+    attended = F.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scoring.scale,
+        enable_gqa=True,
+    )
+    return attended[0]
+
+
+def _attend_capped_chunk(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scoring: Scoring,
+) -> torch.Tensor:
+    """`_attend_chunk` with the cap, which torch's fused attention lacks: a KV head at a time."""
+    assert mask is not None
+    assert scoring.softcap is not None
+    mixed = []
+    for group, k, v in zip(query.chunk(len(key)), key, value, strict=True):
+        scores = (group @ k.T).mul_(scoring.scale / scoring.softcap).tanh_().mul_(scoring.softcap)
+        mixed.append(scores.masked_fill_(~mask, float("-inf")).softmax(-1) @ v)
+    return torch.cat(mixed)
 
 
 @jit(parallel=True)
@@ -65,6 +138,8 @@ def _attend_decodes(
     tables: Ints,
     lengths: Ints,
     scale: np.float32,
+    window: int,
+    softcap: np.float32,
     out: Floats,
 ) -> None:
     """One token per row. A work item is a row and a KV head with its group of query heads."""
@@ -73,24 +148,39 @@ def _attend_decodes(
     for item in numba.prange(lengths.shape[0] * num_kv_heads):
         row, head = item // num_kv_heads, item % num_kv_heads
         length, table = lengths[row], tables[row]
-        num_blocks = (length + block_size - 1) // block_size
+        oldest = max(0, length - window)
+        first, behind = oldest // block_size, (length + block_size - 1) // block_size
         queries = query[row, head * group : (head + 1) * group]
         mixed = out[row, head * group : (head + 1) * group]
-        weights = np.empty((group, length), np.float32)
-        for index in range(num_blocks):
-            start = index * block_size
+        weights = np.empty((group, length - oldest), np.float32)
+        for index in range(first, behind):
+            start = max(index * block_size, oldest)
             # After the last block of keys comes the first of values.
-            last = index + 1 == num_blocks
-            ahead = values[table[0], head] if last else keys[table[index + 1], head]
-            here = weights[:, start : min(start + block_size, length)]
-            _score_block(queries, keys[table[index], head], here, ahead)
-        _softmax(weights, scale)
+            last = index + 1 == behind
+            ahead = values[table[first], head] if last else keys[table[index + 1], head]
+            here = weights[:, start - oldest : min((index + 1) * block_size, length) - oldest]
+            _score_block(queries, keys[table[index], head][start % block_size :], here, ahead)
+        if softcap < _NO_CAP:
+            _cap(weights, scale, softcap)
+            _softmax(weights, np.float32(1))
+        else:
+            _softmax(weights, scale)
         mixed[:] = np.float32(0)
-        for index in range(num_blocks):
-            start = index * block_size
-            ahead = values[table[min(index + 1, num_blocks - 1)], head]
-            here = weights[:, start : min(start + block_size, length)]
-            _mix_block(here, values[table[index], head], mixed, ahead)
+        for index in range(first, behind):
+            start = max(index * block_size, oldest)
+            ahead = values[table[min(index + 1, behind - 1)], head]
+            here = weights[:, start - oldest : min((index + 1) * block_size, length) - oldest]
+            _mix_block(here, values[table[index], head][start % block_size :], mixed, ahead)
+
+
+@inner()
+def _cap(scores: Floats, scale: np.float32, softcap: np.float32) -> None:
+    """softcap · tanh(scale · score / softcap), by tanh(x) = 1 - 2 / (e^2x + 1)."""
+    twice = np.float32(2) * scale / softcap
+    for g in range(scores.shape[0]):
+        for t in range(scores.shape[1]):
+            above = np.float32(2) / (exp(scores[g, t] * twice) + np.float32(1))
+            scores[g, t] = softcap * (np.float32(1) - above)
 
 
 @inner()

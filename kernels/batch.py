@@ -7,8 +7,10 @@ padding; decode rows (one token each) come first, prefill chunks after them:
     cu_seqlens   0    1    2    3             7       9
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -84,16 +86,6 @@ class AttentionBatch:
             for row in range(self.num_decodes, self.num_rows)
         )
 
-    @cached_property
-    def chunk_masks(self) -> tuple[torch.Tensor | None, ...]:
-        """For each chunk what its tokens see, [chunk, context] bool; None for plainly causal."""
-        masks = []
-        for _, start, end, length in self.chunks:
-            new = end - start
-            seen = torch.ones(new, length, dtype=torch.bool, device=self.token_ids.device)
-            masks.append(None if new == length else seen.tril(length - new))
-        return tuple(masks)
-
 
 @dataclass(frozen=True)
 class RopeTable:
@@ -128,11 +120,13 @@ class StepTensors:
         batch: the rows.
         block_size: tokens per block of the cache.
         rope: rotary angles by position.
+        memo: what an op derives from the rows once for all layers, by a key of its own.
     """
 
     batch: AttentionBatch
     block_size: int
     rope: RopeTable
+    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def kv_index(self) -> torch.Tensor:

@@ -1,16 +1,17 @@
 """Each compiled CPU op against the specification, on shapes that no model has."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from kernels import attention_cpu, elementwise_cpu, ops, reference
-from kernels.batch import AttentionBatch, RopeTable, Scoring, StepTensors
+from kernels.batch import AttentionBatch, HeadNorms, RopeTable, Scoring, StepTensors
 from kernels.linear import linear, pack_weight
 
 ROWS = (1, 3, 47, 48, 65)  # around the threshold for several threads
+PRODUCTS = ("silu_mul", "gelu_tanh_mul")
 
 
 @dataclass(frozen=True)
@@ -84,33 +85,46 @@ def test_norms_follow_the_specification(num_rows: int, hidden: int) -> None:
 
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize("width", [1, 5, 96, 1537])
-def test_silu_mul_follows_the_specification(num_rows: int, width: int) -> None:
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_gated_products_follow_the_specification(product: str, num_rows: int, width: int) -> None:
     gate_up = random(num_rows, 2 * width) * 8
-    torch.testing.assert_close(elementwise_cpu.silu_mul(gate_up), reference.silu_mul(gate_up))
+    # In double: in single precision 1 + tanh(g) has few bits left where it is nearly 0.
+    expected = getattr(reference, product)(gate_up.double()).float()
+    torch.testing.assert_close(getattr(elementwise_cpu, product)(gate_up), expected)
 
 
-def test_silu_mul_of_extremes_is_finite_or_nan_as_it_should_be() -> None:
-    gates = torch.tensor([-1e6, -200.0, -88.0, 0.0, 88.0, 200.0, 1e6, float("nan")])
-    gate_up = torch.cat((gates, torch.ones(8)))[None]
-    torch.testing.assert_close(
-        elementwise_cpu.silu_mul(gate_up),
-        reference.silu_mul(gate_up),
-        atol=1e-30,
-        rtol=1e-6,
-        equal_nan=True,
-    )
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_products_of_extremes_are_finite_or_nan_as_they_should_be(product: str) -> None:
+    gates = torch.tensor([-1e20, -1e6, -200.0, -88.0, 0.0, 88.0, 200.0, 1e6, float("nan")])
+    gate_up = torch.cat((gates, torch.ones(9)))[None]
+    got, expected = (getattr(side, product)(gate_up) for side in (elementwise_cpu, reference))
+    # At -1e20 what should be 0 is as far from it as e^-88 is.
+    torch.testing.assert_close(got, expected, atol=1e-17, rtol=1e-6, equal_nan=True)
+
+
+def test_a_norms_weight_may_have_more_bits_than_what_it_norms() -> None:
+    x, weight = random(3, 64).bfloat16(), 1 + random(64, seed=1) / 100
+    exact = reference.rms_norm(x.float(), weight, 1e-5)
+    got = reference.rms_norm(x, weight, 1e-5)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, exact.bfloat16())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("num_rows", [1, 5, 50])
-def test_rope_and_store_writes_what_the_specification_writes(num_rows: int, shape: Shape) -> None:
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_and_store_writes_what_the_specification_writes(
+    num_rows: int, shape: Shape, normed: bool
+) -> None:
     step = make_step([3 + row % 9 for row in range(num_rows)], [(4, 6)], shape)
     heads = shape.num_heads + 2 * shape.num_kv_heads
     qkv = random(step.batch.num_tokens, heads * shape.head_dim)
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
     expected_keys, expected_values = keys.clone(), values.clone()
-    expected = reference.rope_and_store(qkv, step, expected_keys, expected_values)
-    query = elementwise_cpu.rope_and_store(qkv, step, keys, values)
+    weights = random(shape.head_dim, seed=4), random(shape.head_dim, seed=5)
+    norms = HeadNorms(*weights, eps=1e-3) if normed else None
+    expected = reference.rope_and_store(qkv, step, expected_keys, expected_values, norms)
+    query = elementwise_cpu.rope_and_store(qkv, step, keys, values, norms)
     torch.testing.assert_close(query, expected)
     torch.testing.assert_close(keys, expected_keys)
     torch.testing.assert_close(values, expected_values, rtol=0, atol=0)
@@ -128,13 +142,19 @@ def test_rope_and_store_writes_what_the_specification_writes(num_rows: int, shap
         ([7, 19], [(12, 12), (3, 50)]),
     ],
 )
+@pytest.mark.parametrize("window", [None, 1, 7, 16, 1000])
+@pytest.mark.parametrize("softcap", [None, 0.7])
 def test_attention_follows_the_specification(
-    lengths: list[int], chunks: list[tuple[int, int]], shape: Shape
+    lengths: list[int],
+    chunks: list[tuple[int, int]],
+    shape: Shape,
+    window: int | None,
+    softcap: float | None,
 ) -> None:
     step = make_step(lengths, chunks, shape)
     query = random(step.batch.num_tokens, shape.num_heads, shape.head_dim)
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
-    scoring = Scoring(shape.head_dim**-0.5)
+    scoring = Scoring(shape.head_dim**-0.5, window, softcap)
     torch.testing.assert_close(
         attention_cpu.paged_attention(query, keys, values, step, scoring),
         reference.paged_attention(query, keys, values, step, scoring),
@@ -143,21 +163,50 @@ def test_attention_follows_the_specification(
     )
 
 
-@pytest.mark.parametrize(("lengths", "chunks"), [([5, 18], []), ([], [(4, 18)])])
-def test_what_lies_beyond_a_context_is_never_read(
-    lengths: list[int], chunks: list[tuple[int, int]]
+@pytest.mark.parametrize(("lengths", "chunks"), [([5, 18, 40], []), ([], [(4, 18), (3, 40)])])
+@pytest.mark.parametrize("window", [None, 3, 16, 17])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_what_lies_outside_a_context_or_its_window_is_never_read(
+    lengths: list[int],
+    chunks: list[tuple[int, int]],
+    window: int | None,
+    softcap: float | None,
 ) -> None:
-    shape = Shape(num_heads=4, num_kv_heads=2, head_dim=8, block_size=16)
+    shape = Shape(num_heads=4, num_kv_heads=2, head_dim=8, block_size=4)
     step = make_step(lengths, chunks, shape)
     query = random(step.batch.num_tokens, shape.num_heads, shape.head_dim)
     keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
-    expected = reference.paged_attention(query, keys, values, step, Scoring(0.3))
+    scoring = Scoring(0.3, window, softcap)
+    expected = reference.paged_attention(query, keys, values, step, scoring)
+    counts = step.batch.cu_seqlens.diff().tolist()
     for row, length in enumerate(step.batch.seq_lens.tolist()):
-        last = step.batch.block_table[row, (length - 1) // shape.block_size]
-        keys[last, :, length % shape.block_size :] = float("nan")
-        values[last, :, length % shape.block_size :] = float("nan")
-    got = attention_cpu.paged_attention(query, keys, values, step, Scoring(0.3))
+        table = step.batch.block_table[row]
+        last = table[(length - 1) // shape.block_size]
+        oldest = 0 if window is None else max(0, length - counts[row] - window + 1)
+        for cache in (keys, values):
+            # A context that fills its last block has nothing beyond it there.
+            cache[last, :, (length - 1) % shape.block_size + 1 :] = float("nan")
+            cache[table[: oldest // shape.block_size].long()] = float("nan")
+    got = attention_cpu.paged_attention(query, keys, values, step, scoring)
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_rows_may_name_their_slots_tables(window: int | None) -> None:
+    shape = SHAPES[1]
+    step = make_step([4, 17, 9], [(5, 20)], shape)
+    batch, slots = step.batch, torch.tensor([5, 0, 3, 2], dtype=torch.int32)
+    tables = torch.full((6, batch.block_table.shape[1]), -1, dtype=torch.int32)
+    tables[slots.long()] = batch.block_table
+    by_slot = replace(step, batch=replace(batch, block_table=tables, row_slot=slots), memo={})
+    qkv = random(batch.num_tokens, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim)
+    results = []
+    for side in (step, by_slot):
+        keys, values = make_cache(step, shape, 1), make_cache(step, shape, 2)
+        query = elementwise_cpu.rope_and_store(qkv, side, keys, values)
+        attended = attention_cpu.paged_attention(query, keys, values, side, Scoring(0.3, window))
+        results.append((attended, keys, values))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -211,5 +260,6 @@ def test_a_packed_weight_multiplies_like_a_plain_one(
 def test_compiled_ops_are_for_float32_on_a_cpu_only() -> None:
     cpu = torch.device("cpu")
     assert ops.select(cpu, torch.float32).silu_mul is elementwise_cpu.silu_mul
+    assert ops.select(cpu, torch.float32).gelu_tanh_mul is elementwise_cpu.gelu_tanh_mul
     assert ops.select(cpu, torch.bfloat16) is ops.REFERENCE
     assert ops.select(torch.device("cuda"), torch.float32) is ops.REFERENCE
