@@ -145,13 +145,6 @@ def _model_length(config: ModelConfig, asked: int | None) -> int:
     length = limit if asked is None else asked
     if not 1 <= length <= limit:
         raise UnsupportedModelError(f"max_model_len is {length}; this model has 1 to {limit}")
-    windows = [kind.window for kind in config.layers if kind.window is not None]
-    window = min(windows, default=length)
-    if length > window:
-        raise UnsupportedModelError(
-            f"sliding_window is {window} and is not supported beyond that length; "
-            f"max_model_len is {length}, use at most {window}"
-        )
     return length
 
 

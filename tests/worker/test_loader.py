@@ -81,12 +81,6 @@ def test_a_shorter_length_can_be_asked_for(directory: Path) -> None:
     assert "max_model_len is 0" in refusal(directory, max_model_len=0)
 
 
-def test_a_sliding_window_is_served_up_to_its_length(directory: Path) -> None:
-    set_config(directory, architectures=["MistralForCausalLM"], sliding_window=32)
-    assert "sliding_window is 32" in refusal(directory)
-    assert load(directory, max_model_len=32).max_model_len == 32
-
-
 def test_the_revision_follows_the_content(directory: Path, tmp_path: Path) -> None:
     first = load(directory).revision
     again = shutil.copytree(directory, tmp_path / "moved")

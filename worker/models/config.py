@@ -4,7 +4,8 @@ A family's file reads its own fields into it (`worker.models.registry`). Everyth
 not implement is refused there or here, by name, before a weight is read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -134,6 +135,29 @@ def parse_common(
     if head_dim % 2:
         raise UnsupportedModelError(f"head_dim is {head_dim}; it must be even")
     return config
+
+
+def parse_windows(
+    fields: Fields, kinds: Sequence[LayerKind], windowed: Sequence[bool]
+) -> tuple[LayerKind, ...]:
+    """Gives some layers the sliding window; an explicit null turns it off.
+
+    Args:
+        fields: config.json's object; its layer_types, where it has them, decide.
+        kinds: of all layers.
+        windowed: which have a window by the family's rule.
+
+    Raises:
+        UnsupportedModelError: a kind of layer that is not known.
+    """
+    if fields.raw.get("layer_types") is not None:
+        types = fields.words("layer_types", ("full_attention", "sliding_attention"), len(kinds))
+        windowed = [name == "sliding_attention" for name in types]
+    window = fields.optional_positive_int("sliding_window", 4096)
+    return tuple(
+        replace(kind, window=window) if has_window else kind
+        for kind, has_window in zip(kinds, windowed, strict=True)
+    )
 
 
 def require_activation(fields: Fields, name: str, only: str) -> None:

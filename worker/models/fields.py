@@ -33,6 +33,11 @@ class Fields:
             raise UnsupportedModelError(f"{name} is {value!r}; it must be a positive integer")
         return value
 
+    def whole_number(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 0."""
+        value = self._present(name, default)
+        return 0 if value == 0 and not isinstance(value, bool) else self.positive_int(name, default)
+
     def positive_float(self, name: str, default: float | None = None) -> float:
         """A number above 0."""
         value = self._present(name, default)
@@ -58,13 +63,6 @@ class Fields:
         if not isinstance(value, bool):
             raise UnsupportedModelError(f"{name} is {value!r}; it must be true or false")
         return value
-
-    def choice(self, name: str, known: Sequence[str], default: str | None = None) -> str:
-        """One of the known words."""
-        value = self._present(name, default)
-        if value not in known:
-            raise UnsupportedModelError(f"{name} is {value!r}; known: {', '.join(known)}")
-        return str(value)
 
     def words(self, name: str, known: Sequence[str], count: int) -> tuple[str, ...]:
         """So many words, each a known one."""

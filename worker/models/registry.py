@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.ops import REFERENCE, Ops
-from worker.models import llama, mistral
+from worker.models import gemma2, gemma3, llama, mistral, qwen2, qwen3
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.fields import Fields, UnsupportedModelError
@@ -29,6 +29,10 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": Family(llama.parse),
     "MistralForCausalLM": Family(mistral.parse),
+    "Qwen2ForCausalLM": Family(qwen2.parse),
+    "Qwen3ForCausalLM": Family(qwen3.parse),
+    "Gemma2ForCausalLM": Family(gemma2.parse, gemma2.SandwichLayer.read),
+    "Gemma3ForCausalLM": Family(gemma3.parse, gemma2.SandwichLayer.read),
 }
 
 
