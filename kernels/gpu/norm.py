@@ -41,7 +41,8 @@ def rms_norm_kernel(x, residual, weight, out, eps, HIDDEN: tl.constexpr, WIDTH: 
 
 def num_warps(hidden: int) -> int:
     """So many that a thread holds 16 elements of a row: two loads of 16 bytes."""
-    return min(max(triton.next_power_of_2(hidden) // (16 * 32), 1), 16)
+    width: int = triton.next_power_of_2(hidden)
+    return min(max(width // (16 * 32), 1), 16)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -22,11 +22,12 @@ def test_norms_follow_the_specification(
     weight = random(hidden, seed=1, dtype=dtype, device=device)
     residual = random(num_tokens, hidden, seed=2, dtype=dtype, device=device) * 8
     given, stream = Guarded(x), Guarded(residual)
-    close = {"atol": TOLERANCE[dtype], "rtol": 0.0}
+    atol = TOLERANCE[dtype]
     normed = norm.rms_norm(given.tensor, weight, EPS)
-    torch.testing.assert_close(normed, reference.rms_norm(x, weight, EPS), **close)
+    torch.testing.assert_close(normed, reference.rms_norm(x, weight, EPS), rtol=0, atol=atol)
     added = norm.add_rms_norm(given.tensor, stream.tensor, weight, EPS)
-    torch.testing.assert_close(added, reference.add_rms_norm(x, residual, weight, EPS), **close)
+    expected = reference.add_rms_norm(x, residual, weight, EPS)
+    torch.testing.assert_close(added, expected, rtol=0, atol=atol)
     assert torch.equal(stream.tensor, residual), "the stream is the rounded sum"
     assert torch.equal(given.tensor, x), "what is added stays"
     assert given.untouched()
