@@ -1,5 +1,5 @@
 """HTTP as far as `quire` itself needs it: GET, POST of JSON, and server-sent events, over TCP or a
-unix socket. httpx does the work; here are our addresses and our errors.
+unix socket. aiohttp does the work; here are our addresses and our errors.
 
 Every request dials anew. The benchmark takes its times here, and so each of its requests costs the
 same: none waits for a pool of connections, none meets one that the server has just given up, and a
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from quire.errors import ConfigurationError, RequestFailed
 
-if TYPE_CHECKING:  # httpx loads when something is asked: `quire --help` is quick without it
-    import httpx
+if TYPE_CHECKING:  # aiohttp loads when something is asked: `quire --help` is quick without it
+    import aiohttp
 
 
 class Unreachable(RequestFailed):
@@ -37,14 +37,14 @@ class Endpoint:
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body. Raises Unreachable."""
         async with self._request("GET", path, None) as response:
-            return response.status_code, await response.aread()
+            return response.status, await response.read()
 
     async def post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
         """The JSON answer. Raises RequestFailed with the server's own message."""
         async with self._request("POST", path, payload) as response:
-            body = await response.aread()
-        if response.status_code != 200:
-            raise RequestFailed(_error_message(response.status_code, body))
+            body = await response.read()
+        if response.status != 200:
+            raise RequestFailed(_error_message(response.status, body))
         answer: dict[str, Any] = json.loads(body)
         return answer
 
@@ -55,63 +55,68 @@ class Endpoint:
 
         Raises RequestFailed if the server refuses, sends an error event, or stops half-way.
         """
-        # Not httpx's own aiter_lines: it ends a line at U+2028 too, which JSON leaves as it is.
-        from httpx_sse import EventSource, SSEError
-
         async with self._request("POST", path, payload) as response:
-            if response.status_code != 200:
-                body = await response.aread()
-                raise RequestFailed(_error_message(response.status_code, body))
-            try:
-                async for event in EventSource(response).aiter_sse():
-                    if event.data == "[DONE]":
-                        return
-                    data = json.loads(event.data)
-                    if "error" in data:
-                        raise RequestFailed(str(data["error"].get("message", data["error"])))
-                    yield data
-            except SSEError as error:
-                raise RequestFailed(f"{self.url}{path} sent no event stream: {error}") from error
+            if response.status != 200:
+                raise RequestFailed(_error_message(response.status, await response.read()))
+            if response.content_type != "text/event-stream":
+                raise RequestFailed(
+                    f"{self.url}{path} sent no event stream: it is {response.content_type}"
+                )
+            async for content in _event_data(response.content):
+                if content == b"[DONE]":
+                    return
+                data = json.loads(content)
+                if "error" in data:
+                    raise RequestFailed(str(data["error"].get("message", data["error"])))
+                yield data
         raise RequestFailed("the stream ended before its end was sent")
 
     @contextlib.asynccontextmanager
     async def _request(
         self, method: str, path: str, payload: dict[str, Any] | None
-    ) -> AsyncIterator["httpx.Response"]:
+    ) -> AsyncIterator["aiohttp.ClientResponse"]:
         """Sends a request; the response's head has arrived, its body is to be read."""
-        import httpx
+        import aiohttp
 
-        base_url, uds = self._address()
-        headers = {"Connection": "close"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        transport = httpx.AsyncHTTPTransport(uds=uds, verify=_trusted())
+        base_url, connector = self._dial()
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else None
         try:
             async with (
-                httpx.AsyncClient(
-                    base_url=base_url, transport=transport, timeout=None, trust_env=False
-                ) as client,
-                client.stream(method, path, json=payload, headers=headers) as response,
+                aiohttp.ClientSession(
+                    connector=connector, timeout=aiohttp.ClientTimeout(total=None)
+                ) as session,
+                session.request(method, base_url + path, json=payload, headers=headers) as response,
             ):
                 yield response
-        except httpx.ConnectError as error:
-            raise Unreachable(f"nobody answers at {self.url}: {error}") from error
-        except httpx.RequestError as error:
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable(f"nobody answers at {self.url}: {error.strerror}") from error
+        except aiohttp.ClientError as error:
             raise Unreachable(f"the connection to {self.url} broke") from error
 
-    def _address(self) -> tuple[str, str | None]:
-        """The base of every URL, and the unix socket to dial instead of its host."""
-        import httpx
+    def _dial(self) -> tuple[str, "aiohttp.BaseConnector"]:
+        """What every URL begins with, and how to connect to it."""
+        import aiohttp
+        import yarl
 
         try:
-            url = httpx.URL(self.url)
-        except httpx.InvalidURL as error:
+            url = yarl.URL(self.url)
+        except ValueError as error:
             raise ConfigurationError(f"url is {self.url!r}: {error}") from error
         if url.scheme == "http+unix":
-            return "http://localhost", url.path
+            return "http://localhost", aiohttp.UnixConnector(url.path, force_close=True)
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigurationError(f"url is {self.url!r}; it must be like http://host:port")
-        return self.url, None
+        return self.url, aiohttp.TCPConnector(ssl=_trusted(), force_close=True)
+
+
+async def _event_data(content: "aiohttp.StreamReader") -> AsyncIterator[bytes]:
+    """The data of server-sent events, as OpenAI's dialect has them: one line each, without names."""
+    rest = b""
+    async for received in content.iter_any():
+        *lines, rest = (rest + received).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip()
 
 
 @functools.cache

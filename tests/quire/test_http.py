@@ -128,8 +128,8 @@ async def test_proxies_of_the_environment_are_not_asked(
     assert await Endpoint(server.url).get("/ready") == (200, b"{}")
 
 
-def test_httpx_is_not_loaded_before_something_is_asked() -> None:
-    code = "import sys, quire.cli, quire.http; print({'httpx', 'httpx_sse'} & {*sys.modules})"
+def test_aiohttp_is_not_loaded_before_something_is_asked() -> None:
+    code = "import sys, quire.cli, quire.http; print({'aiohttp', 'yarl'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
 
