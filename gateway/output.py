@@ -16,7 +16,7 @@ from gateway.tokenizer import Tokenizer
 
 
 class FinishReason(Enum):
-    """Why a sample ended; the values are OpenAI's words, and metrics'."""
+    """Why a sample ended, the gravest last; the values are OpenAI's words, and metrics'."""
 
     STOP = "stop"
     LENGTH = "length"

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 from gateway.errors import Fault, RequestError
 from gateway.model import Model
@@ -31,6 +32,7 @@ RETRY_S = 0.25
 """Between two attempts to submit anew what an overloaded scheduler refused."""
 
 _SEQUENCE_IDS = 1 << 32
+_GRAVEST_FIRST = tuple(reversed(FinishReason))
 _ENDED_BY_SERVER = "the server ended the request before it was complete; try again"
 
 
@@ -81,7 +83,7 @@ class Engine:
                 samples.append(sample)
                 self._samples[sample.sequence_id] = sample
                 sample.submitted = True
-            self.uplink.submit(Submission(first, request, 0, request.n, ()))
+            self.uplink.submit(Submission(first, request, 0, request.n, (), not counted))
         generation.open(samples, self._stopped)
         try:
             yield generation
@@ -158,6 +160,8 @@ class Engine:
             if self._retry is None:
                 self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._retry_now)
             return
+        if not sample.resubmitted:
+            sample.generation.counted = False  # it was never accepted
         for refused in sample.generation.samples:
             if refused is sample or (refused.request is sample.request and not sample.resubmitted):
                 self._samples.pop(refused.sequence_id, None)
@@ -174,14 +178,14 @@ class Engine:
 
     def _end(self, sample: Sample, finished: Finished) -> None:
         del self._samples[sample.sequence_id]
-        self._count_end(sample, finished)
+        sample.finished = finished
+        self._time_end(sample)
         if finished.reason is FinishReason.ERROR:
             message = finished.message or "the server could not finish the request"
             self._fail(sample.generation, RequestError(Fault.INTERNAL, message))
         elif finished.reason is FinishReason.ABORT:
             self._fail(sample.generation, unavailable(_ENDED_BY_SERVER))
         else:
-            sample.finished = finished
             sample.generation.heard(sample)
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
@@ -191,9 +195,8 @@ class Engine:
     def _close(self, generation: Generation) -> None:
         """The consumer is gone, or has all it wanted."""
         self._abort(generation)
-        if generation.counted and all(sample.finished is not None for sample in generation.samples):
-            elapsed_s = time.monotonic() - generation.arrived_at
-            self.metrics.e2e_request_latency.observe(elapsed_s)
+        if generation.counted:
+            self._count_requests(generation)
 
     def _abort(self, generation: Generation) -> None:
         """Withdraws what has not ended; harmless when all has."""
@@ -202,9 +205,6 @@ class Engine:
             for sample in generation.samples
             if self._samples.pop(sample.sequence_id, None) is not None
         ]
-        if open_samples and generation.counted:
-            self.metrics.aborted += 1
-            self.metrics.finished[FinishReason.ABORT] += len(open_samples)
         withdrawn = [sample.sequence_id for sample in open_samples if sample.submitted]
         if withdrawn:
             self._leaving.update(withdrawn)
@@ -217,9 +217,11 @@ class Engine:
                 continue
             sample.submitted = True
             sample.resubmitted = True
-            self.metrics.resubmitted += sample.generation.counted
+            counted = sample.generation.counted
+            self.metrics.resubmitted += counted
+            sequence_id, request, number = sample.sequence_id, sample.request, sample.number
             self.uplink.submit(
-                Submission(sample.sequence_id, sample.request, sample.number, 1, sample.tokens)
+                Submission(sequence_id, request, number, 1, sample.tokens, not counted)
             )
 
     def _retry_now(self) -> None:
@@ -276,16 +278,28 @@ class Engine:
                 metrics.prompt_tokens += len(sample.request.prompt_token_ids)
         sample.last_token_at = now
 
-    def _count_end(self, sample: Sample, finished: Finished) -> None:
-        if not sample.generation.counted:
-            return
-        reason = FinishReason.STOP if sample.output.stopped else finished.reason
-        self.metrics.finished[reason] += 1
-        if len(sample.tokens) > 1:
+    def _time_end(self, sample: Sample) -> None:
+        if sample.generation.counted and len(sample.tokens) > 1:
             assert sample.first_token_at is not None
             assert sample.last_token_at is not None
             span_s = sample.last_token_at - sample.first_token_at
             self.metrics.time_per_output_token.observe(span_s / (len(sample.tokens) - 1))
+
+    def _count_requests(self, generation: Generation) -> None:
+        """The call is over."""
+        elapsed_s = time.monotonic() - generation.arrived_at
+        for _, samples in groupby(generation.samples, key=lambda s: s.index - s.number):
+            reason = min(map(_reason, samples), key=_GRAVEST_FIRST.index)
+            self.metrics.finished[reason] += 1
+            if reason in (FinishReason.STOP, FinishReason.LENGTH):
+                self.metrics.e2e_request_latency.observe(elapsed_s)
+
+
+def _reason(sample: Sample) -> FinishReason:
+    """Why it has ended; what is withdrawn has been aborted."""
+    if sample.finished is None:
+        return FinishReason.ABORT
+    return FinishReason.STOP if sample.output.stopped else sample.finished.reason
 
 
 def _too_slow() -> RequestError:

@@ -80,6 +80,8 @@ class Submission:
     num_samples: int
     output_token_ids: Sequence[int]
     """What the client already has, when it is submitted anew."""
+    probe: bool = False
+    """No client asked for it: no metric counts it."""
 
 
 class Uplink(Protocol):

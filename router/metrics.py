@@ -66,26 +66,26 @@ class Metrics(Collector):
         self._permits = permits
         self.time_to_first_token = Histogram(
             "vllm:time_to_first_token_seconds",
-            "From a request's arrival to its first token.",
+            "From a request's arrival to the first token of its first sample.",
             _FIRST_TOKEN_S,
         )
         self.inter_token_latency = Histogram(
-            "vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", _TOKEN_S
+            "vllm:inter_token_latency_seconds", "Between two tokens of a sample.", _TOKEN_S
         )
         self.time_per_output_token = Histogram(
             "vllm:request_time_per_output_token_seconds",
-            "Mean time between two tokens of a finished sequence.",
+            "Mean time between two tokens of a finished sample.",
             _TOKEN_S,
         )
         self.e2e_request_latency = Histogram(
             "vllm:e2e_request_latency_seconds",
-            "From a request's arrival to the end of its last sequence.",
+            "From a request's arrival to the end of its call's last sample.",
             _REQUEST_S,
         )
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FinishReason, 0)
-        self.aborted = 0
+        """Requests: each prompt of a call, however many samples it has."""
         self.resubmitted = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -106,7 +106,8 @@ class Metrics(Collector):
         yield self._counter("vllm:generation_tokens", "Output tokens.", self.generation_tokens)
         finished = CounterMetricFamily(
             "vllm:request_success",
-            "Sequences that ended, by reason.",
+            "Requests that ended (each prompt of a call is one); the reason, among several "
+            "samples, is the first of error, abort, length, stop that any has.",
             labels=["model_name", "finished_reason"],
         )
         for reason, count in self.finished.items():
@@ -118,11 +119,8 @@ class Metrics(Collector):
         in_flight.add_metric([self._model_name], self._permits.num_taken)
         yield in_flight
         yield self._counter(
-            "quire:aborted_requests", "Requests ended before they were complete.", self.aborted
-        )
-        yield self._counter(
             "quire:resubmitted_requests",
-            "Sequences submitted anew after the scheduler was lost.",
+            "Samples submitted anew after the scheduler was lost.",
             self.resubmitted,
         )
 

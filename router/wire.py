@@ -66,6 +66,7 @@ def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
             priority=request.priority,
             cache_salt=request.cache_salt,
             request_id=request.request_id,
+            probe=submission.probe,
         )
     )
 

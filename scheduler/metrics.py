@@ -24,6 +24,7 @@ from scheduler.messages import CellView
 logger = logging.getLogger(__name__)
 
 _SNAPSHOT_TIMEOUT_S = 5.0
+_EACH_SAMPLE = "a request with n samples counts n times."
 _LATENCY_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0),
@@ -69,22 +70,30 @@ class Metrics:
 
     def __init__(self) -> None:
         self.queue_s = Histogram(
-            "vllm:request_queue_time_seconds", "From acceptance to first admission.", _LATENCY_S
+            "vllm:request_queue_time_seconds",
+            f"From acceptance to first admission; {_EACH_SAMPLE}",
+            _LATENCY_S,
         )
         self.prefill_s = Histogram(
-            "vllm:request_prefill_time_seconds", "From admission to first token.", _LATENCY_S
+            "vllm:request_prefill_time_seconds",
+            f"From admission to first token; {_EACH_SAMPLE}",
+            _LATENCY_S,
         )
         self.decode_s = Histogram(
-            "vllm:request_decode_time_seconds", "From first token to the end.", _LATENCY_S
+            "vllm:request_decode_time_seconds",
+            f"From first token to the end; {_EACH_SAMPLE}",
+            _LATENCY_S,
         )
         self.inference_s = Histogram(
-            "vllm:request_inference_time_seconds", "From first admission to the end.", _LATENCY_S
+            "vllm:request_inference_time_seconds",
+            f"From first admission to the end; {_EACH_SAMPLE}",
+            _LATENCY_S,
         )
         self.prompt_tokens = Histogram(
-            "vllm:request_prompt_tokens", "Prompt tokens per finished sequence.", _TOKENS
+            "vllm:request_prompt_tokens", f"Prompt tokens; {_EACH_SAMPLE}", _TOKENS
         )
         self.generation_tokens = Histogram(
-            "vllm:request_generation_tokens", "Output tokens per finished sequence.", _TOKENS
+            "vllm:request_generation_tokens", f"Output tokens; {_EACH_SAMPLE}", _TOKENS
         )
         self.iteration_tokens = Histogram(
             "vllm:iteration_tokens_total", "Tokens computed per step.", _TOKENS
@@ -101,9 +110,9 @@ class Metrics:
         self.num_integrity_failures = 0
 
     def finished(self, ends: Iterable[Finished]) -> None:
-        """Sequences ended; only those that ran to their own end say something about speed."""
+        """Sequences ended; only clients' that ran to their own end say something about speed."""
         for end in ends:
-            if end.reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            if end.probe or end.reason not in (FinishReason.STOP, FinishReason.LENGTH):
                 continue
             self.queue_s.observe(end.queue_s)
             self.prefill_s.observe(end.prefill_s)

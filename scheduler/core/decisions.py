@@ -64,6 +64,8 @@ class Finished:
     prefill_s: float
     decode_s: float
     message: str = ""
+    probe: bool = False
+    """Of a request that is no client's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class Request:
     sampling: object = None
     """Opaque: handed to the worker at admission."""
     request_id: str = ""
+    probe: bool = False
+    """No client's: metrics leave it out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,4 +122,5 @@ class Sequence:
             prefill_s=0.0 if admitted is None else (now if first is None else first) - admitted,
             decode_s=0.0 if first is None else now - first,
             message=message,
+            probe=self.request.probe,
         )

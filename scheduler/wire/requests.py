@@ -76,6 +76,7 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         adapter=submit.adapter,
         sampling=sampling,
         request_id=submit.request_id,
+        probe=submit.probe,
     )
 
 

@@ -189,7 +189,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         submit: scheduler_pb2.Submit,
         outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]",
     ) -> None:
-        if submit.request_id == "canary":
+        if submit.probe:
             self.num_canaries += 1
         else:
             self.submits.append(submit)
@@ -277,7 +277,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     @staticmethod
     def _is_canary(sequence: Running) -> bool:
-        return sequence.submit.request_id == "canary"
+        return sequence.submit.probe
 
 
 @asynccontextmanager

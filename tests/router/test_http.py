@@ -185,33 +185,3 @@ async def test_probes_and_version(http: httpx.AsyncClient) -> None:
     assert (await http.get("/health")).json() == {"status": "alive"}
     assert (await http.get("/ready")).json() == {"status": "ready"}
     assert (await http.get("/version")).json()["version"]
-
-
-async def test_metrics_count_what_was_served(
-    http: httpx.AsyncClient, client: openai.AsyncOpenAI
-) -> None:
-    await client.completions.create(model="tiny", prompt="xyz", max_tokens=4, n=2)
-    await client.chat.completions.create(**CHAT)
-    lines = (await http.get("/metrics")).text.splitlines()
-    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-
-    def value(name: str, **labels: str) -> float:
-        pairs = {**labels, "model_name": "tiny"}
-        wanted = [f'{key}="{value}"' for key, value in pairs.items()]
-        (found,) = [
-            float(count)
-            for series, count in values.items()
-            if series.startswith(name + "{") and all(pair in series for pair in wanted)
-        ]
-        return found
-
-    assert value("vllm:request_success_total", finished_reason="length") == 2
-    assert value("vllm:request_success_total", finished_reason="stop") == 1
-    assert value("vllm:time_to_first_token_seconds_count") == 2
-    assert value("vllm:e2e_request_latency_seconds_count") == 2
-    output = value("vllm:generation_tokens_total")
-    assert output > 8
-    assert value("vllm:inter_token_latency_seconds_count") == output - 3
-    assert value("vllm:request_time_per_output_token_seconds_count") == 3
-    assert value("quire:requests_in_flight") == 0
-    assert value("quire:aborted_requests_total") == 0

@@ -9,6 +9,7 @@ import numpy as np
 import openai
 import pytest
 
+from gateway.output import FinishReason
 from protos.quire.v1 import scheduler_pb2
 from router import answers, cell, engine, link
 from router.app import create_app
@@ -34,7 +35,7 @@ async def test_a_client_that_leaves_is_aborted(
     await until(lambda: router.backend.permits.num_taken == 0)
     assert router.backend.engine._samples == {}
     await until(lambda: router.backend.engine._leaving == set())
-    assert router.backend.metrics.aborted == 1
+    assert router.backend.metrics.finished[FinishReason.ABORT] == 1
 
 
 async def test_a_client_that_leaves_while_queued_is_aborted(

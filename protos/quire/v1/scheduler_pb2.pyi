@@ -57,7 +57,7 @@ class RouterWelcome(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id")
+    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Submit(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     num_samples: int
     token_id: bytes
@@ -80,7 +81,8 @@ class Submit(_message.Message):
     cache_salt: str
     adapter: str
     request_id: str
-    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    probe: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("sequence_id",)

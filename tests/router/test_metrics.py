@@ -1,0 +1,100 @@
+"""What /metrics counts: requests where it says requests, however many samples each has."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from protos.quire.v1 import scheduler_pb2
+from tests.router.conftest import StartRouter, until
+from tests.router.fake_scheduler import FakeScheduler
+
+XYZ: dict[str, Any] = {"model": "tiny", "prompt": "xyz", "max_tokens": 4}
+PATH = "/v1/completions"
+ENDS = "vllm:request_success_total"
+
+
+async def scrape(http: httpx.AsyncClient) -> Callable[..., float]:
+    """Looks a value up by name and labels."""
+    lines = (await http.get("/metrics")).text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+    def value(name: str, **labels: str) -> float:
+        pairs = {**labels, "model_name": "tiny"}
+        wanted = [f'{key}="{value}"' for key, value in pairs.items()]
+        (found,) = [
+            float(count)
+            for series, count in values.items()
+            if series.startswith(name + "{") and all(pair in series for pair in wanted)
+        ]
+        return found
+
+    return value
+
+
+async def ends(http: httpx.AsyncClient) -> dict[str, float]:
+    """Requests by how they ended, those of which there are any."""
+    value = await scrape(http)
+    counts = {
+        reason: value(ENDS, finished_reason=reason)
+        for reason in ("stop", "length", "abort", "error")
+    }
+    return {reason: count for reason, count in counts.items() if count}
+
+
+async def test_nothing_is_counted_before_a_client_asks(http: httpx.AsyncClient) -> None:
+    """The router has asked for a token itself by then."""
+    value = await scrape(http)
+    assert await ends(http) == {}
+    for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency"):
+        assert value(f"vllm:{name}_seconds_count") == 0
+    assert value("vllm:prompt_tokens_total") == value("vllm:generation_tokens_total") == 0
+
+
+async def test_samples_and_prompts(http: httpx.AsyncClient) -> None:
+    await http.post(PATH, json=XYZ | {"n": 3})
+    await http.post(PATH, json=XYZ | {"prompt": ["xyz", "xyz"], "n": 2})
+    await http.post(PATH, json=XYZ | {"max_tokens": 30, "stop": "zx"})
+    value = await scrape(http)
+    assert await ends(http) == {"length": 3, "stop": 1}
+    assert value("vllm:time_to_first_token_seconds_count") == 4
+    assert value("vllm:e2e_request_latency_seconds_count") == 4
+    assert value("quire:requests_in_flight") == 0
+    num_tokens = value("vllm:generation_tokens_total")
+    assert num_tokens > 7 * 4
+    assert value("vllm:inter_token_latency_seconds_count") == num_tokens - 8
+    assert value("vllm:request_time_per_output_token_seconds_count") == 8
+
+
+async def test_a_request_of_which_one_sample_fails_is_one_error(
+    http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    scheduler.error = "not a number"
+    assert (await http.post(PATH, json=XYZ | {"n": 2})).status_code == 500
+    value = await scrape(http)
+    assert await ends(http) == {"error": 1}
+    assert value("vllm:e2e_request_latency_seconds_count") == 0
+
+
+async def test_what_the_server_ends_is_one_abort(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    async with start_router() as router:
+        scheduler.hold_at = 2
+        engine = router.backend.engine
+        async with httpx.AsyncClient(base_url=router.address, timeout=20) as http:
+            asking = asyncio.create_task(http.post(PATH, json=XYZ | {"n": 2}))
+            await until(lambda: [s.num_output_tokens for s in scheduler.running.values()] == [2, 2])
+            engine.end_all("enough")
+            assert (await asking).status_code == 503
+            assert await ends(http) == {"abort": 1}
+
+
+async def test_what_the_scheduler_refuses_was_never_a_request(
+    http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    code = scheduler_pb2.REFUSAL_CODE_INVALID
+    scheduler.refusal = scheduler_pb2.Refusal(code=code, message="why not")
+    assert (await http.post(PATH, json=XYZ | {"n": 2})).status_code == 400
+    assert await ends(http) == {}
