@@ -61,6 +61,9 @@ class Group:
         """Ends what joins it to the others."""
 
 
+ALONE = Group(Place())
+
+
 class Ranks(Group):
     """Several ranks: `torch.distributed`, with NCCL between GPUs and gloo between CPUs.
 
@@ -98,10 +101,9 @@ class Ranks(Group):
 
     def join_columns(self, x: torch.Tensor) -> torch.Tensor:
         """`Group.join_columns`."""
-        parts = x.new_empty((self.world_size, *x.shape))
-        x = x.contiguous()
-        _together(lambda: self._dist.all_gather_into_tensor(parts, x, group=self._steps))
-        return parts.transpose(0, 1).reshape(x.shape[0], -1)
+        parts = [torch.empty_like(x) for _ in range(self.world_size)]
+        _together(lambda: self._dist.all_gather(parts, x, group=self._steps))
+        return torch.cat(parts, dim=1)
 
     def least(self, value: int) -> int:
         """`Group.least`."""

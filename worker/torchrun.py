@@ -6,6 +6,7 @@ and the ranks' own log says the rest. torchrun is told to start nobody again: wh
 single worker supervises ranks just as well.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -16,7 +17,7 @@ _NOT_CURABLE = 2
 
 def run_ranks(num_ranks: int, worker_arguments: Sequence[str]) -> int:
     """Runs `python -m worker` as this many ranks until all end; returns the exit code."""
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # of torchrun's log
+    logging.disable()  # torchrun's: the ranks say what there is to say
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else it warns; each rank sets its own
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException

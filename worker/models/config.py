@@ -12,6 +12,7 @@ import torch
 
 from worker.models.fields import Fields, UnsupportedModelError
 from worker.models.rope import Rope
+from worker.models.shard import Shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Activation = Literal["silu", "gelu_tanh"]
@@ -86,6 +87,17 @@ class ModelConfig:
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self.layers)
+
+    def share(self, shard: Shard) -> "ModelConfig":
+        """What one rank computes; raises `UnsupportedModelError` where ranks cannot divide it."""
+        heads, kv_heads = shard.heads(self.num_heads, self.num_kv_heads)
+        channels = shard.span(self.intermediate_size)
+        return replace(
+            self,
+            num_heads=heads.stop - heads.start,
+            num_kv_heads=kv_heads.stop - kv_heads.start,
+            intermediate_size=channels.stop - channels.start,
+        )
 
 
 def parse_common(

@@ -15,6 +15,7 @@ class Decoder:
 
     Attributes:
         config: dimensions and constants.
+        share: those of what this rank computes.
         embedding: token ids to the residual stream.
         layers: decoder layers, in order.
         norm: of what the head sees.
@@ -39,6 +40,7 @@ class Decoder:
             max_model_len: the longest sequence it will see, in tokens.
         """
         self.config = config
+        self.share = config.share(weights.shard)
         self.embedding = Embedding.read(config, weights)
         self.layers = tuple(
             read_layer(config, weights.under(f"model.layers.{index}"), kind, ops)

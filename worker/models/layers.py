@@ -15,6 +15,7 @@ from kernels.linear import linear, pack_weight
 from kernels.ops import Ops
 from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
+from worker.parallel import Group
 
 
 class Outputs(NamedTuple):
@@ -22,13 +23,13 @@ class Outputs(NamedTuple):
 
     Attributes:
         name: the checkpoint's, without ".weight".
-        num_units: what ranks divide among them: heads, channels.
-        unit_size: outputs per unit.
+        size: outputs there are.
+        span: those of this rank.
     """
 
     name: str
-    num_units: int
-    unit_size: int
+    size: int
+    span: slice
 
 
 @dataclass(frozen=True)
@@ -50,27 +51,40 @@ class Projection:
     def split_outputs(
         cls, weights: Weights, parts: Sequence[Outputs], in_features: int, bias: bool
     ) -> "Projection":
-        """Several maps of one input as one; a rank holds its units of each."""
+        """Several maps of one input as one; a rank holds its outputs of each."""
         matrices, biases = [], []
-        for name, num_units, size in parts:
-            span = weights.shard.span(num_units)
-            rows = slice(span.start * size, span.stop * size)
-            total = num_units * size
-            matrices.append(weights.matrix(f"{name}.weight", total, in_features, rows=rows))
+        for name, size, span in parts:
+            matrices.append(weights.matrix(f"{name}.weight", size, in_features, rows=span))
             if bias:
-                biases.append(weights.vector(f"{name}.bias", total, rows))
+                biases.append(weights.vector(f"{name}.bias", size, span))
         return cls(pack_weight(torch.cat(matrices)), torch.cat(biases) if bias else None)
+
+
+@dataclass(frozen=True)
+class SummedProjection:
+    """One linear map of inputs that ranks divide among them: what each makes of its own adds up.
+
+    Attributes:
+        projection: of this rank's inputs; rank 0's has the bias.
+        group: the ranks.
+    """
+
+    projection: Projection
+    group: Group
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.group.sum(self.projection(x))
 
     @classmethod
     def split_inputs(
-        cls, weights: Weights, name: str, in_features: int, out_features: int, bias: bool
-    ) -> "Projection":
-        """A map of which a rank holds its inputs' columns; the ranks' results add up."""
-        columns = weights.shard.span(in_features)
-        matrix = weights.matrix(f"{name}.weight", out_features, in_features, columns=columns)
-        return cls(
-            pack_weight(matrix), weights.vector(f"{name}.bias", out_features) if bias else None
-        )
+        cls, weights: Weights, inputs: Outputs, out_features: int, bias: bool
+    ) -> "SummedProjection":
+        """The map of these inputs, which are another's outputs."""
+        name, size, span = inputs
+        matrix = weights.matrix(f"{name}.weight", out_features, size, columns=span)
+        added = weights.vector(f"{name}.bias", out_features) if bias else None
+        projection = Projection(pack_weight(matrix), added if weights.shard.rank == 0 else None)
+        return cls(projection, weights.group)
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class Attention:
     """
 
     qkv: Projection
-    output: Projection
+    output: SummedProjection
     norms: HeadNorms | None
     scoring: Scoring
     ops: Ops
@@ -135,16 +149,22 @@ class Attention:
     @classmethod
     def read(cls, config: ModelConfig, weights: Weights, kind: LayerKind, ops: Ops) -> "Attention":
         """The attention under `weights`."""
-        hidden, size = config.hidden_size, config.head_dim
-        heads = (
-            Outputs("q_proj", config.num_heads, size),
-            Outputs("k_proj", config.num_kv_heads, size),
-            Outputs("v_proj", config.num_kv_heads, size),
+        hidden, num_heads, num_kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
+        heads, kv_heads = weights.shard.heads(num_heads, num_kv_heads)
+
+        def of_heads(name: str, count: int, span: slice) -> Outputs:
+            size = config.head_dim
+            return Outputs(name, count * size, slice(span.start * size, span.stop * size))
+
+        maps = (
+            of_heads("q_proj", num_heads, heads),
+            of_heads("k_proj", num_kv_heads, kv_heads),
+            of_heads("v_proj", num_kv_heads, kv_heads),
         )
-        width = config.num_heads * size
+        attended = of_heads("o_proj", num_heads, heads)
         return cls(
-            qkv=Projection.split_outputs(weights, heads, hidden, config.qkv_bias),
-            output=Projection.split_inputs(weights, "o_proj", width, hidden, config.output_bias),
+            qkv=Projection.split_outputs(weights, maps, hidden, config.qkv_bias),
+            output=SummedProjection.split_inputs(weights, attended, hidden, config.output_bias),
             norms=_read_head_norms(config, weights) if config.head_norms else None,
             scoring=Scoring(config.attention_scale, kind.window, config.attention_softcap),
             ops=ops,
@@ -170,7 +190,7 @@ class MLP:
     """
 
     gate_up: Projection
-    down: Projection
+    down: SummedProjection
     product: Callable[[torch.Tensor], torch.Tensor]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -180,20 +200,23 @@ class MLP:
     def read(cls, config: ModelConfig, weights: Weights, ops: Ops) -> "MLP":
         """The MLP under `weights`."""
         hidden, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        channels = (Outputs("gate_proj", width, 1), Outputs("up_proj", width, 1))
+        span = weights.shard.span(width)
+        channels = (Outputs("gate_proj", width, span), Outputs("up_proj", width, span))
         return cls(
             gate_up=Projection.split_outputs(weights, channels, hidden, bias),
-            down=Projection.split_inputs(weights, "down_proj", width, hidden, bias),
+            down=SummedProjection.split_inputs(
+                weights, Outputs("down_proj", width, span), hidden, bias
+            ),
             product=ops.silu_mul if config.activation == "silu" else ops.gelu_tanh_mul,
         )
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Token ids to the residual stream.
+    """Token ids to the residual stream; of one rank, which holds the whole vocabulary.
 
     Attributes:
-        weight: [vocab_size, hidden].
+        weight: [rows, hidden].
         scale: multiplies what is looked up; None for nothing.
     """
 
@@ -201,17 +224,51 @@ class Embedding:
     scale: float | None
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
-        rows = torch.nn.functional.embedding(token_ids, self.weight)
+        rows = self.look_up(token_ids)
         return rows if self.scale is None else rows * self.scale
 
-    @classmethod
-    def read(cls, config: ModelConfig, weights: Weights) -> "Embedding":
+    def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden], unscaled."""
+        return torch.nn.functional.embedding(token_ids, self.weight)
+
+    @staticmethod
+    def read(config: ModelConfig, weights: Weights) -> "Embedding":
         """The embedding of the model."""
-        weight = weights.matrix("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        weight = read_vocabulary(config, weights, "model.embed_tokens.weight")
         scale = config.embedding_scale
         if scale is not None:
             scale = torch.tensor(scale, dtype=weight.dtype).item()  # rounded as it was in training
-        return cls(weight, scale)
+        if len(weight) == config.vocab_size:
+            return Embedding(weight, scale)
+        return SplitEmbedding(weight, scale, weights.shard.rank * len(weight), weights.group)
+
+
+@dataclass(frozen=True)
+class SplitEmbedding(Embedding):
+    """Of one rank among several: each looks up the tokens that it holds, and the rows add up.
+
+    Attributes:
+        first: token id of the first row.
+        group: the ranks.
+    """
+
+    first: int
+    group: Group
+
+    def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """`Embedding.look_up`."""
+        row = token_ids - self.first
+        is_held = (row >= 0) & (row < len(self.weight))
+        rows = torch.nn.functional.embedding(row * is_held, self.weight)
+        return self.group.sum(rows * is_held[:, None])
+
+
+def read_vocabulary(config: ModelConfig, weights: Weights, name: str) -> torch.Tensor:
+    """This rank's rows of a matrix over the vocabulary: as many on each rank, the rest zeros."""
+    rows, each = weights.shard.vocabulary(config.vocab_size)
+    matrix = weights.matrix(name, config.vocab_size, config.hidden_size, rows=rows)
+    missing = each - len(matrix)
+    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
 
 
 @dataclass(frozen=True)
@@ -219,16 +276,21 @@ class Head:
     """The normed residual stream to logits.
 
     Attributes:
-        projection: hidden to vocabulary.
+        projection: hidden to this rank's part of the vocabulary.
+        vocab_size: columns of the logits.
         softcap: logits l become softcap · tanh(l / softcap); None: they stay.
+        group: the ranks.
     """
 
     projection: Projection
+    vocab_size: int
     softcap: float | None
+    group: Group
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_rows, vocab_size] float32."""
-        logits = self.projection(x).float()
+        """[num_rows, vocab_size] float32, the same on each rank."""
+        logits = self.projection(x)
+        logits = self.group.join_columns(logits)[:, : self.vocab_size].contiguous().float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @classmethod
@@ -241,9 +303,10 @@ class Head:
         weight = (
             embedding.weight
             if config.tied_embeddings
-            else weights.matrix("lm_head.weight", config.vocab_size, config.hidden_size)
+            else read_vocabulary(config, weights, "lm_head.weight")
         )
-        return cls(Projection(pack_weight(weight), None), config.logits_softcap)
+        projection = Projection(pack_weight(weight), None)
+        return cls(projection, config.vocab_size, config.logits_softcap, weights.group)
 
 
 class DecoderLayer(Protocol):

@@ -10,6 +10,9 @@ from typing import Protocol
 
 import torch
 
+from worker.models.shard import Shard
+from worker.parallel import ALONE, Group
+
 # One slice per axis of a tensor, or none at all for the whole of it.
 Part = tuple[slice, ...]
 _ALL = slice(None)
@@ -30,42 +33,23 @@ class ReadTensor(Protocol):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Which of the equal parts of a model this process holds.
-
-    Attributes:
-        rank: 0 to world_size - 1.
-        world_size: parts there are.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-
-    def span(self, count: int) -> slice:
-        """This rank's share of `count` units (heads, channels, rows).
-
-        Where there are fewer units than ranks, neighbours hold the same one.
-        """
-        if count < self.world_size:
-            unit = self.rank * count // self.world_size
-            return slice(unit, unit + 1)
-        each = count // self.world_size
-        return slice(self.rank * each, (self.rank + 1) * each)
-
-
-@dataclass(frozen=True)
 class Weights:
     """The tensors under one prefix of the checkpoint's names.
 
     Attributes:
         read: gives tensors by their full name.
-        shard: this rank's part of the model.
+        group: the ranks that share the model.
         prefix: "" or ends with a dot.
     """
 
     read: ReadTensor
-    shard: Shard = Shard()
+    group: Group = ALONE
     prefix: str = ""
+
+    @property
+    def shard(self) -> Shard:
+        """This rank's part of the model."""
+        return Shard(self.group.rank, self.group.world_size)
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""
