@@ -7,7 +7,8 @@ heads if there is one, rotary embedding, and the write into the paged cache.
 
 where rotate turns the pair (i, i + head_dim / 2) by the position's i-th angle (arXiv 2104.09864),
 block is ``table[position // block_size]`` of the token's row and offset ``position % block_size``:
-no table of slots is built beforehand.
+no table of slots is built beforehand. A float8 cache takes the nearest value, the largest for those
+beyond it.
 
 Shapes: qkv is ``[num_tokens, (num_heads + 2 · num_kv_heads) · head_dim]``, queries first, keys and
 values ``[num_blocks, num_kv_heads, block_size, head_dim]``. A program takes some heads of one
@@ -34,14 +35,6 @@ def _head_weights(query_weight, key_weight, is_query, at, inside):
     """The norm's weights of these heads' elements."""
     query, key = tl.load(query_weight + at, inside, 0.0), tl.load(key_weight + at, inside, 0.0)
     return tl.where(is_query, query[None, :], key[None, :])
-
-
-@triton.jit
-def _cached(x, cache):
-    """x in the cache's type; a float8 saturates."""
-    if cache.dtype.element_ty == tl.float8e4nv:
-        x = tl.clamp(x, -448.0, 448.0)
-    return x.to(cache.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["num_decodes", "num_rows"])
@@ -107,11 +100,11 @@ def rope_and_store_kernel(
     offset = position % BLOCK_SIZE
     to_key = keys + ((in_block + key_head) * BLOCK_SIZE + offset) * (2 * HALF) + at[None, :]
     is_key = inside & (key_head >= 0) & (value_head < 0)
-    tl.store(to_key, _cached(turned_low, keys), is_key)
-    tl.store(to_key + HALF, _cached(turned_high, keys), is_key)
+    tl.store(to_key, turned_low.to(keys.dtype.element_ty), is_key)
+    tl.store(to_key + HALF, turned_high.to(keys.dtype.element_ty), is_key)
     to_value = values + ((in_block + value_head) * BLOCK_SIZE + offset) * (2 * HALF) + at[None, :]
-    tl.store(to_value, _cached(raw_low.to(tl.float32), values), inside & is_value)
-    tl.store(to_value + HALF, _cached(raw_high.to(tl.float32), values), inside & is_value)
+    tl.store(to_value, raw_low.to(values.dtype.element_ty), inside & is_value)
+    tl.store(to_value + HALF, raw_high.to(values.dtype.element_ty), inside & is_value)
 
 
 def heads_per_program(head_dim: int) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from kernels import reference
 from kernels.gpu import activation
-from tests.kernels.gpu.guarded import Guarded, random
+from tests.kernels.gpu.guarded import Guarded, mostly_equal, random
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 PAIRS: dict[str, tuple[Activation, Activation]] = {
@@ -37,6 +37,16 @@ def test_gated_products_follow_the_specification(
     rtol, atol = TOLERANCE[dtype], TOLERANCE[dtype] / 16 + 1e-5
     torch.testing.assert_close(ours(given.tensor), expected, rtol=rtol, atol=atol)
     assert torch.equal(given.tensor, gate_up)
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_values_are_rounded_where_the_specification_rounds(
+    dtype: torch.dtype, pair: tuple[Activation, Activation], device: torch.device
+) -> None:
+    ours, specified = pair
+    gate_up = random(9, 1000, dtype=dtype, device=device)
+    assert mostly_equal(ours(gate_up), specified(gate_up))
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())

@@ -5,7 +5,7 @@ import torch
 
 from kernels import reference
 from kernels.gpu import norm
-from tests.kernels.gpu.guarded import Guarded, random
+from tests.kernels.gpu.guarded import Guarded, mostly_equal, random
 
 EPS = 1e-5
 # Of a sum's order: one rounding to the tensors' type, of values up to about 16.
@@ -32,6 +32,18 @@ def test_norms_follow_the_specification(
     assert torch.equal(given.tensor, x), "what is added stays"
     assert given.untouched()
     assert stream.untouched()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_values_are_rounded_where_the_specification_rounds(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    x, residual = (random(9, 577, seed=s, dtype=dtype, device=device) for s in (0, 1))
+    weight = random(577, seed=2, dtype=dtype, device=device)
+    expected = reference.rms_norm(x, weight, EPS)
+    assert mostly_equal(norm.rms_norm(x, weight, EPS), expected)
+    expected = reference.add_rms_norm(x, residual.clone(), weight, EPS)
+    assert mostly_equal(norm.add_rms_norm(x, residual, weight, EPS), expected)
 
 
 def test_every_row_is_normed_and_none_by_another(device: torch.device) -> None:
