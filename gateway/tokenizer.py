@@ -23,7 +23,9 @@ class Tokenizer:
             layout = json.loads(content)
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
         except FileNotFoundError as error:
-            raise ModelError(f"{path.parent} has no {path.name}") from error
+            raise ModelError(
+                f"{path.parent} has no {path.name}; the router needs one, with random weights too"
+            ) from error
         except Exception as error:  # the tokenizers library raises nothing more precise
             raise ModelError(f"{path} cannot be read: {error}") from error
         self._tokenizer.no_truncation()

@@ -50,7 +50,9 @@ class LLM:
             raise TypeError(f"unknown option {unknown[0]!r}; options are: {known}")
         stack_options = StackOptions(**options)
         self._dice = random.Random(stack_options.seed)
-        self._stack = BackgroundStack(resolve(model, announce), stack_options)
+        self._stack = BackgroundStack(
+            resolve(model, announce, weights=stack_options.needs_weights), stack_options
+        )
         self._client = self._stack.run(self._dial())
 
     def generate(

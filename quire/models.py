@@ -62,16 +62,17 @@ ALIASES = {
 }
 
 
-def check(model: str) -> None:
+def check(model: str, *, weights: bool = True) -> None:
     """Raises ModelNotFound, with one line that says what was looked for, if it names no model.
 
-    Only this disk is asked: whether a hub has the repository shows when it is fetched.
+    Only this disk is asked: whether a hub has the repository shows when it is fetched. A directory
+    may be without weights where none are to be read.
     """
     path = Path(model).expanduser()
     if model in ALIASES:
         return
     if path.is_dir():
-        _checked_directory(path)
+        _checked_directory(path, weights)
     elif path.is_file():
         if path.suffix != ".gguf":
             raise ModelNotFound(f"model {model} is a file, but not a .gguf file")
@@ -82,9 +83,9 @@ def check(model: str) -> None:
         )
 
 
-def resolve(model: str, say: Say = lambda line: None) -> ResolvedModel:
+def resolve(model: str, say: Say = lambda line: None, *, weights: bool = True) -> ResolvedModel:
     """Finds, and where needed fetches and converts, a model. Raises ModelNotFound."""
-    check(model)
+    check(model, weights=weights)
     path = Path(model).expanduser()
     if model in ALIASES:
         return ResolvedModel(_converted(_packaged_gguf(ALIASES[model], say), say), model)
@@ -99,10 +100,10 @@ def _looks_like_a_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or model.endswith(".gguf")
 
 
-def _checked_directory(path: Path) -> Path:
+def _checked_directory(path: Path, weights: bool = True) -> Path:
     if not (path / "config.json").is_file():
         raise ModelNotFound(f"model directory {path} has no config.json")
-    if not any(path.glob("*.safetensors")):
+    if weights and not any(path.glob("*.safetensors")):
         raise ModelNotFound(f"model directory {path} has no .safetensors file")
     return path.resolve()
 

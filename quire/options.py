@@ -26,6 +26,7 @@ class StackOptions:
 
     device: str | None = None
     dtype: str | None = None
+    load_format: str | None = None
     threads: int | None = None
     max_model_len: int | None = None
     block_size: int | None = None
@@ -47,6 +48,11 @@ class StackOptions:
     max_in_flight: int | None = None
     seed: int | None = None
     """Of the seeds that requests without one get."""
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the model's weights must be there."""
+        return self.load_format != "dummy"
 
     def arguments(self, role: str) -> list[str]:
         """The command-line arguments that this role is handed."""
@@ -86,6 +92,7 @@ _TAKES = {
         "served_model_name",
         "device",
         "dtype",
+        "load_format",
         "threads",
         "max_model_len",
         "block_size",

@@ -19,6 +19,13 @@ class DType(StrEnum):
     FLOAT16 = "float16"
 
 
+class LoadFormat(StrEnum):
+    """Where weights come from."""
+
+    AUTO = "auto"
+    DUMMY = "dummy"
+
+
 class Device(StrEnum):
     """Where the model runs."""
 
@@ -73,6 +80,10 @@ def main(
         int, typer.Option(min=1, help="Tokens computed in one step, at most.")
     ] = 2048,
     dtype: Annotated[DType, typer.Option(help="Number format of weights and KV.")] = DType.AUTO,
+    load_format: Annotated[
+        LoadFormat,
+        typer.Option(help="Read the directory's weights, or make random ones (for benchmarks)."),
+    ] = LoadFormat.AUTO,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
     threads: Annotated[
         int | None,
@@ -144,6 +155,7 @@ def main(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         dtype=dtype.value,
+        load_format=load_format.value,
         device=device.value,
         num_threads=num_threads,
         replica_id=replica_id,

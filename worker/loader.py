@@ -9,22 +9,36 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from kernels import ops
 from kernels.warm_up import warm_up
 from worker.checkpoint import Checkpoint, CheckpointError
+from worker.loading_progress import loading
 from worker.models.config import DTYPES, ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model, checkpoint_tensors, parse_config
 from worker.models.weights import Part, Weights
+from worker.random_weights import RandomWeights
 
 
 class LoadError(Exception):
     """The directory cannot be served; the message is one line that says why."""
+
+
+class WeightSource(Protocol):
+    """A checkpoint, or what stands in for one."""
+
+    def read(self, name: str, part: Part, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """One tensor, or the part of it with one slice per axis, converted and placed."""
+        ...
+
+    def update_digest(self, digest: "hashlib.blake2b") -> None:
+        """Feeds what changes whenever the weights do."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,8 @@ class OpenedModel:
         dtype: number format that weights and KV will have.
         max_model_len: the longest sequence served, in tokens.
         device: where the weights will go.
-        checkpoint: the weights, unread.
+        weights: unread.
+        num_tensors: so many are to be read.
     """
 
     path: Path
@@ -66,20 +81,24 @@ class OpenedModel:
     dtype: torch.dtype
     max_model_len: int
     device: torch.device
-    checkpoint: Checkpoint
+    weights: WeightSource
+    num_tensors: int
 
     def load(self) -> LoadedModel:
         """Reads the weights."""
-
-        def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-            return self.checkpoint.read(name, part, self.dtype, self.device)
-
         kernels = ops.select(self.device, self.dtype)
-        model = build_model(self.config, Weights(read), kernels, self.max_model_len)
+        with loading(self.path.resolve().name, self.num_tensors) as advance:
+
+            def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+                tensor = self.weights.read(name, part, self.dtype, self.device)
+                advance()
+                return tensor
+
+            model = build_model(self.config, Weights(read), kernels, self.max_model_len)
         warm_up(kernels, self.device, self.dtype)
         digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
         digest.update(str(self.dtype).encode())
-        self.checkpoint.update_digest(digest)
+        self.weights.update_digest(digest)
         return LoadedModel(
             config=self.config,
             model=model,
@@ -91,16 +110,22 @@ class OpenedModel:
 
 
 def open_model(
-    path: Path, *, dtype: str, device: torch.device, max_model_len: int | None = None
+    path: Path,
+    *,
+    dtype: str,
+    device: torch.device,
+    max_model_len: int | None = None,
+    load_format: str = "auto",
 ) -> OpenedModel:
     """Opens a Hugging Face directory.
 
     Args:
-        path: holds config.json and safetensors, sharded or not.
+        path: holds config.json and, unless weights are random, safetensors, sharded or not.
         dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on a CPU and what the
             checkpoint declares elsewhere.
         device: where the weights go.
         max_model_len: tokens; None for the model's own limit.
+        load_format: "auto" reads safetensors, "dummy" makes random weights.
 
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
@@ -109,20 +134,39 @@ def open_model(
         raw = _read_json(path, "config.json")
         config = parse_config(raw)
         length = _model_length(config, max_model_len)
-        checkpoint = Checkpoint.open(path)
-        checkpoint.check_shapes(checkpoint_tensors(config), _ignored_tensors(config))
+        shapes = checkpoint_tensors(config)
+        weights = (
+            RandomWeights(shapes)
+            if load_format == "dummy"
+            else _checked_checkpoint(path, config, shapes)
+        )
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
     weight_dtype = _weight_dtype(config, dtype, device)
-    return OpenedModel(path, config, weight_dtype, length, device, checkpoint)
+    return OpenedModel(path, config, weight_dtype, length, device, weights, len(shapes))
 
 
 def load_model(
-    path: Path, *, dtype: str, device: torch.device, max_model_len: int | None = None
+    path: Path,
+    *,
+    dtype: str,
+    device: torch.device,
+    max_model_len: int | None = None,
+    load_format: str = "auto",
 ) -> LoadedModel:
     """Opens a Hugging Face directory and reads its weights; see `open_model`."""
-    opened = open_model(path, dtype=dtype, device=device, max_model_len=max_model_len)
+    opened = open_model(
+        path, dtype=dtype, device=device, max_model_len=max_model_len, load_format=load_format
+    )
     return opened.load()
+
+
+def _checked_checkpoint(
+    path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> Checkpoint:
+    checkpoint = Checkpoint.open(path)
+    checkpoint.check_shapes(shapes, _ignored_tensors(config))
+    return checkpoint
 
 
 def _read_json(path: Path, name: str) -> Mapping[str, Any]:

@@ -54,6 +54,7 @@ class Options:
     max_num_seqs: int
     max_num_batched_tokens: int
     dtype: str
+    load_format: str
     device: str
     num_threads: int
     replica_id: str | None
@@ -188,6 +189,7 @@ def _load(options: Options, device: torch.device) -> tuple[LoadedModel, Ledger]:
             dtype=options.dtype,
             device=device,
             max_model_len=options.max_model_len,
+            load_format=options.load_format,
         )
         KVNeed.of(opened, options.block_size).check(request)
         loaded = opened.load()

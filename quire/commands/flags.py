@@ -31,6 +31,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class LoadFormat(StrEnum):
+    """Where weights come from."""
+
+    AUTO = "auto"
+    DUMMY = "dummy"
+
+
 class Policy(StrEnum):
     """Who is next."""
 
@@ -62,6 +69,10 @@ Replicas = Annotated[int, _model("Workers, each with the whole model.", "N")]
 DeviceFlag = Annotated[Device | None, _model("Where workers compute.", "auto|cpu|cuda")]
 DtypeFlag = Annotated[
     Dtype | None, _model("Of weights and KV: auto, float32, bfloat16 or float16.", "DTYPE")
+]
+LoadFormatFlag = Annotated[
+    LoadFormat | None,
+    _model("The directory's weights, or random ones (dummy), for benchmarks.", "auto|dummy"),
 ]
 Threads = Annotated[int | None, _model("Compute threads per worker.", "N")]
 MaxModelLen = Annotated[

@@ -5,6 +5,7 @@ The flags are the process's: these commands become it.
 
 import os
 import sys
+from itertools import pairwise
 
 import typer
 
@@ -42,7 +43,8 @@ def _with_model_resolved(role: str, arguments: list[str]) -> list[str]:
     from quire.models import resolve
     from quire.progress import announce
 
-    resolved = resolve(model, announce)
+    reads_weights = role == "worker" and not _asks_for_dummy(rest)
+    resolved = resolve(model, announce, weights=reads_weights)
     given = any(argument.split("=")[0] == "--served-model-name" for argument in rest)
     name = [] if given else ["--served-model-name", resolved.name]
     return ["--model", str(resolved.path), *name, *rest]
@@ -57,3 +59,9 @@ def _split_model(role: str, arguments: list[str]) -> tuple[str | None, list[str]
         if argument == "--model" and index + 1 < len(arguments):
             return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
     return None, arguments
+
+
+def _asks_for_dummy(arguments: list[str]) -> bool:
+    """Whether the worker is to make random weights instead of reading some."""
+    words = [word for argument in arguments for word in argument.split("=")]
+    return ("--load-format", "dummy") in pairwise(words)

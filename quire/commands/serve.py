@@ -30,6 +30,7 @@ def serve(
     replicas: flags.Replicas = 1,
     device: flags.DeviceFlag = None,
     dtype: flags.DtypeFlag = None,
+    load_format: flags.LoadFormatFlag = None,
     threads: flags.Threads = None,
     max_model_len: flags.MaxModelLen = None,
     block_size: flags.BlockSize = None,
@@ -66,11 +67,11 @@ def serve(
     from quire.progress import announce
     from quire.stack import Stack, TcpDoor, check_ports
 
-    check(model)
     options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
+    check(model, weights=options.needs_weights)
     door = TcpDoor(host, port, grpc_port, api_key)
     check_ports(options, door)  # before minutes of downloading
-    resolved = resolve(model, announce)
+    resolved = resolve(model, announce, weights=options.needs_weights)
 
     async def run() -> None:
         from quire.commands.output import LogPrinter

@@ -37,7 +37,7 @@ def server(
         from quire.models import resolve
         from quire.progress import announce
 
-        resolved = resolve(model, announce)
+        resolved = resolve(model, announce, weights=options.needs_weights)
         announce(f"starting {resolved.name}")
         with BackgroundStack(resolved, options) as background:
             yield Server(Endpoint(background.stack.url), background.stack.name)

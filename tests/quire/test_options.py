@@ -27,6 +27,9 @@ def test_a_flag_reaches_those_who_use_it() -> None:
     assert options.arguments("scheduler")[:2] == ["--max-num-seqs", "8"]
     assert options.arguments("worker") == ["--device", "cpu", "--max-num-seqs", "8"]
     assert options.arguments("router")[:2] == ["--max-in-flight", "3"]
+    dummy = StackOptions(load_format="dummy")
+    assert dummy.arguments("worker") == ["--load-format", "dummy"]
+    assert not dummy.needs_weights
 
 
 def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
@@ -40,6 +43,7 @@ def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
     [
         (flags.Device, worker.__main__.Device),
         (flags.Dtype, worker.__main__.DType),
+        (flags.LoadFormat, worker.__main__.LoadFormat),
         (flags.Policy, scheduler.__main__.Policy),
     ],
 )
@@ -62,7 +66,9 @@ def test_every_option_is_used_by_some_process() -> None:
 
 @pytest.fixture
 def resolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    monkeypatch.setattr("quire.models.resolve", lambda model, say: ResolvedModel(tmp_path, model))
+    monkeypatch.setattr(
+        "quire.models.resolve", lambda model, say, weights: ResolvedModel(tmp_path, model)
+    )
     return str(tmp_path)
 
 
@@ -77,6 +83,20 @@ def test_a_process_gets_the_directory_and_the_name_of_its_model(
 def test_a_name_that_was_given_is_kept(resolved: str) -> None:
     arguments = _with_model_resolved("router", ["smollm2", "--served-model-name=mine"])
     assert arguments == ["--model", resolved, "--served-model-name=mine"]
+
+
+@pytest.mark.parametrize("asked", [["--load-format", "dummy"], ["--load-format=dummy"]])
+def test_a_worker_with_random_weights_needs_no_others(tmp_path: Path, asked: list[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    given = [str(tmp_path), *asked]
+    assert _with_model_resolved("worker", given)[:2] == ["--model", str(tmp_path)]
+    with pytest.raises(ModelNotFound, match=r"no \.safetensors"):
+        _with_model_resolved("worker", given[:1])
+
+
+def test_a_router_needs_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert _with_model_resolved("router", [str(tmp_path)])[:2] == ["--model", str(tmp_path)]
 
 
 def test_help_and_the_scheduler_need_no_model() -> None:
