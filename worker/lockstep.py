@@ -47,12 +47,8 @@ Deliver = Callable[[Message], None]
 _END = Message(END, None, opens=False)
 
 
-class Post(Protocol):
-    """Sends a frame to a sibling without waiting."""
-
-    def __call__(self, frame: bytes) -> None:
-        """Sends it."""
-        ...
+Post = Callable[[bytes], None]
+"""Sends a frame to a sibling without waiting."""
 
 
 class Lockstep(Protocol):
