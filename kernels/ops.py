@@ -67,9 +67,22 @@ REFERENCE = Ops(
 
 
 def select(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The fastest version there is: compiled kernels for float32 on a CPU, else plain torch."""
+    """The fastest version there is: Triton's on a GPU, numba's for float32 on a CPU, else torch's.
+
+    What a device does not need is not imported: it would compile, or ask for what is not there.
+    """
+    if device.type == "cuda":
+        from kernels.gpu import activation, norm, rope
+
+        return Ops(
+            rms_norm=norm.rms_norm,
+            add_rms_norm=norm.add_rms_norm,
+            rope_and_store=rope.rope_and_store,
+            paged_attention=reference.paged_attention,
+            silu_mul=activation.silu_mul,
+            gelu_tanh_mul=activation.gelu_tanh_mul,
+        )
     if device.type == "cpu" and dtype == torch.float32:
-        # Imported here: on other devices nothing is to be compiled.
         from kernels import attention_cpu, elementwise_cpu
 
         return Ops(

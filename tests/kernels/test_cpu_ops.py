@@ -262,4 +262,3 @@ def test_compiled_ops_are_for_float32_on_a_cpu_only() -> None:
     assert ops.select(cpu, torch.float32).silu_mul is elementwise_cpu.silu_mul
     assert ops.select(cpu, torch.float32).gelu_tanh_mul is elementwise_cpu.gelu_tanh_mul
     assert ops.select(cpu, torch.bfloat16) is ops.REFERENCE
-    assert ops.select(torch.device("cuda"), torch.float32) is ops.REFERENCE
