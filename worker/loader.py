@@ -22,6 +22,7 @@ from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model, checkpoint_tensors, parse_config
 from worker.models.weights import Part, Weights
+from worker.parallel import ALONE, Group
 from worker.random_weights import RandomWeights
 
 
@@ -47,6 +48,7 @@ class LoadedModel:
 
     Attributes:
         config: dimensions and constants.
+        share: those of what this rank computes.
         model: the weights and the forward pass.
         dtype: number format of weights and KV.
         max_model_len: the longest sequence served, in tokens.
@@ -55,6 +57,7 @@ class LoadedModel:
     """
 
     config: ModelConfig
+    share: ModelConfig
     model: Decoder
     dtype: torch.dtype
     max_model_len: int
@@ -69,6 +72,8 @@ class OpenedModel:
     Attributes:
         path: the directory.
         config: dimensions and constants.
+        share: those of what this rank computes.
+        group: the ranks that share the model.
         dtype: number format that weights and KV will have.
         max_model_len: the longest sequence served, in tokens.
         device: where the weights will go.
@@ -78,6 +83,8 @@ class OpenedModel:
 
     path: Path
     config: ModelConfig
+    share: ModelConfig
+    group: Group
     dtype: torch.dtype
     max_model_len: int
     device: torch.device
@@ -94,13 +101,14 @@ class OpenedModel:
                 advance()
                 return tensor
 
-            model = build_model(self.config, Weights(read), kernels, self.max_model_len)
+            model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
         warm_up(kernels, self.device, self.dtype)
         digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
         digest.update(str(self.dtype).encode())
         self.weights.update_digest(digest)
         return LoadedModel(
             config=self.config,
+            share=self.share,
             model=model,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
@@ -116,6 +124,7 @@ def open_model(
     device: torch.device,
     max_model_len: int | None = None,
     load_format: str = "auto",
+    group: Group = ALONE,
 ) -> OpenedModel:
     """Opens a Hugging Face directory.
 
@@ -126,6 +135,7 @@ def open_model(
         device: where the weights go.
         max_model_len: tokens; None for the model's own limit.
         load_format: "auto" reads safetensors, "dummy" makes random weights.
+        group: the ranks that share the model; each reads its part.
 
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
@@ -133,6 +143,7 @@ def open_model(
     try:
         raw = _read_json(path, "config.json")
         config = parse_config(raw)
+        share = config.share(group.shard)
         length = _model_length(config, max_model_len)
         shapes = checkpoint_tensors(config)
         weights = (
@@ -143,7 +154,9 @@ def open_model(
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
     weight_dtype = _weight_dtype(config, dtype, device)
-    return OpenedModel(path, config, weight_dtype, length, device, weights, len(shapes))
+    return OpenedModel(
+        path, config, share, group, weight_dtype, length, device, weights, len(shapes)
+    )
 
 
 def load_model(
@@ -153,10 +166,16 @@ def load_model(
     device: torch.device,
     max_model_len: int | None = None,
     load_format: str = "auto",
+    group: Group = ALONE,
 ) -> LoadedModel:
     """Opens a Hugging Face directory and reads its weights; see `open_model`."""
     opened = open_model(
-        path, dtype=dtype, device=device, max_model_len=max_model_len, load_format=load_format
+        path,
+        dtype=dtype,
+        device=device,
+        max_model_len=max_model_len,
+        load_format=load_format,
+        group=group,
     )
     return opened.load()
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from worker.place import Place
+from worker.models.shard import Shard
+from worker.place import SOLE, Place
 
 _LOADING = timedelta(minutes=30)
 _STEP = timedelta(seconds=30)
@@ -41,6 +42,11 @@ class Group:
         self.world_size = place.world_size
         self.siblings: tuple[socket.socket, ...] = ()
 
+    @property
+    def shard(self) -> Shard:
+        """This rank's part of the model."""
+        return Shard(self.rank, self.world_size)
+
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place; the same bits on each."""
         return x
@@ -61,7 +67,7 @@ class Group:
         """Ends what joins it to the others."""
 
 
-ALONE = Group(Place())
+ALONE = Group(SOLE)
 
 
 class Ranks(Group):

@@ -40,6 +40,9 @@ class Place:
         return "worker" if self.world_size == 1 else f"worker[{self.rank}]"
 
 
+SOLE = Place()
+
+
 def end_with_parent() -> None:
     """Asks the kernel to end this process with the one that started it, where it can.
 

@@ -29,7 +29,7 @@ from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
 from worker.parallel import Group, LostRankError, form
 from worker.pipe import LOST, REFUSED, Pipe, PipeClosedError
-from worker.place import Place
+from worker.place import SOLE, Place
 from worker.plans import Hello, PlanError
 from worker.sampler import Sampler
 from worker.step_state import StepState
@@ -60,7 +60,7 @@ class Options:
     replica_id: str | None
     metrics_host: str
     metrics_port: int
-    place: Place = Place()
+    place: Place = SOLE
     """Among the ranks of the replica."""
 
 
@@ -105,7 +105,7 @@ def run(options: Options) -> int:
 def _run_in(group: Group, options: Options, device: torch.device) -> int:
     totals = StepTotals()
     metrics_url = _serve_metrics(options, totals)
-    loaded, ledger = _load(options, device)
+    loaded, ledger = _load(options, device, group)
     ledger = ledger.limited_to(group.least(ledger.num_blocks))
     for line in ledger.lines():
         log.info("%s", line)
@@ -180,7 +180,7 @@ def _serve_metrics(options: Options, totals: StepTotals) -> str:
     return f"http://{host}:{port}/metrics"
 
 
-def _load(options: Options, device: torch.device) -> tuple[LoadedModel, Ledger]:
+def _load(options: Options, device: torch.device, group: Group) -> tuple[LoadedModel, Ledger]:
     """Reads the weights, once it is known that what was asked for can be had."""
     request = _kv_request(options)
     try:
@@ -190,6 +190,7 @@ def _load(options: Options, device: torch.device) -> tuple[LoadedModel, Ledger]:
             device=device,
             max_model_len=options.max_model_len,
             load_format=options.load_format,
+            group=group,
         )
         KVNeed.of(opened, options.block_size).check(request)
         loaded = opened.load()
@@ -218,7 +219,7 @@ def _make_runner(
     options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device
 ) -> Runner:
     vocab_size = loaded.config.vocab_size
-    kv = KVCache(loaded.config, ledger.num_blocks, ledger.block_size, loaded.dtype, device)
+    kv = KVCache(loaded.share, ledger.num_blocks, ledger.block_size, loaded.dtype, device)
     state = StepState(
         max_num_seqs=options.max_num_seqs,
         max_model_len=loaded.max_model_len,

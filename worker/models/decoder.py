@@ -40,7 +40,7 @@ class Decoder:
             max_model_len: the longest sequence it will see, in tokens.
         """
         self.config = config
-        self.share = config.share(weights.shard)
+        self.share = config.share(weights.group.shard)
         self.embedding = Embedding.read(config, weights)
         self.layers = tuple(
             read_layer(config, weights.under(f"model.layers.{index}"), kind, ops)

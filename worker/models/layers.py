@@ -83,7 +83,9 @@ class SummedProjection:
         name, size, span = inputs
         matrix = weights.matrix(f"{name}.weight", out_features, size, columns=span)
         added = weights.vector(f"{name}.bias", out_features) if bias else None
-        projection = Projection(pack_weight(matrix), added if weights.shard.rank == 0 else None)
+        projection = Projection(
+            pack_weight(matrix), added if weights.group.shard.rank == 0 else None
+        )
         return cls(projection, weights.group)
 
 
@@ -150,7 +152,7 @@ class Attention:
     def read(cls, config: ModelConfig, weights: Weights, kind: LayerKind, ops: Ops) -> "Attention":
         """The attention under `weights`."""
         hidden, num_heads, num_kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
-        heads, kv_heads = weights.shard.heads(num_heads, num_kv_heads)
+        heads, kv_heads = weights.group.shard.heads(num_heads, num_kv_heads)
 
         def of_heads(name: str, count: int, span: slice) -> Outputs:
             size = config.head_dim
@@ -200,7 +202,7 @@ class MLP:
     def read(cls, config: ModelConfig, weights: Weights, ops: Ops) -> "MLP":
         """The MLP under `weights`."""
         hidden, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        span = weights.shard.span(width)
+        span = weights.group.shard.span(width)
         channels = (Outputs("gate_proj", width, span), Outputs("up_proj", width, span))
         return cls(
             gate_up=Projection.split_outputs(weights, channels, hidden, bias),
@@ -240,7 +242,7 @@ class Embedding:
             scale = torch.tensor(scale, dtype=weight.dtype).item()  # rounded as it was in training
         if len(weight) == config.vocab_size:
             return Embedding(weight, scale)
-        return SplitEmbedding(weight, scale, weights.shard.rank * len(weight), weights.group)
+        return SplitEmbedding(weight, scale, weights.group.shard.rank * len(weight), weights.group)
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ class SplitEmbedding(Embedding):
 
 def read_vocabulary(config: ModelConfig, weights: Weights, name: str) -> torch.Tensor:
     """This rank's rows of a matrix over the vocabulary: as many on each rank, the rest zeros."""
-    rows, each = weights.shard.vocabulary(config.vocab_size)
+    rows, each = weights.group.shard.vocabulary(config.vocab_size)
     matrix = weights.matrix(name, config.vocab_size, config.hidden_size, rows=rows)
     missing = each - len(matrix)
     return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 
-from worker.models.shard import Shard
 from worker.parallel import ALONE, Group
 
 # One slice per axis of a tensor, or none at all for the whole of it.
@@ -45,11 +44,6 @@ class Weights:
     read: ReadTensor
     group: Group = ALONE
     prefix: str = ""
-
-    @property
-    def shard(self) -> Shard:
-        """This rank's part of the model."""
-        return Shard(self.group.rank, self.group.world_size)
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""
