@@ -1,6 +1,7 @@
 """What every test may rely on: one compute thread per process, and the small real model on disk."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # tests of kernels. Without a GPU those run in Triton's interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Some platforms have no Triton at all.
+collect_ignore = [] if find_spec("triton") else ["kernels/gpu"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
