@@ -1,1 +1,1 @@
-"""The ops and the ends of a step in Triton; imported only where there is a GPU, see `kernels.ops`."""
+"""The ops and the ends of a step in Triton; imported only for a GPU, by `kernels.ops`."""

@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("num_tokens", [1, 17])
-@pytest.mark.parametrize("width", [1, 5, 96, 1023, 1024, 1025])
+@pytest.mark.parametrize("width", [1, 1023, 1024, 1025])
 def test_gated_products_follow_the_specification(
     pair: tuple[Activation, Activation],
     width: int,
