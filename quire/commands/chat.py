@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +13,11 @@ from quire.commands import flags
 
 if TYPE_CHECKING:
     from quire.commands.server import Server
+    from quire.commands.terminal import Screen
 
 HELP_LINE = "Ctrl-C interrupts an answer; /clear forgets, /exit (or Ctrl-D) leaves."
+_COMMAND = re.compile(r"/\w*(?!\S)")
+"""What a line begins with that is meant for us: a path, which has another slash, is not."""
 
 
 def chat(
@@ -50,13 +54,16 @@ def chat(
     echo "Why is the sky blue?" | quire chat smollm2 --temperature 0
     """
     from quire.commands.server import server
+    from quire.commands.terminal import Screen
     from quire.options import StackOptions
 
     choices = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     sampling = {name: value for name, value in choices.items() if value is not None}
     with server(model, url, api_key, StackOptions.among(context.params)) as answers:
-        conversation = _Conversation(answers, system, sampling)
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        screen = Screen(is_terminal=is_terminal)
+        conversation = _Conversation(answers, screen, system, sampling)
+        if is_terminal:
             _talk(conversation, answers.model)
         else:
             for line in sys.stdin:
@@ -68,9 +75,14 @@ class _Conversation:
     """What was said so far; each turn adds a question and its answer."""
 
     def __init__(
-        self, answers: "Server", system: str | None, sampling: dict[str, float | int]
+        self,
+        answers: "Server",
+        screen: "Screen",
+        system: str | None,
+        sampling: dict[str, float | int],
     ) -> None:
         self._answers = answers
+        self._screen = screen
         self._sampling = sampling
         self._opening = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._opening)
@@ -80,17 +92,22 @@ class _Conversation:
         self._messages = list(self._opening)
 
     def turn(self, question: str) -> None:
-        """Prints the answer as it comes; Ctrl-C ends it, and what was said of it is kept."""
+        """Prints the answer as it comes; Ctrl-C ends it, and what was said of it is kept.
+
+        Raises EOFError if Ctrl-D ended it, and RequestFailed.
+        """
         self._messages.append({"role": "user", "content": question})
         said: list[str] = []
         try:
             asyncio.run(self._stream(said))
         except KeyboardInterrupt:
-            sys.stdout.write(" …")
+            self._screen.write(" …")
+        except EOFError:
+            self._screen.write(" …")
+            raise
         finally:
+            self._screen.end()
             if said:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
                 self._messages.append({"role": "assistant", "content": "".join(said)})
             else:
                 self._messages.pop()
@@ -98,44 +115,44 @@ class _Conversation:
     async def _stream(self, said: list[str]) -> None:
         payload = {"model": self._answers.model, "messages": self._messages, "stream": True}
         events = self._answers.endpoint.events("/v1/chat/completions", payload | self._sampling)
-        async with contextlib.aclosing(events):
-            async for event in events:
-                for choice in event["choices"]:
-                    if text := choice["delta"].get("content"):
-                        said.append(text)
-                        sys.stdout.write(text)
-                        sys.stdout.flush()
+        with self._screen.watched():
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    for choice in event["choices"]:
+                        if text := choice["delta"].get("content"):
+                            said.append(text)
+                            self._screen.write(text)
 
 
 def _talk(conversation: _Conversation, model: str) -> None:
-    """Reads turns from a terminal until it is left."""
+    """Reads turns from a terminal until it is left: Ctrl-D is EOFError, in an answer as well."""
     from rich.console import Console
 
     from quire.errors import RequestFailed
 
     console = Console(highlight=False)
     console.print(f"[bold]{model}[/]  [dim]{HELP_LINE}[/]\n")
-    with _history():
+    with _history(), contextlib.suppress(EOFError):
         while True:
             try:
                 line = input("\001\033[1;34m\002›\001\033[0m\002 ").strip()
             except KeyboardInterrupt:
                 console.print(f"\n[dim]{HELP_LINE}[/]")
                 continue
-            except EOFError:
-                console.print()
-                return
             if line == "/exit":
                 return
             if line == "/clear":
                 conversation.clear()
                 console.print("[dim]forgotten[/]\n")
+            elif command := _COMMAND.match(line):
+                console.print(f"[yellow]{command[0]} is no command.[/] [dim]{HELP_LINE}[/]\n")
             elif line:
                 try:
                     conversation.turn(line)
                 except RequestFailed as error:
                     console.print(f"[red]error:[/] {error}", markup=True)
                 console.print()
+    console.print()
 
 
 @contextlib.contextmanager
