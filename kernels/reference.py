@@ -171,14 +171,15 @@ def paged_attention(
         [num_tokens, num_heads · head_dim].
     """
     num_tokens, num_heads, head_dim = query.shape
-    group = num_heads // keys.shape[1]
+    num_kv_heads = keys.shape[1]
+    grouping = (num_kv_heads, num_heads // num_kv_heads, -1, head_dim)
     batch, out = step.batch, torch.empty_like(query)
     starts, lengths = batch.cu_seqlens.tolist(), batch.seq_lens.tolist()
     for row, length in enumerate(lengths):
         start, end = starts[row], starts[row + 1]
         key = gather_context(keys, batch.row_tables[row], length).float()
         value = gather_context(values, batch.row_tables[row], length).float()
-        grouped = query[start:end].float().transpose(0, 1).reshape(-1, group, end - start, head_dim)
+        grouped = query[start:end].float().transpose(0, 1).reshape(grouping)
         scores = grouped @ key[:, None].transpose(-1, -2) * scoring.scale
         if scoring.softcap is not None:
             scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
