@@ -24,6 +24,7 @@ from router.backend import Backend
 from router.body import read_body
 from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
+from router.wait_limit import WaitLimit
 
 _log = logging.getLogger(__name__)
 
@@ -104,14 +105,20 @@ async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
 
 async def _stream(answer: Answer, generation: Generation, scope: Scope, send: Send) -> None:
     hang_up = scope.get("extensions", {}).get(HANG_UP, {}).get("call", _nothing)
+    try:
+        async with WaitLimit(SEND_S) as limit:
+            await _send_events(answer, generation, send, limit)
+    except TimeoutError as error:
+        hang_up()
+        raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
 
+
+async def _send_events(
+    answer: Answer, generation: Generation, send: Send, limit: WaitLimit
+) -> None:
     async def write(body: bytes, *, more: bool = True) -> None:
-        try:
-            async with asyncio.timeout(SEND_S):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError as error:
-            hang_up()
-            raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
+        with limit:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
 
     started = False
     try:

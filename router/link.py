@@ -16,6 +16,7 @@ import grpc
 
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from router.messages import Listener, Submission
+from router.wait_limit import WaitLimit
 from router.wire import (
     cell_status,
     frame_columns,
@@ -122,10 +123,12 @@ class Link:
                 call.cancel()
 
     async def _read(self, call: Call) -> None:
-        clock = asyncio.get_running_loop().time
-        async with asyncio.timeout(SILENCE_S) as silence:
-            while (message := await _next(call)) is not None:
-                silence.reschedule(clock() + SILENCE_S)
+        async with WaitLimit(SILENCE_S) as silence:
+            while True:
+                with silence:
+                    message = await _next(call)
+                if message is None:
+                    return
                 self._dispatch(message)
 
     async def _write(self, call: Call, outbox: asyncio.Queue[scheduler_pb2.ConnectRequest]) -> None:

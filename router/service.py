@@ -17,7 +17,8 @@ from gateway.request import check_token_ids
 from gateway.wire import parse_generate, piece_message
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
-from router.generation import SEND_S
+from router.generation import SEND_S, Generation
+from router.wait_limit import WaitLimit
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -82,9 +83,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     parse_generate, request, backend.model, max_model_len, request_id, dice
                 )
                 with backend.engine.generate([generate], arrived_at) as generation:
-                    async for pieces in generation.batches():
-                        for piece in pieces:
-                            await _write(context, piece_message(piece))
+                    await _write_pieces(context, generation)
         except RequestError as error:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_S):
@@ -197,11 +196,15 @@ def _detokenize(model: Model, token_ids: Sequence[int]) -> str:
     return model.tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
-async def _write(context: Context, message: inference_pb2.GenerateResponse) -> None:
-    """Raises RequestError if the client does not take it in time."""
+async def _write_pieces(context: Context, generation: Generation) -> None:
+    """Raises RequestError if the call cannot be completed or the client stops reading."""
     try:
-        async with asyncio.timeout(SEND_S):
-            await context.write(message)
+        async with WaitLimit(SEND_S) as limit:
+            async for pieces in generation.batches():
+                for piece in pieces:
+                    message = piece_message(piece)
+                    with limit:
+                        await context.write(message)
     except TimeoutError as error:
         raise RequestError(Fault.SLOW_READER, "the client stopped reading") from error
 
