@@ -21,7 +21,9 @@ from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE
 from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler, fake_scheduler
 from worker.loader import OpenedModel
-from worker.process import Options, StartError, _load
+from worker.parallel import Group
+from worker.place import SOLE
+from worker.process import Options, StartError, _start
 
 PROMPT = list(range(40, 60))
 NUM_TOKENS = 10
@@ -290,14 +292,17 @@ def test_no_weight_is_read_when_one_sequence_cannot_fit(
         max_num_seqs=4,
         max_num_batched_tokens=64,
         dtype="auto",
+        load_format="auto",
+        enforce_eager=False,
         device="cpu",
+        gpu_memory_utilization=0.9,
         num_threads=1,
         replica_id=None,
         metrics_host="127.0.0.1",
         metrics_port=0,
     )
     with pytest.raises(StartError, match=r"gives 20\.00 KiB"):
-        _load(options, torch.device("cpu"))
+        _start(options, torch.device("cpu"), Group(SOLE))
 
 
 async def test_a_size_that_is_none(tiny_directory: Path) -> None:
