@@ -69,24 +69,28 @@ def _print_state(totals: dict[str, Any]) -> None:
     looked_up, hit = totals["prefix_query_tokens"], totals["prefix_hit_tokens"]
     share = f"{hit / looked_up:.0%}" if looked_up else "-"
     console.print(
-        f"  {totals['generated_tokens']} tokens generated, {totals['overrun_tokens']} over-run; "
-        f"prefix cache hit {share} of {looked_up} prompt tokens"
+        f"  {totals['generated_tokens']} tokens generated, {totals['overrun_tokens']} over-run"
     )
+    looked_up, hit = totals["prefix_query_tokens"], totals["prefix_hit_tokens"]
+    share = f"{hit / looked_up:.0%}" if looked_up else "-"
+    console.print(f"  prefix cache hit {share} of {looked_up} prompt tokens")
     console.print(_replica_table(totals["replicas"]))
 
 
 def _replica_table(replicas: "list[dict[str, Any]]") -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("REPLICA", "DEVICE"):
-        table.add_column(title, no_wrap=True)
-    for title in ("RUNNING", "WAITING", "USED", "CACHED", "FREE", "STEPS", "SEEN"):
-        table.add_column(title, justify="right")
+    table.add_column("REPLICA", no_wrap=True)
+    for title in ("RUN", "WAIT", "USED", "CACHED", "FREE", "STEPS", "SEEN"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("DEVICE")  # the one that gives way in a narrow terminal
     for replica in replicas:
         blocks = replica["blocks"]
         counts = (replica["running"], replica["waiting"], blocks["used"], blocks["cached"])
         numbers = [str(number) for number in (*counts, blocks["free"], replica["steps"])]
         seen = f"{replica['last_seen_s']:.1f} s ago"
-        table.add_row(replica["replica"], replica["device"], *numbers, seen)
+        device = Text(replica["device"], no_wrap=True, overflow="ellipsis")
+        table.add_row(replica["replica"], *numbers, seen, device)
     return table

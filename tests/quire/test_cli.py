@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from quire import registry
 from quire.cli import app
+from quire.commands.state import _print_state
 from quire.registry import ProcessRecord, StackRecord
 from quire.version import __version__
 
@@ -158,6 +159,37 @@ def test_ps_shows_people_where_to_look(tmp_path: Path) -> None:
     assert "tiny at http://127.0.0.1:8000" in shown
     assert "http://127.0.0.1:9401/metrics" in shown
     assert "restarting" in shown
+
+
+def test_state_has_a_line_for_each_replica(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    replicas = [
+        {
+            "replica": f"replica-{index}",
+            "device": "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "running": 256,
+            "waiting": 1234,
+            "blocks": {"used": 123456, "cached": 123456, "free": 123456},
+            "steps": 12345678,
+            "last_seen_s": 0.3,
+        }
+        for index in range(2)
+    ]
+    totals = dict.fromkeys(_TOTALS, 123456789) | {"model": "tiny", "replicas": replicas}
+    _print_state(totals | {"blocks": dict.fromkeys(("total", "used", "cached", "free"), 246912)})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[-3:]] == ["REPLICA", "replica-0", "replica-1"]
+    assert lines[-1].split()[1:7] == ["256", "1234", "123456", "123456", "123456", "12345678"]
+    assert lines[-1].split()[-1].endswith("…")
+
+
+_TOTALS = (
+    *("uptime_s", "running", "waiting", "routers", "preemptions", "replays"),
+    *("generated_tokens", "overrun_tokens", "prefix_query_tokens", "prefix_hit_tokens"),
+)
 
 
 def test_state_without_a_stack_asks_for_an_address() -> None:
