@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from kernels import reference, step_tables
+from kernels import reference, step_sampling, step_tables
 from kernels.batch import HeadNorms, Scoring, StepTensors
 from kernels.step_tables import SlotSampling, SlotTables, StepInputs
 
@@ -37,14 +38,14 @@ class Ops:
 class DeviceStepOps:
     """What begins and ends a step on a device that works while the host goes on.
 
-    `kernels.step_tables` says what each means.
+    `kernels.step_tables` says what the first three mean, `kernels.step_sampling` the last.
     """
 
     apply_writes: Callable[[Tensor, Tensor], None]
     decode_inputs: Callable[[Tensor, SlotTables, StepInputs], None]
     chunk_inputs: Callable[[int, int, SlotTables, StepInputs], None]
     sample_and_commit: Callable[
-        [Tensor, Tensor, Tensor, SlotTables, SlotSampling, Tensor, Tensor], None
+        [Tensor, Tensor, Tensor, SlotSampling, SlotTables, Tensor, Tensor], None
     ]
 
 
@@ -52,7 +53,7 @@ DEVICE_STEP_REFERENCE = DeviceStepOps(
     apply_writes=step_tables.apply_writes,
     decode_inputs=step_tables.decode_inputs,
     chunk_inputs=step_tables.chunk_inputs,
-    sample_and_commit=step_tables.sample_and_commit,
+    sample_and_commit=step_sampling.sample_and_commit,
 )
 
 
@@ -72,13 +73,13 @@ def select(device: torch.device, dtype: torch.dtype) -> Ops:
     What a device does not need is not imported: it would compile, or ask for what is not there.
     """
     if device.type == "cuda":
-        from kernels.gpu import activation, norm, rope
+        from kernels.gpu import activation, attention, norm, rope
 
         return Ops(
             rms_norm=norm.rms_norm,
             add_rms_norm=norm.add_rms_norm,
             rope_and_store=rope.rope_and_store,
-            paged_attention=reference.paged_attention,
+            paged_attention=attention.paged_attention,
             silu_mul=activation.silu_mul,
             gelu_tanh_mul=activation.gelu_tanh_mul,
         )
@@ -94,3 +95,24 @@ def select(device: torch.device, dtype: torch.dtype) -> Ops:
             gelu_tanh_mul=elementwise_cpu.gelu_tanh_mul,
         )
     return REFERENCE
+
+
+def select_step(device: torch.device, max_rows: int, vocab_size: int) -> DeviceStepOps | None:
+    """The ends of a step on a device that works on its own; None where that is the host itself.
+
+    Args:
+        device: where the tables are.
+        max_rows: rows of a step, at most.
+        vocab_size: columns of the logits.
+    """
+    if device.type != "cuda":
+        return None
+    from kernels.gpu import sampler, step
+
+    tiles = sampler.Tiles.empty(max_rows, vocab_size, device)
+    return DeviceStepOps(
+        apply_writes=step.apply_writes,
+        decode_inputs=step.decode_inputs,
+        chunk_inputs=step.chunk_inputs,
+        sample_and_commit=partial(sampler.sample_and_commit, tiles=tiles),
+    )

@@ -21,17 +21,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.sampling import (
-    DrawParams,
-    PenaltyTables,
-    add_at_,
-    draw_specification,
-    penalize_specification,
-)
-
-STOP, LENGTH, FAILED = 1, 2, 4
-"""Why a row ended: a stop token, its length, logits that are not finite."""
-
 
 @dataclass(frozen=True)
 class SlotTables:
@@ -138,75 +127,6 @@ def chunk_inputs(first_row: int, max_chunk: int, slots: SlotTables, inputs: Step
         inputs.token_ids[start:end] = slots.tokens[inputs.row_slot[row], positions]
 
 
-def sample_and_commit(
-    logits: torch.Tensor,
-    slot: torch.Tensor,
-    new_position: torch.Tensor,
-    slots: SlotTables,
-    sampling: "SlotSampling",
-    out_token: torch.Tensor,
-    out_finish: torch.Tensor,
-) -> None:
-    """Chooses a token for every live row, stores it, and decides who has ended.
-
-    Args:
-        logits: [rows, vocab_size] floating point; not changed.
-        slot: [rows] int32; rows of the null slot and of slots that have ended are masked.
-        new_position: [rows] int32, the index that the new token takes.
-        slots: tokens and done are changed in place.
-        sampling: output_count is changed in place.
-        out_token: [rows] int32, written: the token, -1 in masked rows. Of a row that fails (logits
-            not finite, or an invalid slot) it means nothing but is at least 0.
-        out_finish: [rows] int32, written: STOP, LENGTH or FAILED, 0 for rows that go on.
-    """
-    out_token.fill_(-1)
-    out_finish.zero_()
-    live = torch.nonzero((slot != slots.null_slot) & (slots.done[slot.long()] == 0))[:, 0]
-    if not len(live):
-        return
-    where, position = slot[live].long(), new_position[live].long()
-    raw = logits[live].float()
-    best = raw.argmax(dim=1)
-    failed = ~torch.isfinite(raw.gather(1, best[:, None])[:, 0]) | (sampling.invalid[where] != 0)
-    token = _choose(torch.where(failed[:, None], 0.0, raw), where, position, sampling)
-    stop = (token[:, None] == sampling.stop_ids[where]).any(dim=1)
-    finish = torch.where(position + 1 >= sampling.limit[where], LENGTH, 0)
-    finish = torch.where(failed, FAILED, torch.where(stop, STOP, finish))
-    slots.tokens[where, position] = token.int()
-    slots.done[where] = (finish > 0).int()
-    counted = torch.nonzero(sampling.is_penalized(where))[:, 0]
-    sampling.output_count[where[counted], token[counted]] += 1
-    out_token[live] = token.int()
-    out_finish[live] = finish.int()
-
-
-def _choose(
-    logits: torch.Tensor, where: torch.Tensor, position: torch.Tensor, by: "SlotSampling"
-) -> torch.Tensor:
-    """Steps 1 to 9 of `kernels.sampling`, on a copy of the live rows' logits."""
-    row, entry = torch.nonzero(by.bias_ids[where] >= 0, as_tuple=True)
-    add_at_(logits, row, by.bias_ids[where][row, entry].long(), by.bias[where][row, entry])
-    banned = (by.stop_ids[where] >= 0) & (position < by.ban_until[where])[:, None]
-    row, entry = torch.nonzero(banned, as_tuple=True)
-    logits[row, by.stop_ids[where][row, entry].long()] = -torch.inf
-    penalized = torch.nonzero(by.is_penalized(where))[:, 0]
-    if len(penalized):
-        of = where[penalized]
-        tables = PenaltyTables(by.prompt_mask(of), by.output_count[of])
-        penalties = torch.stack((by.repetition[of], by.presence[of], by.frequency[of]))
-        each = torch.arange(len(penalized), device=logits.device)
-        logits[penalized] = penalize_specification(logits[penalized], each, tables, penalties)
-    token = logits.argmax(dim=1)
-    drawn = torch.nonzero(by.temperature[where] > 0)[:, 0]
-    if len(drawn):
-        of = where[drawn]
-        params = DrawParams(
-            by.temperature[of], by.top_k[of].long(), by.top_p[of], by.min_p[of], by.seed[of]
-        )
-        token[drawn] = draw_specification(logits[drawn], params, position[drawn])
-    return token
-
-
 @dataclass(frozen=True)
 class SlotSampling:
     """How the sequence in each slot chooses its tokens; the last row is the null slot's.
@@ -249,15 +169,3 @@ class SlotSampling:
     bias: torch.Tensor
     in_prompt: torch.Tensor
     output_count: torch.Tensor
-
-    def is_penalized(self, slot: torch.Tensor) -> torch.Tensor:
-        """[len(slot)] bool: whether what was seen before changes what comes."""
-        return (
-            (self.repetition[slot] != 1) | (self.presence[slot] != 0) | (self.frequency[slot] != 0)
-        )
-
-    def prompt_mask(self, slot: torch.Tensor) -> torch.Tensor:
-        """[len(slot), vocab_size] bool: whether a token is in the prompt."""
-        bits = torch.arange(32, dtype=torch.int32, device=slot.device)
-        spread = (self.in_prompt[slot][:, :, None] >> bits) & 1
-        return spread.flatten(1)[:, : self.output_count.shape[1]].bool()

@@ -84,7 +84,14 @@ def main(
         LoadFormat,
         typer.Option(help="Read the directory's weights, or make random ones (for benchmarks)."),
     ] = LoadFormat.AUTO,
+    enforce_eager: Annotated[
+        bool, typer.Option("--enforce-eager", help="Capture no steps as CUDA graphs.")
+    ] = False,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
+    gpu_memory_utilization: Annotated[
+        float,
+        typer.Option(min=0.05, max=1.0, help="Share of a GPU's memory that may be used."),
+    ] = 0.9,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -156,7 +163,9 @@ def main(
         max_num_batched_tokens=max_num_batched_tokens,
         dtype=dtype.value,
         load_format=load_format.value,
+        enforce_eager=enforce_eager,
         device=device.value,
+        gpu_memory_utilization=gpu_memory_utilization,
         num_threads=num_threads,
         replica_id=replica_id,
         metrics_host=metrics_host,

@@ -21,6 +21,7 @@ import torch
 from kernels import sampling
 from kernels.batch import AttentionBatch
 from kernels.ops import DeviceStepOps
+from kernels.step_sampling import count_known_tokens
 from worker.device_tables import DeviceTables, Writes
 from worker.executor import Deliver, Model
 from worker.kv_cache import KVCache
@@ -99,6 +100,12 @@ class DeviceRunner:
         self._counts.reset()
         self._num_ordered = 0
 
+    def close(self) -> None:
+        """Ends the thread that delivers; nothing can be launched afterwards."""
+        self.reset()
+        self._graphs.clear()
+        self._completion.close()
+
     def capture(self, buckets: Sequence[int]) -> None:
         """Records a decode step for each number of rows; the largest first, so that they share.
 
@@ -172,6 +179,7 @@ class DeviceRunner:
         self._tables.set_logprob_rows(writes, rows)
         self._lane.begin()
         self._upload(writes)
+        self._count_known_tokens(plan)
         if not len(slots):
             return slots, self._lane.fetch(())
         logits = graph() if graph is not None else self._decode(num_rows)
@@ -228,6 +236,7 @@ class DeviceRunner:
         tables.set_logprob_rows(writes, np.flatnonzero(self._wants_logprobs[slots]))
         self._lane.begin()
         self._upload(writes)
+        self._count_known_tokens(plan)
         batch = self._mixed_batch(
             num_decodes,
             num_rows=num_decodes + len(chunks.slots),
@@ -277,14 +286,24 @@ class DeviceRunner:
         arena = self._tables.arena
         self._lane.upload(writes.columns(), lambda columns: self._ops.apply_writes(arena, columns))
 
+    def _count_known_tokens(self, plan: BatchPlan) -> None:
+        """On the device, where the tokens are: the host would have to send a whole vocabulary."""
+        tables = self._tables
+        for admission in plan.admit:
+            if admission.sampling.is_penalized:
+                known = tables.slots.tokens[admission.slot, : len(admission.token_ids)].long()
+                count_known_tokens(
+                    tables.sampling, admission.slot, known, admission.num_prompt_tokens
+                )
+
     def _sample(self, logits: torch.Tensor, slot: torch.Tensor) -> None:
         tables, num_rows = self._tables, slot.shape[0]
         self._ops.sample_and_commit(
             logits,
             slot,
             tables.inputs.new_position[:num_rows],
-            tables.slots,
             tables.sampling,
+            tables.slots,
             self._out_token[:num_rows],
             self._out_finish[:num_rows],
         )
@@ -309,7 +328,7 @@ class _Completion:
 
     def __init__(self, counts: SlotCounts) -> None:
         self._counts = counts
-        self._queue: queue.SimpleQueue[_Launched | threading.Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Launched | threading.Event | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         threading.Thread(target=self._run, name="completion", daemon=True).start()
 
@@ -325,9 +344,12 @@ class _Completion:
         self._queue.put(reached)
         reached.wait()
 
+    def close(self) -> None:
+        """Ends the thread."""
+        self._queue.put(None)
+
     def _run(self) -> None:
-        while True:
-            item = self._queue.get()
+        while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
             elif self._failure is None:

@@ -209,7 +209,7 @@ class DeviceTables:
     # --- what a plan changes ---------------------------------------------------------------------
 
     def admit(self, writes: Writes, admission: Admission) -> None:
-        """A sequence takes a slot: everything that the tables say of it, but its position."""
+        """A sequence takes a slot: all that the tables say of it, but its position and counts."""
         at, slot, sampling = self._layout, admission.slot, admission.sampling
         tokens = admission.token_ids
         # A token that the model does not have ends the one sequence, not the worker.
@@ -230,8 +230,6 @@ class DeviceTables:
         writes.put_float(at.presence.row(slot), sampling.presence_penalty)
         writes.put_float(at.frequency.row(slot), sampling.frequency_penalty)
         self._put_lists(writes, admission)
-        if sampling.is_penalized:
-            self._put_counts(writes, admission, np.where(valid, tokens, 0))
 
     def _put_lists(self, writes: Writes, admission: Admission) -> None:
         at, slot, sampling = self._layout, admission.slot, admission.sampling
@@ -249,15 +247,6 @@ class DeviceTables:
         biases: Float32Column = np.array([bias for _, bias in known], np.float32)
         writes.put(at.bias_ids.row(slot), ids)  # the first -1 ends the list
         writes.put(at.bias.row(slot), biases.view(np.int32))
-
-    def _put_counts(self, writes: Writes, admission: Admission, tokens: Int32Column) -> None:
-        at, slot, num_prompt = self._layout, admission.slot, admission.num_prompt_tokens
-        bits = np.zeros(at.in_prompt.row_words * 32, np.uint8)
-        bits[tokens[:num_prompt]] = 1
-        words = np.packbits(bits, bitorder="little").view(np.int32)
-        writes.put(at.in_prompt.row(slot), words)
-        counts = np.bincount(tokens[num_prompt:], minlength=self.vocab_size)
-        writes.put(at.output_count.row(slot), counts)
 
     def append(
         self, writes: Writes, slots: Int32Column, index: Int32Column, blocks: Int32Column

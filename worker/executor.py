@@ -47,6 +47,11 @@ class Runner(Protocol):
         """Sequences that hold a slot and have not ended."""
         ...
 
+    @property
+    def graph_buckets(self) -> tuple[int, ...]:
+        """Numbers of decode rows that a captured step has, ascending; none where none is needed."""
+        ...
+
     def reset(self) -> None:
         """Forgets every sequence, once every result has been delivered."""
         ...

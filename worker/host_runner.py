@@ -25,6 +25,11 @@ class HostRunner:
         """Sequences that hold a slot and have not ended."""
         return self._state.num_live
 
+    @property
+    def graph_buckets(self) -> tuple[int, ...]:
+        """None: nothing is captured."""
+        return ()
+
     def reset(self) -> None:
         """Forgets every sequence."""
         self._state.reset()

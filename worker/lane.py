@@ -8,6 +8,7 @@
 happened when a call returns. The step loop knows only `Lane`.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -63,6 +64,18 @@ class Lane(Protocol):
         """Waits until everything has run."""
         ...
 
+    def peak_bytes(self, work: Callable[[], None]) -> int:
+        """Device memory that some work reserved beyond what was reserved before, at most."""
+        ...
+
+    def free_bytes(self) -> int:
+        """Device memory that could still be had, after giving back what is reserved and unused."""
+        ...
+
+    def total_bytes(self) -> int:
+        """Memory of the device."""
+        ...
+
 
 class HostLane:
     """For tensors in the host's memory."""
@@ -89,6 +102,19 @@ class HostLane:
 
     def drain(self) -> None:
         """`Lane.drain`."""
+
+    def peak_bytes(self, work: Callable[[], None]) -> int:
+        """`Lane.peak_bytes`; the host's memory is not counted."""
+        work()
+        return 0
+
+    def free_bytes(self) -> int:
+        """`Lane.free_bytes`; the host's memory is not counted."""
+        return 0
+
+    def total_bytes(self) -> int:
+        """`Lane.total_bytes`; the host's memory is not counted."""
+        return 0
 
 
 class _Arrived:
@@ -191,6 +217,26 @@ class CudaLane:
         """`Lane.drain`."""
         self._stream.synchronize()
         self._copy_stream.synchronize()
+
+    def peak_bytes(self, work: Callable[[], None]) -> int:
+        """`Lane.peak_bytes`."""
+        self.free_bytes()
+        before = torch.cuda.memory_reserved(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        work()
+        self.drain()
+        return torch.cuda.max_memory_reserved(self._device) - before
+
+    def free_bytes(self) -> int:
+        """`Lane.free_bytes`."""
+        self.drain()
+        gc.collect()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self._device)[0])
+
+    def total_bytes(self) -> int:
+        """`Lane.total_bytes`."""
+        return int(torch.cuda.mem_get_info(self._device)[1])
 
 
 class _InFlight:

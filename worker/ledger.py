@@ -15,6 +15,7 @@ import torch
 from kernels.sampling import PenaltyTables
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, OpenedModel
+from worker.sizes import Sizes
 
 _UNITS = {
     "": 1,
@@ -22,7 +23,6 @@ _UNITS = {
     **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
 }
 _CPU_SHARE = 0.25
-_DEVICE_SHARE = 0.9
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -61,7 +61,7 @@ class KVNeed:
     @classmethod
     def of(cls, model: OpenedModel | LoadedModel, block_size: int) -> "KVNeed":
         """That of a model."""
-        block_bytes = KVCache.bytes_per_block(model.config, block_size, model.dtype)
+        block_bytes = KVCache.bytes_per_block(model.share, block_size, model.dtype)
         return cls(block_bytes, block_size, model.max_model_len)
 
     @property
@@ -95,6 +95,21 @@ class KVNeed:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """What steps need besides weights and KV, as measured on the device.
+
+    Attributes:
+        workspace_bytes: step tables, upload buffers, activations and logits of the largest step.
+        graph_bytes: captured steps.
+        spared_bytes: of the device's memory, what is not to be used.
+    """
+
+    workspace_bytes: int
+    graph_bytes: int
+    spared_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Ledger:
     """Where the bytes go.
 
@@ -104,6 +119,7 @@ class Ledger:
         kv_bytes: all KV blocks, the null block included.
         workspace_bytes: step tables, the penalties' token counts, and activations and logits of the
             largest step.
+        graph_bytes: captured steps.
         num_blocks: usable KV blocks.
         block_size: tokens per block.
         max_model_len: tokens of the longest sequence.
@@ -113,6 +129,7 @@ class Ledger:
     weight_bytes: int
     kv_bytes: int
     workspace_bytes: int
+    graph_bytes: int
     num_blocks: int
     block_size: int
     max_model_len: int
@@ -125,36 +142,39 @@ class Ledger:
     def lines(self) -> list[str]:
         """The ledger for people, one entry a line."""
         tokens = self.num_blocks * self.block_size
+        graphs = [f"memory: graphs     {_size(self.graph_bytes):>11}"] if self.graph_bytes else []
+        slack = self.free_bytes - self.kv_bytes - self.workspace_bytes - self.graph_bytes
         return [
             f"memory: weights    {_size(self.weight_bytes):>11}",
+            *graphs,
             f"memory: KV cache   {_size(self.kv_bytes):>11}   {self.num_blocks:,} blocks of "
             f"{self.block_size} tokens = {tokens:,} tokens, "
             f"{tokens / self.max_model_len:.1f} sequences of {self.max_model_len:,}",
             f"memory: workspace  {_size(self.workspace_bytes):>11}   at most",
-            f"memory: free       {_size(self.free_bytes - self.kv_bytes):>11}   "
-            "before the workspace is touched",
+            f"memory: slack      {_size(max(0, slack)):>11}   when all of that is in use",
         ]
 
 
 def settle(
     loaded: LoadedModel,
     request: KVRequest,
+    sizes: Sizes,
     *,
     device: torch.device,
-    block_size: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
+    claims: Claims | None = None,
 ) -> Ledger:
     """Decides how many KV blocks the worker has.
 
     By default: enough for every slot at full length, within a quarter of the free memory of a
-    machine (its other processes want some) or nine tenths of a device's.
+    machine (its other processes want some), or what a device's claims leave.
 
     Raises `MemoryShortError` when one sequence of `max_model_len` does not fit.
     """
     free = free_bytes(device)
-    need = KVNeed.of(loaded, block_size)
-    workspace = _workspace_bytes(loaded, block_size, max_num_seqs, max_num_batched_tokens)
+    need = KVNeed.of(loaded, sizes.block_size)
+    if claims is None:
+        workspace = _workspace_bytes(loaded, sizes)
+        claims = Claims(workspace, graph_bytes=0)
     if request.num_blocks is not None:
         given, whence = (request.num_blocks + 1) * need.block_bytes, "--num-blocks gives"
     elif request.memory_bytes is not None:
@@ -162,33 +182,33 @@ def settle(
     elif device.type == "cpu":
         given, whence = int(free * _CPU_SHARE), "a quarter of the free memory is"
     else:
-        given, whence = int(free * _DEVICE_SHARE) - workspace, "free device memory leaves"
+        taken = claims.workspace_bytes + claims.graph_bytes + claims.spared_bytes
+        given, whence = max(0, free - taken), "free device memory leaves"
     if given > free:
         raise MemoryShortError(f"KV memory is {_size(given)}; only {_size(free)} are free")
     num_blocks = need.blocks_in(given, whence)
     if request.num_blocks is None and request.memory_bytes is None:
-        num_blocks = min(num_blocks, need.blocks_each * max_num_seqs)
+        num_blocks = min(num_blocks, need.blocks_each * sizes.max_num_seqs)
     return Ledger(
         free_bytes=free,
         weight_bytes=loaded.weight_bytes,
         kv_bytes=(num_blocks + 1) * need.block_bytes,
-        workspace_bytes=workspace,
+        workspace_bytes=claims.workspace_bytes,
+        graph_bytes=claims.graph_bytes,
         num_blocks=num_blocks,
-        block_size=block_size,
+        block_size=sizes.block_size,
         max_model_len=loaded.max_model_len,
     )
 
 
-def _workspace_bytes(
-    loaded: LoadedModel, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
-) -> int:
-    config, length = loaded.config, loaded.max_model_len
-    tables = 4 * max_num_seqs * (length + -(-length // block_size))
+def _workspace_bytes(loaded: LoadedModel, sizes: Sizes) -> int:
+    config, length = loaded.share, loaded.max_model_len
+    tables = 4 * sizes.max_num_seqs * (length + -(-length // sizes.block_size))
     # Residual, normed, gate and up side by side, their product; and two copies of the logits.
     width = 2 * config.hidden_size + 3 * config.intermediate_size
-    activations = loaded.dtype.itemsize * max_num_batched_tokens * width
-    logits = 2 * 4 * max_num_seqs * config.vocab_size
-    penalties = PenaltyTables.num_bytes(max_num_seqs, config.vocab_size)
+    activations = loaded.dtype.itemsize * sizes.max_num_batched_tokens * width
+    logits = 2 * 4 * sizes.max_num_seqs * config.vocab_size
+    penalties = PenaltyTables.num_bytes(sizes.max_num_seqs, config.vocab_size)
     return tables + activations + logits + penalties
 
 

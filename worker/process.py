@@ -22,18 +22,15 @@ import torch
 from kernels.jit import set_threads
 from worker import wire
 from worker.executor import Executor, Runner
-from worker.host_runner import HostRunner
-from worker.kv_cache import KVCache
-from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
 from worker.parallel import Group, LostRankError, form
 from worker.pipe import LOST, REFUSED, Pipe, PipeClosedError
 from worker.place import SOLE, Place
 from worker.plans import Hello, PlanError
-from worker.sampler import Sampler
-from worker.step_state import StepState
-from worker.warm_up import warm_up
+from worker.runners import start_runner
+from worker.sizes import Sizes, default_buckets
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,9 @@ class Options:
     max_num_batched_tokens: int
     dtype: str
     load_format: str
+    enforce_eager: bool
     device: str
+    gpu_memory_utilization: float
     num_threads: int
     replica_id: str | None
     metrics_host: str
@@ -105,12 +104,8 @@ def run(options: Options) -> int:
 def _run_in(group: Group, options: Options, device: torch.device) -> int:
     totals = StepTotals()
     metrics_url = _serve_metrics(options, totals)
-    loaded, ledger = _load(options, device, group)
-    ledger = ledger.limited_to(group.least(ledger.num_blocks))
-    for line in ledger.lines():
-        log.info("%s", line)
-    runner = _make_runner(options, loaded, ledger, device)
-    hello = _hello(options, loaded, ledger, device, group)
+    runner, ledger, loaded = _start(options, device, group)
+    hello = _hello(options, loaded, ledger, runner, device, group)
     stop = _StopSignal()
     child, pipe = _start_link(options, group, stop.wake)
     pipe.send(wire.encode_hello(hello))
@@ -180,9 +175,12 @@ def _serve_metrics(options: Options, totals: StepTotals) -> str:
     return f"http://{host}:{port}/metrics"
 
 
-def _load(options: Options, device: torch.device, group: Group) -> tuple[LoadedModel, Ledger]:
-    """Reads the weights, once it is known that what was asked for can be had."""
+def _start(
+    options: Options, device: torch.device, group: Group
+) -> tuple[Runner, Ledger, LoadedModel]:
+    """Reads the weights, once it is known that what was asked for can be had, and warms up."""
     request = _kv_request(options)
+    buckets = () if options.enforce_eager else default_buckets(options.max_num_seqs)
     try:
         opened = open_model(
             options.model,
@@ -194,17 +192,19 @@ def _load(options: Options, device: torch.device, group: Group) -> tuple[LoadedM
         )
         KVNeed.of(opened, options.block_size).check(request)
         loaded = opened.load()
-        ledger = settle(
+        runner, ledger = start_runner(
             loaded,
             request,
+            Sizes(
+                options.block_size, options.max_num_seqs, options.max_num_batched_tokens, buckets
+            ),
             device=device,
-            block_size=options.block_size,
-            max_num_seqs=options.max_num_seqs,
-            max_num_batched_tokens=options.max_num_batched_tokens,
+            utilization=options.gpu_memory_utilization,
+            group=group,
         )
     except (LoadError, MemoryShortError) as error:
         raise StartError(str(error)) from error
-    return loaded, ledger
+    return runner, ledger, loaded
 
 
 def _kv_request(options: Options) -> KVRequest:
@@ -215,33 +215,13 @@ def _kv_request(options: Options) -> KVRequest:
         raise StartError(f"--kv-cache-memory is {error}") from error
 
 
-def _make_runner(
-    options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device
-) -> Runner:
-    vocab_size = loaded.config.vocab_size
-    kv = KVCache(loaded.share, ledger.num_blocks, ledger.block_size, loaded.dtype, device)
-    state = StepState(
-        max_num_seqs=options.max_num_seqs,
-        max_model_len=loaded.max_model_len,
-        num_blocks=ledger.num_blocks,
-        block_size=ledger.block_size,
-        vocab_size=vocab_size,
-        device=device,
-    )
-    sampler = Sampler(max_num_seqs=options.max_num_seqs, vocab_size=vocab_size, device=device)
-    runner = HostRunner(loaded.model, kv, state, sampler)
-    warm_up(
-        runner,
-        max_num_seqs=options.max_num_seqs,
-        max_model_len=loaded.max_model_len,
-        block_size=ledger.block_size,
-        vocab_size=vocab_size,
-    )
-    return runner
-
-
 def _hello(
-    options: Options, loaded: LoadedModel, ledger: Ledger, device: torch.device, group: Group
+    options: Options,
+    loaded: LoadedModel,
+    ledger: Ledger,
+    runner: Runner,
+    device: torch.device,
+    group: Group,
 ) -> Hello:
     worker_id = f"{socket.gethostname()}-{os.getpid()}"
     name = (
@@ -265,6 +245,7 @@ def _hello(
         max_num_batched_tokens=options.max_num_batched_tokens,
         pid=os.getpid(),
         device=name,
+        graph_buckets=runner.graph_buckets,
     )
 
 

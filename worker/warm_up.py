@@ -11,6 +11,8 @@ from worker.plans import Admission, BatchPlan, Int32Column, Sampling
 
 _PROMPT_TOKENS = 8
 _NUM_STEPS = 3
+MAX_LOGPROBS = 20
+"""Alternatives that a row may ask for; the gateway allows no more."""
 
 
 def warm_up(
@@ -53,6 +55,63 @@ def warm_up(
             chunk_slot=slots if first else none,
             chunk_start=np.zeros_like(slots) if first else none,
             chunk_length=np.full_like(slots, num_prompt) if first else none,
+        )
+        runner.launch(plan, 0, lambda _: None)
+    runner.reset()
+
+
+def run_largest(
+    runner: Runner,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    block_size: int,
+    vocab_size: int,
+) -> None:
+    """Runs the step that needs the most memory: every token of the budget, every slot sampling.
+
+    All sequences share their blocks: what they compute means nothing.
+    """
+    count = min(max_num_seqs, max_num_batched_tokens)
+    length = min(max_num_batched_tokens // count, max_model_len - 2)
+    if length < 1:
+        return
+    sampling = Sampling(
+        temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, num_logprobs=MAX_LOGPROBS
+    )
+    blocks = np.arange(1, -(-(length + 1) // block_size) + 1, dtype=np.int32)
+    slots = _column(*range(count))
+    admissions = tuple(
+        Admission(
+            slot=slot,
+            generation=0,
+            token_ids=np.arange(length, dtype=np.int32) % vocab_size,
+            num_prompt_tokens=length,
+            max_total_tokens=length + 2,
+            blocks=blocks,
+            num_computed=0,
+            seed=slot,
+            sampling=sampling,
+        )
+        for slot in range(count)
+    )
+    none = _column()
+    runner.reset()
+    for step in (1, 2):
+        first = step == 1
+        plan = BatchPlan(
+            epoch=0,
+            step_id=step,
+            retire=none,
+            admit=admissions if first else (),
+            append_slot=none,
+            append_index=none,
+            append_block=none,
+            decode=None if first else slots,
+            chunk_slot=slots if first else none,
+            chunk_start=np.zeros_like(slots) if first else none,
+            chunk_length=np.full_like(slots, length) if first else none,
         )
         runner.launch(plan, 0, lambda _: None)
     runner.reset()

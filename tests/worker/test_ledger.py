@@ -13,6 +13,7 @@ from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_siz
 from worker.loader import LoadedModel, open_model
 from worker.plans import Sampling
 from worker.sampler import Sampler
+from worker.sizes import Sizes
 from worker.step_state import StepState
 
 BLOCK_SIZE = 16
@@ -26,10 +27,8 @@ def settled(
     return settle(
         loaded,
         KVRequest(blocks, memory),
+        Sizes(BLOCK_SIZE, slots, 256),
         device=CPU,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=slots,
-        max_num_batched_tokens=256,
     )
 
 
@@ -126,7 +125,7 @@ def test_more_than_the_machine_has_is_refused(tiny_model: LoadedModel) -> None:
 def test_the_ledger_reads_as_figures(tiny_model: LoadedModel) -> None:
     text = "\n".join(settled(tiny_model, blocks=12).lines())
     assert "12 blocks of 16 tokens = 192 tokens, 2.0 sequences of 96" in text
-    for entry in ("weights", "KV cache", "workspace", "free"):
+    for entry in ("weights", "KV cache", "workspace", "slack"):
         assert entry in text
 
 
