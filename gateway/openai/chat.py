@@ -89,7 +89,7 @@ class ChatAnswer(Answer):
             return None
         role = "" if choice.opened else '"role":"assistant",'
         delta = f'{{{role}"content":{compact(piece.text)}}}'
-        extra = ""
+        extra = ',"logprobs":null'
         if self.call.wants_logprobs:
             extra = f',"logprobs":{compact(self._logprobs(piece.logprobs or ()))}'
         if self.call.wants_token_ids:

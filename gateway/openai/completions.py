@@ -82,7 +82,7 @@ class CompletionAnswer(Answer):
         shows = self.call.wants_logprobs or self.call.wants_token_ids
         if not (text or piece.finish or (shows and piece.token_ids)):
             return None
-        extra = ""
+        extra = ',"logprobs":null'
         if self.call.wants_logprobs:
             extra = f',"logprobs":{compact(self._logprobs(choice, piece.logprobs or ()))}'
         if self.call.wants_token_ids:

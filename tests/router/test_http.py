@@ -111,6 +111,24 @@ async def test_logprobs_of_chats(client: openai.AsyncOpenAI, router: Router) -> 
     assert top == [(tokenizer.bytes_of[10].decode(), -10), (tokenizer.bytes_of[11].decode(), -11)]
 
 
+async def test_every_choice_has_the_keys_that_openai_requires(http: httpx.AsyncClient) -> None:
+    """`logprobs` among them, null where nobody asked for any; of a chunk of a chat, too."""
+    for path, body, required in (
+        ("chat/completions", CHAT, {"index", "message", "finish_reason", "logprobs"}),
+        ("completions", {"prompt": "xyz"}, {"index", "text", "finish_reason", "logprobs"}),
+    ):
+        asked = body | {"max_tokens": 3}
+        [whole] = (await http.post(f"/v1/{path}", json=asked)).json()["choices"]
+        assert required <= whole.keys()
+        assert whole.get("message", {"refusal": None})["refusal"] is None
+        stream = (await http.post(f"/v1/{path}", json=asked | {"stream": True})).text
+        events = [line.removeprefix("data: ") for line in stream.splitlines() if line]
+        chunks = [json.loads(event)["choices"][0] for event in events if event != "[DONE]"]
+        for chunk in chunks:
+            assert {"delta" if key == "message" else key for key in required} <= chunk.keys()
+            assert chunk["logprobs"] is None
+
+
 async def test_logprobs_of_completions(client: openai.AsyncOpenAI) -> None:
     response = await client.completions.create(model="tiny", prompt="xyz", max_tokens=3, logprobs=1)
     logprobs = response.choices[0].logprobs
