@@ -1,9 +1,12 @@
 """Which version of an op a GPU gets."""
 
+from typing import Any, NoReturn
+
 import torch
 
 from kernels import ops
-from kernels.gpu import activation, norm, rope
+from kernels.gpu import activation, attention, norm, rope
+from kernels.warm_up import warm_up
 
 
 def test_a_gpu_gets_triton_s_ops_whatever_the_number_format() -> None:
@@ -12,5 +15,15 @@ def test_a_gpu_gets_triton_s_ops_whatever_the_number_format() -> None:
         assert chosen.rms_norm is norm.rms_norm
         assert chosen.add_rms_norm is norm.add_rms_norm
         assert chosen.rope_and_store is rope.rope_and_store
+        assert chosen.paged_attention is attention.paged_attention
         assert chosen.silu_mul is activation.silu_mul
         assert chosen.gelu_tanh_mul is activation.gelu_tanh_mul
+
+
+def test_nothing_is_compiled_for_sizes_that_no_model_has() -> None:
+    def compiles(*args: Any) -> NoReturn:
+        raise AssertionError("an op ran")
+
+    gpu = torch.device("cuda")
+    names = vars(ops.select(gpu, torch.float32))
+    warm_up(ops.Ops(**dict.fromkeys(names, compiles)), gpu, torch.float32)
