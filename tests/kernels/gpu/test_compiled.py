@@ -3,7 +3,9 @@
 The tables are the files specs_*.py here, one for each file of kernels/gpu that launches kernels.
 """
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,14 @@ def test_kernels_compile_as_specified(table: str, pytestconfig: pytest.Config) -
         for violation in outcome["violations"]
     ]
     assert not broken, "\n".join(broken)
+
+
+def test_no_kernel_is_left_out() -> None:
+    sources = Path(__file__).parents[3].glob("kernels/gpu/*.py")
+    launched = {name for path in sources for name in re.findall(r"(\w+)\[", path.read_text())}
+    specs = (importlib.import_module(f"tests.kernels.gpu.{table}").SPECS for table in TABLES)
+    compiled = {spec.kernel.fn.__name__ for table in specs for spec in table}
+    assert {name for name in launched if name.endswith("_kernel")} == compiled
 
 
 def test_the_gate_sees_spills_shared_memory_and_missing_instructions() -> None:
