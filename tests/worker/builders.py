@@ -76,7 +76,7 @@ def plan(
     )
 
 
-def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE) -> Path:
+def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE, head_dim: int = 16) -> Path:
     """A Llama of two layers with random weights, large enough that its argmax moves about."""
     raw = {
         "architectures": ["LlamaForCausalLM"],
@@ -87,6 +87,7 @@ def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE) -> Path:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": head_dim,
         "max_position_embeddings": MAX_MODEL_LEN,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
