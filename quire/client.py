@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 
+from protos.outage import plainly
 from protos.quire.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -154,9 +155,8 @@ async def fetch_state(target: str, timeout_s: float = 5.0) -> dict[str, Any]:
         try:
             state = await stub.GetState(scheduler_pb2.GetStateRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
-            raise RequestFailed(
-                f"the scheduler at {target} does not answer: {error.details()}"
-            ) from error
+            reason = plainly(error.code().name, error.details())
+            raise RequestFailed(f"no state of the scheduler at {target}: {reason}") from error
     replicas = [_replica(replica) for replica in state.status.replicas]
     kinds = ("total", "free", "cached", "used")
     return {

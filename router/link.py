@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import grpc
 
+from protos.outage import Outage, plainly
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from router.messages import Listener, Submission
 from router.wait_limit import WaitLimit
@@ -58,22 +59,22 @@ class Link:
     async def run(self) -> NoReturn:
         """Connects and listens until cancelled."""
         backoff_s = FIRST_BACKOFF_S
-        last_reason = ""
+        outage = Outage(f"the scheduler at {self._address}")
         while True:
             try:
                 await self._session()
-                reason = "the scheduler closed the stream"
+                reason = "it closed the stream"
             except grpc.aio.AioRpcError as error:
-                reason = f"{error.code().name}: {error.details()}"
+                reason = plainly(error.code().name, error.details())
             except TimeoutError:
-                reason = "the scheduler does not answer"
+                reason = "it does not answer"
             if self._outbox is not None:
                 self._outbox = None
                 self._listener.lost()
-                backoff_s, last_reason = FIRST_BACKOFF_S, ""
-            if reason != last_reason:
-                _log.warning("no scheduler at %s (%s); dialling again", self._address, reason)
-                last_reason = reason
+                backoff_s = FIRST_BACKOFF_S
+                outage.over()
+            if line := outage.failed(reason, time.monotonic()):
+                _log.warning("%s", line)
             await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
             backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
 

@@ -29,6 +29,7 @@ import random
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -36,6 +37,7 @@ import grpc
 import grpc.aio
 import uvloop
 
+from protos.outage import Outage, plainly
 from worker import logs
 from worker.lockstep import Follower, Leader, Lockstep, Message
 from worker.pipe import END, LOST, MARK, REFUSED, AsyncPipe, PipeClosedError
@@ -159,21 +161,17 @@ class Link:
         await asyncio.Event().wait()  # it was the first to leave, in order
 
     async def _keep_dialling(self) -> None:
-        delays = _backoff()
+        delays, outage = _backoff(), Outage(f"the scheduler at {self._scheduler}")
         while True:
             was_welcome, reason = await self._attach()
             if was_welcome:
                 delays = _backoff()
+                outage.over()
                 self._ask()
                 self._pipe.post(MARK)
-            delay = next(delays)
-            log.warning(
-                "no stream to the scheduler at %s (%s); dialling again in %.1f s",
-                self._scheduler,
-                reason,
-                delay,
-            )
-            await asyncio.sleep(delay)
+            if line := outage.failed(reason, time.monotonic()):
+                log.warning("%s", line)
+            await asyncio.sleep(next(delays))
             await self._marked.wait()
 
     async def _attach(self) -> tuple[bool, str]:
@@ -186,7 +184,7 @@ class Link:
                 while isinstance(data := await stream.read(), bytes):
                     self._lockstep.take(Message(data, stream, opens))
                     opens = False
-                return not opens, "the scheduler closed it"
+                return not opens, "it closed the stream"
             except asyncio.InvalidStateError:
                 # The hello came too late: it had ended already.
                 return not opens, await self._status(stream)
@@ -202,7 +200,7 @@ class Link:
         code, details = await stream.code(), await stream.details()
         if code is grpc.StatusCode.FAILED_PRECONDITION:
             raise RefusedError(details or "it gave no reason")
-        return f"{code.name}: {details}"
+        return plainly(code.name, details)
 
     async def _say_farewell(self) -> None:
         """Half-closes the stream and lets the scheduler end it, so that no result is cut off."""

@@ -201,7 +201,8 @@ def test_state_without_a_stack_asks_for_an_address() -> None:
 def test_state_of_nobody_says_who_does_not_answer(tmp_path: Path) -> None:
     finished = quire("state", "--address", f"unix:{tmp_path}/nobody.sock")
     assert finished.returncode == 1
-    assert finished.stderr.startswith(f"error: the scheduler at unix:{tmp_path}/nobody.sock")
+    scheduler = f"the scheduler at unix:{tmp_path}/nobody.sock"
+    assert finished.stderr == f"error: no state of {scheduler}: nobody listens there\n"
 
 
 def test_chat_with_model_and_url_is_refused() -> None:
