@@ -6,8 +6,10 @@ A token that ends the sequence is never followed by another, so it is known by i
 text is shown only if the client asked for that.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 
 from gateway.detokenizer import Detokenizer
 from gateway.request import GenerateRequest
@@ -64,6 +66,18 @@ class Piece:
     """One per token, if asked for."""
     finish: Finish | None
     """Set on a sample's last piece."""
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Consecutive pieces of one sample as one."""
+    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+    return Piece(
+        index=pieces[0].index,
+        text="".join([piece.text for piece in pieces]),
+        token_ids=list(chain.from_iterable(piece.token_ids for piece in pieces)),
+        logprobs=list(chain.from_iterable(logprobs)) if logprobs else None,
+        finish=pieces[-1].finish,
+    )
 
 
 class SampleOutput:

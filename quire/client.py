@@ -91,6 +91,7 @@ class InferenceClient:
         Raises RequestFailed.
         """
         request = _generate_request(prompt, params)
+        request.whole = True
         return await _retrying(lambda: self._complete_once(request, params))
 
     async def stream(

@@ -110,7 +110,7 @@ class Endpoint:
 
 
 async def _event_data(content: "aiohttp.StreamReader") -> AsyncIterator[bytes]:
-    """The data of server-sent events, as OpenAI's dialect has them: one line each, without names."""
+    """The data of server-sent events, as OpenAI's dialect has them: one line each, no names."""
     rest = b""
     async for received in content.iter_any():
         *lines, rest = (rest + received).split(b"\n")

@@ -92,8 +92,8 @@ async def _watch(receive: Receive, generation: Generation) -> AsyncIterator[None
 
 
 async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
-    async for pieces in generation.batches():
-        answer.collect(pieces)
+    async for piece in generation.wholes():
+        answer.collect([piece])
     body = compact(answer.whole()).encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -1,9 +1,9 @@
 """One call in flight: its sequences, what has arrived, and what the client has been given.
 
 The link appends tokens as they arrive and wakes the consumer; the consumer takes whatever is there,
-so tokens coalesce by themselves when it is slower. Detokenizing happens here, in the consumer's own
-task. All tokens of a sequence are kept to its end: they are what is submitted anew when the
-scheduler is lost.
+so tokens coalesce by themselves when it is slower. One that wants whole samples is woken only now
+and then. Detokenizing happens here, in the consumer's own task. All tokens of a sequence are kept
+to its end: they are what is submitted anew when the scheduler is lost.
 """
 
 import asyncio
@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import RequestError
-from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob
+from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob, joined
 from gateway.request import GenerateRequest
 from router.messages import Finished
 
 SEND_S = 60.0
 """A client that takes nothing for so long has stopped reading; its call is ended."""
+
+COALESCED_TOKENS = 256
+"""So many are taken together when nobody waits for them: a moment's work."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,12 @@ class Sample:
         """Prompt and output, at most."""
         return len(self.request.prompt_token_ids) + self.request.max_tokens
 
+    @property
+    def is_pressing(self) -> bool:
+        """Whether its news cannot wait: it ended, may be about to, or there is a lot."""
+        num_new = len(self.tokens) - self.num_taken
+        return self.finished is not None or bool(self.request.stop) or num_new >= COALESCED_TOKENS
+
     def complete(self) -> Finished | None:
         """Its end, if the tokens at hand are all there will be whatever the scheduler says."""
         ends = self.request.eos_token_ids | self.request.stop_token_ids
@@ -70,6 +79,7 @@ class Generation:
         self.samples: Sequence[Sample] = ()
         self.on_stop: Callable[[Sample, int], None] = _ignore
         """Told when a stop string has ended a sample after so many tokens."""
+        self._wants_pieces = True
         self._news: list[Sample] = []
         self._num_open = 0
         self._error: RequestError | None = None
@@ -95,11 +105,22 @@ class Generation:
             news, self._news = self._news, []
             yield [self._advance(sample) for sample in news]
 
+    async def wholes(self) -> AsyncIterator[Piece]:
+        """Every sample as one piece, when it has ended. Raises RequestError like `batches`."""
+        self._wants_pieces = False
+        parts: dict[int, list[Piece]] = {sample.index: [] for sample in self.samples}
+        async for pieces in self.batches():
+            for piece in pieces:
+                parts[piece.index].append(piece)
+                if piece.finish is not None:
+                    yield joined(parts.pop(piece.index))
+
     def heard(self, sample: Sample) -> None:
         """Something has been added to `sample`."""
         if not sample.has_news:
             sample.has_news = True
             self._news.append(sample)
+        if self._wants_pieces or sample.is_pressing:
             self._wake()
 
     def fail(self, error: RequestError) -> None:

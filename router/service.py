@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from gateway.errors import Fault, RequestError
 from gateway.model import Model
+from gateway.output import Piece
 from gateway.request import check_token_ids
 from gateway.wire import parse_generate, piece_message
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
@@ -83,7 +84,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     parse_generate, request, backend.model, max_model_len, request_id, dice
                 )
                 with backend.engine.generate([generate], arrived_at) as generation:
-                    await _write_pieces(context, generation)
+                    pieces = generation.wholes() if request.whole else _each(generation)
+                    await _write_pieces(context, pieces)
         except RequestError as error:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_S):
@@ -196,15 +198,20 @@ def _detokenize(model: Model, token_ids: Sequence[int]) -> str:
     return model.tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
-async def _write_pieces(context: Context, generation: Generation) -> None:
+async def _each(generation: Generation) -> AsyncIterator[Piece]:
+    async for pieces in generation.batches():
+        for piece in pieces:
+            yield piece
+
+
+async def _write_pieces(context: Context, pieces: AsyncIterator[Piece]) -> None:
     """Raises RequestError if the call cannot be completed or the client stops reading."""
     try:
         async with WaitLimit(SEND_S) as limit:
-            async for pieces in generation.batches():
-                for piece in pieces:
-                    message = piece_message(piece)
-                    with limit:
-                        await context.write(message)
+            async for piece in pieces:
+                message = piece_message(piece)
+                with limit:
+                    await context.write(message)
     except TimeoutError as error:
         raise RequestError(Fault.SLOW_READER, "the client stopped reading") from error
 

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2, scheduler_pb2
-from router import service
+from router import generation, service
 from router.server import Router
 from router.service import SERVICE
 from tests.router.conftest import StartRouter, until
@@ -65,6 +65,31 @@ async def test_chats_and_tokens_are_prompts_too(stub: Stub) -> None:
     )
     ids = [token async for piece in stub.Generate(tokens) for token in piece.token_ids]
     assert ids == [10, 11, 10]
+
+
+@pytest.mark.parametrize(("stop", "coalesced"), [([], 256), ([], 50), (["nowhere"], 256)])
+async def test_a_sample_may_come_whole(
+    stub: Stub, stop: list[str], coalesced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "COALESCED_TOKENS", coalesced)
+    whole = request(max_tokens=240, n=2, num_logprobs=1, stop=stop)
+    whole.whole = True
+    pieces = [piece async for piece in stub.Generate(whole)]
+    assert sorted(piece.index for piece in pieces) == [0, 1]
+    for piece in pieces:
+        assert piece.text == "xyz" * 80
+        assert len(piece.token_ids) == piece.usage.num_output_tokens == 240
+        logprobs = np.frombuffer(piece.logprobs.logprob, "<f4")
+        assert logprobs.tolist() == [-1.0 - i for i in range(240)]
+        assert piece.finish_reason == sampling_pb2.FINISH_REASON_LENGTH
+
+
+async def test_a_whole_sample_ends_at_its_stop_string(stub: Stub, scheduler: FakeScheduler) -> None:
+    whole = request(max_tokens=99, stop=["zx"])
+    whole.whole = True
+    [piece] = [piece async for piece in stub.Generate(whole)]
+    assert (piece.text, piece.usage.num_output_tokens) == ("xy", 4)
+    assert [tokens for _, tokens in scheduler.finishes] == [4]
 
 
 async def test_a_stop_string_ends_it(stub: Stub, scheduler: FakeScheduler) -> None:
