@@ -175,9 +175,22 @@ class Cell:
         """An epoch is void. Blame: the sequences in flight may be why."""
         self._watches.pop(attachment.epoch).stop()
         self._replicas.detach(attachment, code, why)
-        self._tell(self._core.detach(attachment.replica_id, self._clock(), blame=blame))
+        self._tell(self._withdraw(attachment.replica_id, blame=blame))
         self._push_status()
         self._feed_soon()
+
+    def _withdraw(self, replica_id: str, *, blame: bool) -> Outputs:
+        """The core loses a replica; what becomes of the sequences that ran on it is told once."""
+        num_before = self._core.state().num_replays
+        outputs = self._core.detach(replica_id, self._clock(), blame=blame)
+        num_running = self._core.state().num_replays - num_before
+        num_given_up = len(outputs.finished)
+        if num_running:
+            logger.warning(
+                "replica %r had %d running sequence(s): %d computed again, %d given up",
+                *(replica_id, num_running, num_running - num_given_up, num_given_up),
+            )
+        return outputs
 
     def _fence(self, attachment: Attachment) -> None:
         """A step is overdue: whatever its worker still does counts no more."""

@@ -178,6 +178,19 @@ async def test_sequences_of_a_lost_replica_go_on_elsewhere(served: Served) -> No
     working.cancel()
 
 
+async def test_what_a_lost_replica_ran_is_told_in_one_line(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], num_samples=3)
+    await rank.plan()
+    await rank.hang_up()
+    await eventually(lambda: not served.cell.view().replicas)
+    lost = [line for line in caplog.messages if "running" in line]
+    assert lost == ["replica 'replica' had 3 running sequence(s): 3 computed again, 0 given up"]
+
+
 @pytest.mark.parametrize("accord", ["leaves", "dials again"])
 async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: str) -> None:
     served = await serve(max_crashes=0)
@@ -195,7 +208,9 @@ async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: 
 
 
 @pytest.mark.parametrize("fault", ["crashes", "is cut off", "talks nonsense"])
-async def test_a_broken_stream_blames_what_was_in_flight(serve: Serve, fault: str) -> None:
+async def test_a_broken_stream_blames_what_was_in_flight(
+    serve: Serve, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     served = await serve(max_crashes=0)
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
@@ -211,6 +226,7 @@ async def test_a_broken_stream_blames_what_was_in_flight(serve: Serve, fault: st
     await router.until_finished(1)
     assert router.finished[1].reason == 4
     assert "the worker was lost once" in router.finished[1].message
+    assert "had 1 running sequence(s): 0 computed again, 1 given up" in caplog.text
 
 
 async def test_a_worker_that_dials_again_voids_its_older_epoch(served: Served) -> None:
