@@ -4,86 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM
 
 from kernels import ops
 from kernels.batch import AttentionBatch
+from tests.worker.models.variants import CPU, NUM_TOKENS, VARIANTS, Case
 from worker.kv_cache import KVCache
-from worker.loader import LoadedModel, load_model
+from worker.loader import load_model
 from worker.models.registry import FAMILIES
-
-CPU = torch.device("cpu")
-NUM_TOKENS = 41
-# Odd sizes, grouped heads, a head_dim that is not hidden / heads.
-SMALL = {
-    "vocab_size": 101,
-    "hidden_size": 42,
-    "intermediate_size": 75,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "max_position_embeddings": 128,
-    "pad_token_id": None,
-    "eos_token_id": None,
-}
-# Qwen 2 has no head_dim of its own.
-EVEN = {key: value for key, value in SMALL.items() if key != "head_dim"} | {"hidden_size": 48}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-UPPER_WINDOWS = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
-GEMMA = {"num_hidden_layers": 3, "query_pre_attn_scalar": 24, "sliding_window": 9}
-TWO_ROPES = {
-    "full_attention": LINEAR | {"rope_theta": 500000.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
-}
-VARIANTS: dict[str, Any] = {
-    "llama": LlamaConfig(**SMALL),
-    "llama-tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
-    "llama-biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True),
-    "llama-no-groups": LlamaConfig(**SMALL | {"num_key_value_heads": 6}),
-    "llama3-rope": LlamaConfig(**SMALL, rope_parameters=LLAMA3),
-    "linear-rope": LlamaConfig(**SMALL, rope_parameters=LINEAR),
-    "mistral": MistralConfig(**SMALL, sliding_window=None),
-    "mistral-window": MistralConfig(**SMALL, sliding_window=13),
-    "mistral-self-alone": MistralConfig(**SMALL, sliding_window=1),
-    "qwen2": Qwen2Config(**EVEN),
-    "qwen2-upper-windows": Qwen2Config(**EVEN, **UPPER_WINDOWS),
-    "qwen3": Qwen3Config(**SMALL),
-    "qwen3-biases-windows": Qwen3Config(**SMALL, **UPPER_WINDOWS, attention_bias=True),
-    # Caps so low that they bend the scores of random weights.
-    "gemma2": Gemma2Config(
-        **SMALL | GEMMA, attn_logit_softcapping=1.5, final_logit_softcapping=4.0
-    ),
-    "gemma2-untied-uncapped": Gemma2Config(
-        **SMALL | GEMMA,
-        attn_logit_softcapping=None,
-        final_logit_softcapping=None,
-        tie_word_embeddings=False,
-    ),
-    "gemma3": Gemma3TextConfig(
-        **SMALL | GEMMA, sliding_window_pattern=3, rope_parameters=TWO_ROPES
-    ),
-}
 
 
 def test_every_family_is_tried() -> None:
@@ -91,32 +22,6 @@ def test_every_family_is_tried() -> None:
         type(AutoModelForCausalLM.from_config(config)).__name__ for config in VARIANTS.values()
     }
     assert tried == set(FAMILIES)
-
-
-@dataclass
-class Case:
-    """One saved model, loaded by us, and what transformers says of one token sequence."""
-
-    directory: Path
-    loaded: LoadedModel
-    token_ids: torch.Tensor
-    expected: torch.Tensor
-
-
-@pytest.fixture(scope="module", params=list(VARIANTS))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    config = VARIANTS[request.param]
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    directory = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(directory)
-    token_ids = torch.randint(0, config.vocab_size, (NUM_TOKENS,))
-    with torch.inference_mode():
-        expected = model(token_ids[None]).logits[0].clone()
-    loaded = load_model(directory, dtype="auto", device=CPU)
-    return Case(directory, loaded, token_ids, expected)
 
 
 @dataclass
@@ -194,13 +99,8 @@ def test_a_chunk_reads_blocks_that_the_same_step_writes(case: Case) -> None:
 
 def test_compiled_ops_and_plain_torch_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "select", lambda device, dtype: ops.REFERENCE)
-    plain = Case(
-        case.directory,
-        load_model(case.directory, dtype="float32", device=CPU),
-        case.token_ids,
-        case.expected,
-    )
-    steps = Steps(plain)
+    plain = load_model(case.directory, dtype="float32", device=CPU)
+    steps = Steps(replace(case, loaded=plain))
     assert_logits(steps((0, 0, 20)), case.expected[:20])
     assert_logits(
         steps((0, 20, 21), (1, 0, 9), num_decodes=1), (case.expected[20:21], case.expected[:9])
@@ -240,19 +140,22 @@ def test_only_the_wanted_rows_get_logits(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near(case: Case, dtype: str) -> None:
+def test_half_precision_is_as_near_as_transformers_half_precision(case: Case, dtype: str) -> None:
     loaded = load_model(case.directory, dtype=dtype, device=CPU)
-    steps = Steps(Case(case.directory, loaded, case.token_ids, case.expected))
+    steps = Steps(replace(case, loaded=loaded))
     steps.kv = KVCache(loaded.config, steps.blocks_each, 8, loaded.dtype, CPU)
-    got = steps((0, 0, NUM_TOKENS))
-    scale = case.expected.abs().max()
-    assert (got - case.expected).abs().max() < 0.1 * scale
+    theirs = AutoModelForCausalLM.from_pretrained(
+        case.directory, dtype=loaded.dtype, attn_implementation="eager"
+    )
+    with torch.inference_mode():
+        their_logits = theirs(case.token_ids[None]).logits[0].float()
+    error = (steps((0, 0, NUM_TOKENS)) - case.expected).norm()
+    assert error < 1.5 * (their_logits - case.expected).norm()
 
 
 def test_a_sharded_checkpoint_is_the_same_model(case: Case, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(case.directory)
-    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    case.theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     sharded = load_model(tmp_path, dtype="auto", device=CPU)
-    steps = Steps(Case(tmp_path, sharded, case.token_ids, case.expected))
+    steps = Steps(replace(case, loaded=sharded))
     assert_logits(steps((0, 0, NUM_TOKENS)), case.expected)
