@@ -40,6 +40,7 @@ class _Launched:
     logprob_rows: Int64Column
     num_top: Int64Column
     fetched: Fetched
+    had_work: bool
     prepare_us: int
     deliver: Deliver
 
@@ -129,11 +130,12 @@ class DeviceRunner:
 
         Args:
             plan: the next one, in order.
-            wait_us: what the host waited for this plan; the device's own idle time is reported.
+            wait_us: how long the host waited for it. Reported is how long the device was idle.
             deliver: takes the result.
         """
         started = time.perf_counter_ns()
         writes = Writes()
+        had_work = self._counts.num_live > 0
         self._counts.apply(plan)
         positions = self._admit(writes, plan)
         self._tables.append(writes, plan.append_slot, plan.append_index, plan.append_block)
@@ -149,6 +151,7 @@ class DeviceRunner:
             logprob_rows=np.flatnonzero(self._wants_logprobs[slots]),
             num_top=self._num_logprobs[slots][self._wants_logprobs[slots]],
             fetched=fetched,
+            had_work=had_work,
             prepare_us=(time.perf_counter_ns() - started) // 1000,
             deliver=deliver,
         )
@@ -375,7 +378,11 @@ class _Completion:
             finish=finish[rows].astype(np.uint8),
             logprobs=_logprobs(launched, rows, arrays[2:]),
             timing=Timing(
-                wait_us=idle_us, prepare_us=launched.prepare_us, forward_us=busy_us, sample_us=0
+                # Without live sequences the device was idle for want of work, not of a plan.
+                wait_us=idle_us if launched.had_work else 0,
+                prepare_us=launched.prepare_us,
+                forward_us=busy_us,
+                sample_us=0,
             ),
         )
 

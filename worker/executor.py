@@ -118,18 +118,19 @@ class Executor:
                 self._pipe.send(wire.encode_telemetry(self._totals.num_steps, resident_bytes()))
                 continue
             if frame == END:
-                return
+                break
             if frame == MARK:  # the stream has ended
                 self._reset()
                 continue
             message = wire.parse_response(frame)
             if isinstance(message, Drain):
                 log.info("the scheduler drains this worker")
-                return
+                break
             if isinstance(message, Welcome):
                 self._welcome(message)
             elif message.epoch == self._epoch:
                 self._step(message)
+        self._runner.reset()  # what was launched is delivered first
 
     def _reset(self) -> None:
         self._runner.reset()

@@ -21,7 +21,7 @@ _STATM = Path("/proc/self/statm")
 
 @dataclass
 class StepTotals:
-    """Sums over the steps of this process; the executor's thread alone writes them."""
+    """Sums over the steps of this process; one thread writes them, the executor's or the one that delivers."""
 
     num_steps: int = 0
     num_tokens: int = 0

@@ -15,6 +15,7 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 import time
 
 _LENGTH = struct.Struct("<I")
@@ -47,15 +48,17 @@ class Pipe:
         self._sock = sock
         self._wake = wake
         self._buffer = bytearray()
+        self._sending = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         if wake is not None:
             self._poll.register(wake, select.POLLIN)
 
     def send(self, frame: bytes) -> None:
-        """Sends one frame; raises `PipeClosedError` when nobody reads any more."""
+        """Sends one frame, from any thread; raises `PipeClosedError` when nobody reads any more."""
         try:
-            self._sock.sendall(_LENGTH.pack(len(frame)) + frame)
+            with self._sending:
+                self._sock.sendall(_LENGTH.pack(len(frame)) + frame)
         except OSError as error:
             raise PipeClosedError from error
 
