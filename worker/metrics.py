@@ -21,7 +21,7 @@ _STATM = Path("/proc/self/statm")
 
 @dataclass
 class StepTotals:
-    """Sums over the steps of this process; one thread writes them, the executor's or the one that delivers."""
+    """Sums over the steps of this process; the thread that delivers results writes them."""
 
     num_steps: int = 0
     num_tokens: int = 0
