@@ -2,7 +2,8 @@
 
 The response begins with the first tokens and not before, so whatever goes wrong until then still
 gets its proper status. After that, an error is an event of the stream, which then ends without
-`[DONE]`.
+`[DONE]`. A stream for which nothing comes for long gets a comment instead, even as its beginning:
+proxies end a connection on which nothing moves.
 """
 
 import asyncio
@@ -25,6 +26,9 @@ from router.body import read_body
 from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
 from router.wait_limit import WaitLimit
+
+KEEP_ALIVE_S = 10.0
+"""A stream is silent for no longer than twice this."""
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +111,8 @@ async def _stream(answer: Answer, generation: Generation, scope: Scope, send: Se
     hang_up = scope.get("extensions", {}).get(HANG_UP, {}).get("call", _nothing)
     try:
         async with WaitLimit(SEND_S) as limit:
-            await _send_events(answer, generation, send, limit)
+            with generation.nudges(KEEP_ALIVE_S):
+                await _send_events(answer, generation, send, limit)
     except TimeoutError as error:
         hang_up()
         raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
@@ -123,7 +128,7 @@ async def _send_events(
     started = False
     try:
         async for pieces in generation.batches():
-            events = answer.events(pieces)
+            events = answer.events(pieces) if pieces else _COMMENT
             if not started:
                 started = True
                 await send(
@@ -142,6 +147,8 @@ async def _send_events(
 def _nothing() -> None:
     """Where there is no connection to hang up."""
 
+
+_COMMENT = b": still here\n\n"
 
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -7,7 +7,8 @@ to its end: they are what is submitted anew when the scheduler is lost.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gateway.errors import RequestError
@@ -84,6 +85,8 @@ class Generation:
         self._num_open = 0
         self._error: RequestError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._is_quiet = True
+        """Nothing has arrived since the consumer was last nudged."""
 
     def open(self, samples: Sequence[Sample], on_stop: Callable[[Sample, int], None]) -> None:
         """Takes its sequences, once."""
@@ -103,6 +106,7 @@ class Generation:
             if self._error is not None:
                 raise self._error
             news, self._news = self._news, []
+            self._is_quiet = not news
             yield [self._advance(sample) for sample in news]
 
     async def wholes(self) -> AsyncIterator[Piece]:
@@ -114,6 +118,26 @@ class Generation:
                 parts[piece.index].append(piece)
                 if piece.finish is not None:
                     yield joined(parts.pop(piece.index))
+
+    @contextmanager
+    def nudges(self, every_s: float) -> Iterator[None]:
+        """Meanwhile `batches` has an empty one, too, when nothing arrives for so long, or up to
+        twice as long."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            timer = loop.call_later(every_s, look)
+            if self._is_quiet:
+                self._wake()
+            self._is_quiet = True
+
+        timer = loop.call_later(every_s, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def heard(self, sample: Sample) -> None:
         """Something has been added to `sample`."""
