@@ -220,9 +220,13 @@ def free_bytes(device: torch.device) -> int:
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
+        # Pages of files, those of the weights among them, count as used and are given up on demand.
+        pages = re.findall(
+            r"^(?:in)?active_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.M
+        )
     except (OSError, ValueError):
         return machine
-    return min(machine, max(0, limit - used))
+    return min(machine, max(0, limit - used + sum(map(int, pages))))
 
 
 def _machine_bytes() -> int:

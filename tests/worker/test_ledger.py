@@ -129,6 +129,21 @@ def test_the_ledger_reads_as_figures(tiny_model: LoadedModel) -> None:
         assert entry in text
 
 
+def test_a_containers_limit_counts_without_the_pages_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_CGROUP", tmp_path)
+    for name, content in (
+        ("memory.max", "9000000\n"),
+        ("memory.current", "8000000\n"),
+        ("memory.stat", "anon 1\ninactive_file 300\nactive_file 20\nfile 9999\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    assert ledger.free_bytes(CPU) == 1_000_320
+    (tmp_path / "memory.max").write_text("max\n")
+    assert ledger.free_bytes(CPU) > 1 << 20
+
+
 def test_this_machine_has_free_memory() -> None:
     assert ledger.free_bytes(CPU) > 1 << 20
 
