@@ -69,8 +69,8 @@ class StackUnderTest:
         options = StackOptions(threads=threads, max_model_len=2048)
         self._background = BackgroundStack(model, options)
         [scheduler] = [m for m in self._background.stack.members if m.spec.role == "scheduler"]
-        assert scheduler.ready is not None
-        self._metrics_url = str(scheduler.ready.metrics)
+        (ready,) = scheduler.ready
+        self._metrics_url = str(ready.metrics)
 
     def close(self) -> None:
         """Ends its processes."""

@@ -18,6 +18,7 @@ class StackOptions:
     """How to run a stack; None leaves the process its own default."""
 
     replicas: int = 1
+    tensor_parallel_size: int | None = None
     drain_timeout: float = DRAIN_TIMEOUT_S
     """Seconds that requests in flight may take to finish when the stack is stopped."""
 
@@ -53,6 +54,16 @@ class StackOptions:
     def needs_weights(self) -> bool:
         """Whether the model's weights must be there."""
         return self.load_format != "dummy"
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that share the model of one worker."""
+        return self.tensor_parallel_size or 1
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that hold a model or a part of it."""
+        return self.replicas * self.num_ranks
 
     def arguments(self, role: str) -> list[str]:
         """The command-line arguments that this role is handed."""
@@ -90,6 +101,7 @@ _TAKES = {
     ),
     "worker": (
         "served_model_name",
+        "tensor_parallel_size",
         "device",
         "dtype",
         "load_format",

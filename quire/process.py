@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 READY_PREFIX = "quire-ready "
 LINE_LIMIT_BYTES = 1 << 20
@@ -48,6 +49,8 @@ class ChildSpec:
 class Ready:
     """What a process said when it began to serve."""
 
+    pid: int
+    """Its own: what was started may be what starts it."""
     address: str
     metrics: str | None
     restart_arguments: tuple[str, ...] = ()
@@ -94,8 +97,10 @@ class ChildProcess:
         self.spec = spec
         self.pid = process.pid
         self.started_at = time.time()
-        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        """Resolved by the ready line; cancelled if the process ends without one."""
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[tuple[Ready, ...]] = loop.create_future()
+        """Resolved by the ready line, or that of its last rank; cancelled if it ends before."""
+        self._ready_ranks: dict[int, Ready] = {}
         self.exited: asyncio.Task[int] = asyncio.create_task(self._run(process, outputs))
         """The exit code, negative for a signal; done when its output has been read, too."""
         self._log = log
@@ -177,21 +182,26 @@ class ChildProcess:
 
     def _heard(self, line: str) -> None:
         if line.startswith(READY_PREFIX) and not self.ready.done():
-            said = json.loads(line.removeprefix(READY_PREFIX))
-            self.ready.set_result(
-                Ready(
-                    address=said["address"],
-                    metrics=said.get("metrics"),
-                    restart_arguments=tuple(said.get("restart_arguments", ())),
-                )
-            )
+            self._heard_ready(json.loads(line.removeprefix(READY_PREFIX)))
             return
         if line.lower().startswith("error: "):
-            self.log_error()  # one before: the last is the one that counts
+            if line != self._error:  # ranks fail alike
+                self.log_error()  # one before: the last is the one that counts
             self._error = line
             return
         self._tail.append(line)
         self._log(self.spec.name, line)
+
+    def _heard_ready(self, said: dict[str, Any]) -> None:
+        ranks = self._ready_ranks
+        ranks[said.get("rank", 0)] = Ready(
+            pid=said.get("pid", self.pid),
+            address=said["address"],
+            metrics=said.get("metrics"),
+            restart_arguments=tuple(said.get("restart_arguments", ())),
+        )
+        if len(ranks) == said.get("world_size", 1):
+            self.ready.set_result(tuple(ranks[rank] for rank in sorted(ranks)))
 
 
 async def _open_pipe() -> tuple[asyncio.StreamReader, int]:

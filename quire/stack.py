@@ -1,6 +1,6 @@
 """The whole of Quire on this machine: a scheduler, workers and a router, over unix sockets.
 
-    router ──unix──▶ scheduler ◀──unix── worker × replicas
+    router ──unix──▶ scheduler ◀──unix── worker × replicas (· ranks)
 
 Workers and routers dial and redial, so all start at once, and any of them may be restarted alone.
 The stack is ready when the router says that a token has really been generated. It ends in the
@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire.errors import ConfigurationError, RequestFailed, StackFailed
 from quire.http import Endpoint
@@ -73,7 +73,7 @@ def check_ports(options: StackOptions, door: TcpDoor | None) -> None:
         asked.append(AskedPort("--metrics-port", LOOPBACK, first))
         asked += [
             AskedPort(f"{_worker(index)}'s metrics port", LOOPBACK, first + 1 + index)
-            for index in range(options.replicas)
+            for index in range(options.num_workers)
         ]
     check_free(asked)
 
@@ -117,7 +117,7 @@ class Stack:
     async def start(self) -> None:
         """Starts every process. Raises ConfigurationError if a port is taken."""
         check_ports(self._options, self._door)
-        ports = MetricsPorts(self._options.metrics_port, 1 + self._options.replicas)
+        ports = MetricsPorts(self._options.metrics_port, 1 + self._options.num_workers)
         self._on_end.callback(ports.close)
         for spec in self._specs(ports.numbers):
             self._supervisor.add(spec)
@@ -161,7 +161,9 @@ class Stack:
             scheduler=self.scheduler,
             run_dir=str(self.run_dir),
             started_at=self.started_at,
-            processes=tuple(_process_record(member) for member in self.members),
+            processes=tuple(
+                record for member in self.members for record in _process_records(member)
+            ),
         )
 
     def _publish(self) -> None:
@@ -171,11 +173,13 @@ class Stack:
     def _specs(self, metrics_ports: Sequence[int]) -> list[ChildSpec]:
         share: tuple[str, ...] = ()
         if self._options.replicas > 1 and self._options.threads is None:
-            share = ("--threads", str(_cores_per_worker(self._options.replicas)))
+            share = ("--threads", str(_cores_per_worker(self._options.num_workers)))
         first, *others = metrics_ports
-        workers = []
-        for index, port in enumerate(others):
-            own = ("--replica-id", f"replica-{index}", "--metrics-port", str(port))
+        workers, num_ranks = [], self._options.num_ranks
+        for index in range(self._options.replicas):
+            own = ["--replica-id", f"replica-{index}"]
+            for port in others[index * num_ranks : (index + 1) * num_ranks]:
+                own += ["--metrics-port", str(port)]
             workers.append(self._spec("worker", _worker(index), *own, *share))
         return [self._scheduler_spec(first), *workers, self._router_spec()]
 
@@ -216,15 +220,24 @@ def _cores_per_worker(replicas: int) -> int:
     return max(1, (cores or 1) // replicas)
 
 
-def _process_record(member: Member) -> ProcessRecord:
-    process, ready = member.process, member.ready
-    return ProcessRecord(
+def _process_records(member: Member) -> list[ProcessRecord]:
+    """Of a process; of ranks that serve, one each, after that of what started them."""
+    process, is_ready = member.process, member.state is State.READY
+    ready = member.ready[0] if member.ready else None
+    record = ProcessRecord(
         name=member.spec.name,
         role=member.spec.role,
         pid=process.pid if process else None,
         address=ready.address if ready else "",
-        metrics=ready.metrics if ready and member.state is State.READY else None,
+        metrics=ready.metrics if ready and is_ready else None,
         state=member.state.value,
         restarts=member.restarts,
         started_at=process.started_at if process else None,
     )
+    if len(member.ready) < 2 or not is_ready:
+        return [record]
+    ranks = [
+        replace(record, name=f"{record.name}[{rank}]", pid=said.pid, metrics=said.metrics)
+        for rank, said in enumerate(member.ready)
+    ]
+    return [replace(record, role="launcher", metrics=None), *ranks]

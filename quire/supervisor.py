@@ -56,8 +56,8 @@ class Member:
         self.spec = spec
         self.state = State.STARTING
         self.process: ChildProcess | None = None
-        self.ready: Ready | None = None
-        """What it last said when it began to serve."""
+        self.ready: tuple[Ready, ...] = ()
+        """What it last said when it began to serve, each of its ranks."""
         self.served = asyncio.Event()
         """Set while a process of it serves."""
         self.stop_asked = asyncio.Event()
@@ -67,9 +67,9 @@ class Member:
 
     def next_spec(self) -> ChildSpec:
         """What to start: after one that served, its like."""
-        if self.ready is None:
+        if not self.ready:
             return self.spec
-        command = (*self.spec.command, *self.ready.restart_arguments)
+        command = (*self.spec.command, *self.ready[0].restart_arguments)
         return dataclasses.replace(self.spec, command=command)
 
 
@@ -181,7 +181,7 @@ class Supervisor:
 
     def _why_give_up(self, member: Member, code: int, last_words: str) -> StackFailed | None:
         name = member.spec.name
-        if code == NOT_CURABLE and member.ready is None:
+        if code == NOT_CURABLE and not member.ready:
             return StackFailed(f"{name}: {last_words or 'wrong configuration'}", NOT_CURABLE)
         if member.failed_starts >= self._restarts.max_failed_starts:
             how = f"{name} ended {member.failed_starts} times before it served"

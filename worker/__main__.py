@@ -1,6 +1,7 @@
 """`python -m worker`: the command line of the worker process."""
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -114,11 +115,14 @@ def main(
         str, typer.Option(help="Address that /metrics is served on.")
     ] = "127.0.0.1",
     metrics_port: Annotated[
-        int,
+        list[int],
         typer.Option(
-            min=0, max=65535, help="Port of /metrics, of rank 0; 0 takes any free one for each."
+            min=0,
+            max=65535,
+            help="Port of /metrics, given once for each rank, or else for the first; 0 takes any "
+            "free one.",
         ),
-    ] = 9402,
+    ] = [9402],  # noqa: B006  (read only)
 ) -> None:
     """Runs a worker: it holds a model and its KV, dials the scheduler and executes its plans.
 
@@ -169,7 +173,7 @@ def main(
         num_threads=num_threads,
         replica_id=replica_id,
         metrics_host=metrics_host,
-        metrics_port=metrics_port,
+        metrics_port=_port_of(place.local_rank, metrics_port),
         place=place,
     )
     try:
@@ -178,6 +182,13 @@ def main(
         sys.stderr.write(f"error: {error}\n")
         exit_code = 2
     raise typer.Exit(exit_code)
+
+
+def _port_of(rank: int, ports: Sequence[int]) -> int:
+    """The rank's own; beyond those given, they count up from the last."""
+    if rank < len(ports) or not ports[-1]:
+        return ports[min(rank, len(ports) - 1)]
+    return ports[-1] + rank - len(ports) + 1
 
 
 if __name__ == "__main__":

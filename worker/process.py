@@ -166,8 +166,6 @@ def _device(options: Options) -> torch.device:
 
 def _serve_metrics(options: Options, totals: StepTotals) -> str:
     host, port = options.metrics_host, options.metrics_port
-    if port:
-        port += options.place.local_rank  # each rank has its own
     try:
         port = serve_metrics(totals, options.served_model_name, host, port)
     except OSError as error:

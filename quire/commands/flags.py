@@ -66,6 +66,9 @@ def _router(help_text: str, metavar: str | None = None, **more: Any) -> OptionIn
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 
 Replicas = Annotated[int, _model("Workers, each with the whole model.", "N")]
+TensorParallelSize = Annotated[
+    int | None, _model("Ranks that share each worker's model, with a device each.", "N")
+]
 DeviceFlag = Annotated[Device | None, _model("Where workers compute.", "auto|cpu|cuda")]
 DtypeFlag = Annotated[
     Dtype | None, _model("Of weights and KV: auto, float32, bfloat16 or float16.", "DTYPE")

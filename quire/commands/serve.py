@@ -28,6 +28,7 @@ def serve(
     max_in_flight: flags.MaxInFlight = None,
     seed: flags.Seed = None,
     replicas: flags.Replicas = 1,
+    tensor_parallel_size: flags.TensorParallelSize = None,
     device: flags.DeviceFlag = None,
     dtype: flags.DtypeFlag = None,
     load_format: flags.LoadFormatFlag = None,
@@ -79,7 +80,7 @@ def serve(
         stack = Stack(resolved, options, door=door, log=LogPrinter())
         await _Session(stack, door).run()
 
-    announce(f"starting {options.replicas + 2} processes for {resolved.path}")
+    announce(f"starting {options.num_workers + 2} processes for {resolved.path}")
     asyncio.run(run())
 
 
@@ -151,7 +152,8 @@ def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
         "temperature": 0,
     }
     key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if door.api_key else ""
-    metrics = {process.name: process.metrics for process in stack.record().processes}
+    processes = stack.record().processes
+    metrics = {process.name: process.metrics for process in processes if process.metrics}
     seconds = time.time() - stack.started_at
     console.print(f"\n[bold green]✓[/] [bold]{escape(stack.name)}[/] is ready ({seconds:.1f} s)\n")
     console.print(f"  OpenAI API  [cyan]{door.url}/v1[/]")

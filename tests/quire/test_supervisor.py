@@ -74,8 +74,8 @@ async def watched() -> AsyncIterator[Watched]:
 async def test_a_child_serves_and_ends_when_asked(watched: Watched) -> None:
     member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
     await watched.supervisor.until_served()
-    assert member.ready is not None
-    assert member.ready.address == "here"
+    (ready,) = member.ready
+    assert ready.address == "here"
     await watched.supervisor.stop(["worker"], timeout_s=60)
     assert [state for _, state in watched.states] == [
         State.STARTING,
