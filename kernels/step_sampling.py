@@ -68,9 +68,9 @@ def num_words(vocab_size: int) -> int:
 def packed(tokens: torch.Tensor) -> torch.Tensor:
     """One bit for each token: [..., vocab_size] bool to [..., ceil(vocab_size / 32)] int32."""
     spare = num_words(tokens.shape[-1]) * 32 - tokens.shape[-1]
-    bits = torch.nn.functional.pad(tokens, (0, spare)).unflatten(-1, (-1, 32)).int()
+    bits = torch.nn.functional.pad(tokens, (0, spare)).reshape(*tokens.shape[:-1], -1, 32)
     place = torch.arange(32, dtype=torch.int32, device=tokens.device)
-    return (bits << place).sum(dim=-1, dtype=torch.int32)
+    return torch.sum(bits.int() << place, dim=-1, dtype=torch.int32)
 
 
 def unpacked(words: torch.Tensor, vocab_size: int) -> torch.Tensor:

@@ -90,9 +90,7 @@ def is_penalized(slot, rules):
 
 
 @triton.jit
-def adjusted(
-    logit, first, slot, needs, rules, vocab_size, GRAMMAR: tl.constexpr, BLOCK: tl.constexpr
-):
+def adjusted(logit, first, slot, needs, rules, vocab_size, BLOCK: tl.constexpr):
     """The logits of the tokens `first` to `first + BLOCK - 1`, float32, after steps 1 to 4."""
     token = first + tl.arange(0, BLOCK)
     slot = slot.to(tl.int64)
@@ -104,10 +102,9 @@ def adjusted(
         logit = _add_entries(logit, token, first, BLOCK, ids, None, slot, rules.max_stops)
     if needs.penalized:
         logit = _penalized(logit, token, slot, rules, vocab_size)
-    if GRAMMAR:
-        if needs.constrained:
-            may_come = _bit(rules.allowed, token, slot, vocab_size)
-            logit = tl.where(may_come, logit, float("-inf"))
+    if needs.constrained:
+        may_come = _bit(rules.allowed, token, slot, vocab_size)
+        logit = tl.where(may_come, logit, float("-inf"))
     return logit
 
 

@@ -24,11 +24,12 @@ def gumbel_noise(seed, position, first, COUNT: tl.constexpr):
     block = (first // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
     zero = tl.zeros_like(block)
     w0, w1, w2, w3 = tl.philox(seed, zero + position.to(tl.uint32), block, zero, zero)
-    return _noise(tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3)))
+    return noise_of(tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3)))
 
 
 @triton.jit
-def _noise(word):
+def noise_of(word):
+    """The noise of random words, uint32."""
     u = (word.to(tl.float32) + 0.5) * 2.0**-32
     v = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.0**-32
     s = v / (2.0 - v)

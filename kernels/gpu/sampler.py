@@ -1,28 +1,29 @@
 """Sampling on a GPU: `kernels.step_sampling.sample_and_commit` in three launches and no sort.
 
     scan     (tile, row)   the tile's likeliest token, and the one of best score z + noise
-    weigh    (tile, row)   of rows with filters: how many tokens of the tile rank before the row's
-                           drawn token, and how likely they are
-    settle   (row)         greedy: the likeliest; else the drawn token; then what becomes of it
+    weigh    (tile, row)   of rows with filters: what of the tile ranks before the row's drawn
+                           token, the token of best score of all
+    settle   (row)         greedy: the likeliest; else the drawn token, or one before it that the
+                           filters keep; then what becomes of the sequence
 
 A vocabulary is cut into tiles, so that a single row occupies many processors. The logits stay as
 they are: whoever reads them adjusts them again.
 
 **Filters without a threshold.** Min-p, top-k and top-p each keep the first so many tokens of the
-ranking. The token of best score among all is therefore the answer if it is kept itself, which two
-sums tell: how many tokens rank before it, and how likely these are together. If it is not kept,
-nothing from it downwards is, and the token of best score among those *before* it is the next to be
-asked. The first is kept as often as the filters keep mass, so `weigh` nearly always has the answer
-ready, and `settle` searches the vocabulary only in the rare rows that are left. Each round cuts
-what is left at a random place: a few rounds reach any depth.
+ranking. So the drawn token is the answer if it is kept itself, which two sums tell: how many tokens
+rank before it, and how likely these are together. If it is not kept, nothing from it downwards is,
+and the token of best score among those *before* it is the next to be asked. The first is kept as
+often as the filters keep mass, so `weigh` mostly has the answer ready, and `settle` looks through
+the vocabulary only for the rows that are left. Each round cuts what is left at a random place: few
+rounds reach any depth.
 
 Top-k with top-p needs one more number, the mass of the k likeliest. Bounds of it decide most rows;
-the others find the k-th token by partitioning at random pivots.
+the others find the k-th token by partitioning, the token of best score being the pivot.
 
-Masses are sums of whole numbers, 2⁴⁰ e^z cut off below the point: they do not depend on the order
-of addition. z is rounded exactly as in the specification, so ranks, ties among them, are the same.
-e^z and the noise are of float32, where the specification's are of float64: another token is drawn
-only if two scores, or a mass and top-p's bound, differ by less than a few parts in a million.
+Masses are whole numbers, e^z in units of 2⁻⁴⁰: sums do not depend on the order of addition. z is
+rounded exactly as in the specification, so ranks, ties among them, are the same. e^z and the noise
+are float32, where the specification has float64: another token is drawn only where two scores, or
+a mass and top-p's bound, differ by less than a few parts in a million.
 
 Shapes: logits is [rows, vocab_size] with any row stride; `Tiles` is [rows, tiles].
 """
@@ -41,15 +42,12 @@ from kernels.step_tables import SlotSampling, SlotTables
 TILE = 2048
 TILE_WARPS = 8
 CHUNK = 4096
-CHUNK_WARPS = 16
+CHUNK_WARPS = 8
 FOLD = tl.constexpr(CHUNK // (32 * CHUNK_WARPS))
 
 _STOP, _LENGTH, _ERROR = tl.constexpr(STOP), tl.constexpr(LENGTH), tl.constexpr(ERROR)
 _NO_TOKEN = tl.constexpr(NO_TOKEN)
 _MASS = tl.constexpr(2.0**40)
-# Odd, so that a token's pivot number can be turned back into the token: their product is 1 mod 2³².
-_MIX, _UNMIX = tl.constexpr(-1640531527), tl.constexpr(340573321)
-_NO_PIVOT = tl.constexpr(-(2**31))
 
 
 class Tiles(NamedTuple):
@@ -59,8 +57,9 @@ class Tiles(NamedTuple):
         top, likeliest: the greatest logit after steps 1 to 4, and whose it is.
         broken: whether the model's logits hold a NaN or +∞.
         score, drawn, drawn_logit: the best z + noise with z relative to `top`, and whose it is.
-        count, mass: tokens before the row's drawn one.
         total: mass of what min-p keeps.
+        num_before, mass_before: tokens that rank before the row's drawn one, and how likely.
+        next_score, next_drawn, next_z: of those that min-p keeps, the best score and whose it is.
     """
 
     top: torch.Tensor
@@ -69,22 +68,27 @@ class Tiles(NamedTuple):
     score: torch.Tensor
     drawn: torch.Tensor
     drawn_logit: torch.Tensor
-    count: torch.Tensor
-    mass: torch.Tensor
     total: torch.Tensor
+    num_before: torch.Tensor
+    mass_before: torch.Tensor
+    next_score: torch.Tensor
+    next_drawn: torch.Tensor
+    next_z: torch.Tensor
 
     @classmethod
     def empty(cls, max_rows: int, vocab_size: int, device: torch.device) -> "Tiles":
         """For steps of up to so many rows; what it holds between them means nothing."""
         shape = (max_rows, triton.cdiv(vocab_size, TILE))
         real, whole, long = torch.float32, torch.int32, torch.int64
-        dtypes = (real, whole, whole, real, whole, real, whole, long, long)
-        return cls(*(torch.empty(shape, dtype=dtype, device=device) for dtype in dtypes))
+        scanned = (real, whole, whole, real, whole, real)
+        weighed = (long, whole, long, real, whole, real)
+        return cls(*(torch.empty(shape, dtype=dtype, device=device) for dtype in scanned + weighed))
 
     @staticmethod
     def num_bytes(max_rows: int, vocab_size: int) -> int:
         """What `empty` takes."""
-        return max_rows * triton.cdiv(vocab_size, TILE) * (7 * 4 + 2 * 8)
+        num_tiles: int = triton.cdiv(vocab_size, TILE)
+        return max_rows * num_tiles * (10 * 4 + 2 * 8)
 
 
 class Row(NamedTuple):
@@ -99,10 +103,15 @@ class Row(NamedTuple):
     top_k: tl.tensor
     top_p: tl.tensor
     min_p: tl.tensor
+    seed: tl.tensor
     floor: tl.tensor
 
 
-@triton.jit
+# Columns of a step's rows begin anywhere in their buffers: their alignment is not compiled in.
+_COLUMNS = ["slots", "positions", "token_ids", "finish"]
+
+
+@triton.jit(do_not_specialize_on_alignment=_COLUMNS[:2])
 def scan_kernel(
     logits,
     slots,
@@ -128,7 +137,7 @@ def scan_kernel(
     broken = (raw != raw) | (raw == float("inf"))
     tl.store(tiles.broken + here, tl.max(broken.to(tl.int32)))
     needs = needs_of(slot, position, rules, GRAMMAR)
-    logit = adjusted(raw, first, slot, needs, rules, vocab_size, GRAMMAR, TILE)
+    logit = adjusted(raw, first, slot, needs, rules, vocab_size, TILE)
     top = tl.max(logit)
     tl.store(tiles.top + here, top)
     tl.store(tiles.likeliest + here, tl.min(tl.where(logit == top, token, vocab_size)))
@@ -137,14 +146,13 @@ def scan_kernel(
         seed = tl.load(rules.seed + slot)
         z = tl.div_rn(logit - tl.where(top == float("-inf"), 0.0, top), temperature)
         score = z + gumbel_noise(seed, position, first, TILE)
-        best = tl.max(score)
-        drawn = tl.min(tl.where(score == best, token, vocab_size))
+        best, drawn, drawn_logit = _best(score, token, logit, vocab_size)
         tl.store(tiles.score + here, best)
         tl.store(tiles.drawn + here, drawn)
-        tl.store(tiles.drawn_logit + here, tl.max(tl.where(token == drawn, logit, float("-inf"))))
+        tl.store(tiles.drawn_logit + here, drawn_logit)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_COLUMNS[:2])
 def weigh_kernel(
     logits,
     slots,
@@ -176,19 +184,28 @@ def weigh_kernel(
     raw = _load(logits + row.to(tl.int64) * row_stride, token, vocab_size)
     position = tl.load(positions + row)
     needs = needs_of(slot, position, rules, GRAMMAR)
-    logit = adjusted(raw, first, slot, needs, rules, vocab_size, GRAMMAR, TILE)
+    logit = adjusted(raw, first, slot, needs, rules, vocab_size, TILE)
     z, drawn_z = tl.div_rn(logit - top, temperature), tl.div_rn(drawn_logit - top, temperature)
     likelihood = tl.exp(z)
     mass = _mass(likelihood)
     before = _ranks_before(z, token, drawn_z, drawn)
     kept = likelihood >= tl.load(rules.min_p + slot)
     here = row * num_tiles + tl.program_id(0)
-    tl.store(tiles.count + here, tl.sum(before.to(tl.int32)))
-    tl.store(tiles.mass + here, tl.sum(tl.where(before, mass, 0)))
+    count = tl.sum(before.to(tl.int32))
     tl.store(tiles.total + here, tl.sum(tl.where(kept, mass, 0)))
+    tl.store(tiles.num_before + here, count)
+    tl.store(tiles.mass_before + here, tl.sum(tl.where(before, mass, 0)))
+    best, drawn, drawn_z = float("-inf"), vocab_size, float("-inf")
+    if count > 0:
+        score = z + gumbel_noise(tl.load(rules.seed + slot), position, first, TILE)
+        score = tl.where(before & kept, score, float("-inf"))
+        best, drawn, drawn_z = _best(score, token, z, vocab_size)
+    tl.store(tiles.next_score + here, best)
+    tl.store(tiles.next_drawn + here, drawn)
+    tl.store(tiles.next_z + here, drawn_z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_COLUMNS)
 def settle_kernel(
     logits,
     slots,
@@ -221,7 +238,10 @@ def settle_kernel(
     if (temperature > 0) & (not failed):
         token, logit = _drawn(tiles, row, num_tiles, top, temperature, vocab_size, TILES)
         if _is_filtered(slot, rules):
-            top_k = tl.load(rules.top_k + slot)
+            top_k, min_p = tl.load(rules.top_k + slot), tl.load(rules.min_p + slot)
+            floor, least = _of_top_tiles(
+                tiles, row, num_tiles, top, temperature, top_k, min_p, TILES
+            )
             this = Row(
                 logits + row.to(tl.int64) * row_stride,
                 slot,
@@ -231,26 +251,26 @@ def settle_kernel(
                 temperature,
                 top_k,
                 tl.load(rules.top_p + slot),
-                tl.load(rules.min_p + slot),
-                tl.div_rn(_kth_top(tiles, row, num_tiles, top_k, TILES) - top, temperature),
+                min_p,
+                tl.load(rules.seed + slot),
+                floor,
             )
-            index = tl.arange(0, TILES)
-            here, inside = row * num_tiles + index, index < num_tiles
-            token = _first_kept(
-                this,
-                token,
-                tl.div_rn(logit - top, temperature),
-                tl.sum(tl.load(tiles.count + here, inside, 0)),
-                tl.sum(tl.load(tiles.mass + here, inside, 0)),
-                tl.sum(tl.load(tiles.total + here, inside, 0)),
-                rules,
-                vocab_size,
-                GRAMMAR,
-                CHUNK,
-            )
+            weighed = _weighed(tiles, row, num_tiles, vocab_size, TILES)
+            z = tl.div_rn(logit - top, temperature)
+            token = _first_kept(this, token, z, weighed, least, rules, vocab_size, CHUNK)
     token = tl.where(failed, 0, token)
     _commit(
-        row, slot, position, token, failed, tokens, done, rules, token_ids, finish, vocab_size,
+        row,
+        slot,
+        position,
+        token,
+        failed,
+        tokens,
+        done,
+        rules,
+        token_ids,
+        finish,
+        vocab_size,
         tokens_stride,
     )
 
@@ -296,143 +316,127 @@ def _commit(
 
 
 @triton.jit
-def _first_kept(
-    row,
-    token,
-    z,
-    count,
-    mass,
-    total,
-    rules,
-    vocab_size,
-    GRAMMAR: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+def _first_kept(row, token, z, weighed, least, rules, vocab_size, CHUNK: tl.constexpr):
     """The kept token of best score.
 
-    `token` has the best score of all; `count` and `mass` are of the tokens that rank before it,
-    `total` of those that min-p keeps.
+    Args:
+        token, z: of the best score of all.
+        weighed: what `weigh` found about it.
+        least: some of the mass that min-p and top-k keep.
     """
-    # Bounds of the mass that top-p takes its share of: what min-p and top-k keep.
-    most, least = total, tl.where(row.top_k > 0, tl.zeros_like(total), total)
+    # Bounds of the mass that top-p takes its share of.
+    most = weighed.total
+    least = tl.where(row.top_k > 0, least, most)
+    count, mass = weighed.num_before, weighed.mass_before
+    drawn, drawn_z = weighed.drawn, weighed.drawn_z
     searching = True
     while searching:
         likelihood = tl.exp(z)
         kept = (likelihood >= row.min_p) & ((row.top_k == 0) | (count < row.top_k))
         if kept & (row.top_p < 1):
             least = tl.maximum(least, mass + _mass(likelihood))
-            if (least < most) & _is_share(mass, row.top_p, least, most):
-                least = _mass_of_top_k(row, token, z, rules, vocab_size, GRAMMAR, CHUNK)
+            if _is_share(mass, row.top_p, most) & (not _is_share(mass, row.top_p, least)):
+                least = _mass_of_top_k(row, token, z, rules, vocab_size, CHUNK)
                 most = least
-            kept = mass.to(tl.float64) < row.top_p.to(tl.float64) * least.to(tl.float64)
+            kept = _is_share(mass, row.top_p, least)
         if kept:
             searching = False
         else:
-            token = _best_before(row, token, z, rules, vocab_size, GRAMMAR, CHUNK)
-            z = _z_of(row, token, rules, vocab_size, GRAMMAR)
-            count, mass = _before(row, token, z, rules, vocab_size, GRAMMAR, CHUNK)
+            token, z = drawn, drawn_z
+            count, mass, drawn, drawn_z, _, _ = _survey(
+                row, token, z, -1, float("inf"), token, z, rules, vocab_size, CHUNK
+            )
     return token
 
 
 @triton.jit
-def _is_share(mass, top_p, least, most):
-    """Whether mass is at least top_p of `least` but not of `most`: which it is, is not known."""
-    share, top_p = mass.to(tl.float64), top_p.to(tl.float64)
-    return (share >= top_p * least.to(tl.float64)) & (share < top_p * most.to(tl.float64))
+def _is_share(mass, top_p, total):
+    """Whether mass is less than the share top_p of the total."""
+    return mass.to(tl.float64) < top_p.to(tl.float64) * total.to(tl.float64)
 
 
 @triton.jit
-def _before(row, token, z, rules, vocab_size, GRAMMAR: tl.constexpr, CHUNK: tl.constexpr):
-    """How many tokens rank before one, and their mass."""
-    count = tl.zeros([CHUNK // FOLD], tl.int32)
-    mass = tl.zeros([CHUNK // FOLD], tl.int64)
-    for first in range(0, vocab_size, CHUNK):
-        other = first + tl.arange(0, CHUNK)
-        other_z = _z(row, first, rules, vocab_size, GRAMMAR, CHUNK)
-        before = _ranks_before(other_z, other, z, token)
-        count += tl.sum(_folded(before.to(tl.int32)), 1)
-        mass += tl.sum(_folded(tl.where(before, _mass(tl.exp(other_z)), 0)), 1)
-    return tl.sum(count), tl.sum(mass)
-
-
-@triton.jit
-def _best_before(row, token, z, rules, vocab_size, GRAMMAR: tl.constexpr, CHUNK: tl.constexpr):
-    """The token of best score among those that rank before one and may be kept."""
-    best, winner = float("-inf"), token
-    seed = tl.load(rules.seed + row.slot)
-    for first in range(0, vocab_size, CHUNK):
-        other = first + tl.arange(0, CHUNK)
-        other_z = _z(row, first, rules, vocab_size, GRAMMAR, CHUNK)
-        asked = _ranks_before(other_z, other, z, token)
-        asked &= (other_z >= row.floor) & (tl.exp(other_z) >= row.min_p)
-        # Few chunks have such a token.
-        if tl.max(asked.to(tl.int32)) > 0:
-            score = other_z + gumbel_noise(seed, row.position, first, CHUNK)
-            score = tl.where(asked, score, float("-inf"))
-            highest = tl.max(score)
-            if highest > best:
-                best = highest
-                winner = tl.min(tl.where(score == highest, other, vocab_size))
-    return winner
-
-
-@triton.jit
-def _mass_of_top_k(row, token, z, rules, vocab_size, GRAMMAR: tl.constexpr, CHUNK: tl.constexpr):
+def _mass_of_top_k(row, token, z, rules, vocab_size, CHUNK: tl.constexpr):
     """Mass of what min-p and top-k keep; the given token is one of these.
 
-    The last of them ranks at or after (`token`, `z`) and before (`end`, `end_z`). Each round takes
-    a token from between as pivot and learns on which side of it the last one is.
+    The last of them is `start` or ranks between `start` and `end`. Each round takes a token from
+    between as pivot and learns on which side of it the last one is.
     """
-    end, end_z = vocab_size, row.floor
     start, start_z = token, z
+    end, end_z = vocab_size, row.floor
     answer = tl.zeros([], tl.int64)
     searching = True
     while searching:
-        count = tl.zeros([CHUNK // FOLD], tl.int32)
-        mass = tl.zeros([CHUNK // FOLD], tl.int64)
-        upper = tl.full([CHUNK // FOLD], _NO_PIVOT, tl.int32)
-        lower = tl.full([CHUNK // FOLD], _NO_PIVOT, tl.int32)
-        for first in range(0, vocab_size, CHUNK):
-            other = first + tl.arange(0, CHUNK)
-            other_z = _z(row, first, rules, vocab_size, GRAMMAR, CHUNK)
-            likelihood = tl.exp(other_z)
-            before = _ranks_before(other_z, other, z, token)
-            count += tl.sum(_folded(before.to(tl.int32)), 1)
-            mass += tl.sum(_folded(tl.where(before, _mass(likelihood), 0)), 1)
-            between = _ranks_before(other_z, other, end_z, end) & (likelihood >= row.min_p)
-            between &= _ranks_before(start_z, start, other_z, other)
-            between &= (other != token) & (likelihood > 0)
-            number = tl.where(between, other * _MIX, _NO_PIVOT)
-            above = tl.max(_folded(tl.where(before, number, _NO_PIVOT)), 1)
-            below = tl.max(_folded(tl.where(before, _NO_PIVOT, number)), 1)
-            upper, lower = tl.maximum(upper, above), tl.maximum(lower, below)
-        rank = tl.sum(count)
-        if rank < row.top_k:
-            answer = tl.sum(mass) + _mass(tl.exp(z))
+        count, mass, above, above_z, below, below_z = _survey(
+            row, token, z, start, start_z, end, end_z, rules, vocab_size, CHUNK
+        )
+        if count < row.top_k:
+            answer = mass + _mass(tl.exp(z))
             start, start_z = token, z
-            number = tl.max(lower)
-            searching = (rank + 1 < row.top_k) & (number != _NO_PIVOT)
+            token, z = below, below_z
+            searching = (count + 1 < row.top_k) & (token < vocab_size)
         else:
             end, end_z = token, z
-            number = tl.max(upper)
-            searching = number != _NO_PIVOT
-        if searching:
-            token = number * _UNMIX
-            z = _z_of(row, token, rules, vocab_size, GRAMMAR)
+            token, z = above, above_z
+            searching = token < vocab_size
     return answer
 
 
 @triton.jit
-def _z_of(row, token, rules, vocab_size, GRAMMAR: tl.constexpr):
-    return tl.max(_z(row, token, rules, vocab_size, GRAMMAR, 1))
+def _survey(
+    row,
+    token,
+    z,
+    start,
+    start_z,
+    end,
+    end_z,
+    rules,
+    vocab_size,
+    CHUNK: tl.constexpr,
+):
+    """How many tokens rank before `token`, their mass, and whom to ask about next.
+
+    That is the token of best score, with its z, of those between `start` and `token` and of those
+    between `token` and `end`; `vocab_size` where there is none.
+    """
+    count = tl.zeros([CHUNK // FOLD], tl.int32)
+    mass = tl.zeros([CHUNK // FOLD], tl.int64)
+    above_score, above, above_z = float("-inf"), vocab_size, z
+    below_score, below, below_z = float("-inf"), vocab_size, z
+    for first in range(0, vocab_size, CHUNK):
+        other = first + tl.arange(0, CHUNK)
+        raw = _load(row.logits, other, vocab_size)
+        logit = adjusted(raw, first, row.slot, row.needs, rules, vocab_size, CHUNK)
+        other_z = tl.div_rn(logit - row.top, row.temperature)
+        likelihood = tl.exp(other_z)
+        before = _ranks_before(other_z, other, z, token)
+        count += tl.sum(_folded(before.to(tl.int32)), 1)
+        mass += tl.sum(_folded(tl.where(before, _mass(likelihood), 0)), 1)
+        asked = _ranks_before(start_z, start, other_z, other)
+        asked &= before | _ranks_before(other_z, other, end_z, end)
+        asked &= (other != token) & (other_z >= row.floor)
+        asked &= (likelihood >= row.min_p) & (likelihood > 0)
+        # Few chunks have such a token.
+        if tl.max(asked.to(tl.int32)) > 0:
+            score = other_z + gumbel_noise(row.seed, row.position, first, CHUNK)
+            upper = tl.where(asked & before, score, float("-inf"))
+            best, winner, winner_z = _best(upper, other, other_z, vocab_size)
+            if best > above_score:
+                above_score, above, above_z = best, winner, winner_z
+            lower = tl.where(asked & ~before, score, float("-inf"))
+            best, winner, winner_z = _best(lower, other, other_z, vocab_size)
+            if best > below_score:
+                below_score, below, below_z = best, winner, winner_z
+    return tl.sum(count), tl.sum(mass), above, above_z, below, below_z
 
 
 @triton.jit
-def _z(row, first, rules, vocab_size, GRAMMAR: tl.constexpr, BLOCK: tl.constexpr):
-    """z of the tokens `first` to `first + BLOCK - 1`."""
-    raw = _load(row.logits, first + tl.arange(0, BLOCK), vocab_size)
-    logit = adjusted(raw, first, row.slot, row.needs, rules, vocab_size, GRAMMAR, BLOCK)
-    return tl.div_rn(logit - row.top, row.temperature)
+def _best(score, token, value, vocab_size):
+    """The best score, the first token that has it, and that token's value."""
+    best = tl.max(score)
+    winner = tl.min(tl.where(score == best, token, vocab_size))
+    return best, winner, tl.max(tl.where(token == winner, value, float("-inf")))
 
 
 @triton.jit
@@ -476,22 +480,58 @@ def _drawn(tiles, row, num_tiles, top, temperature, vocab_size, TILES: tl.conste
     score = tl.load(tiles.score + here, inside, float("-inf"))
     score += tl.div_rn(tops - top, temperature)
     drawn = tl.load(tiles.drawn + here, inside, vocab_size)
-    token = tl.min(tl.where(score == tl.max(score), drawn, vocab_size))
     logit = tl.load(tiles.drawn_logit + here, inside, float("-inf"))
-    return token, tl.max(tl.where(drawn == token, logit, float("-inf")))
+    _, token, logit = _best(score, drawn, logit, vocab_size)
+    return token, logit
+
+
+class Weighed(NamedTuple):
+    """What `weigh` found about a row's drawn token.
+
+    Attributes:
+        total: mass of what min-p keeps.
+        num_before, mass_before: tokens that rank before it, and how likely these are.
+        drawn, drawn_z: who has the best score of these.
+    """
+
+    total: tl.tensor
+    num_before: tl.tensor
+    mass_before: tl.tensor
+    drawn: tl.tensor
+    drawn_z: tl.tensor
 
 
 @triton.jit
-def _kth_top(tiles, row, num_tiles, k, TILES: tl.constexpr):
-    """The k-th greatest of the tiles' greatest logits; -∞ where k is 0 or above `num_tiles`.
+def _weighed(tiles, row, num_tiles, vocab_size, TILES: tl.constexpr):
+    index = tl.arange(0, TILES)
+    here, inside = row * num_tiles + index, index < num_tiles
+    score = tl.load(tiles.next_score + here, inside, float("-inf"))
+    drawn = tl.load(tiles.next_drawn + here, inside, vocab_size)
+    z = tl.load(tiles.next_z + here, inside, float("-inf"))
+    _, drawn, drawn_z = _best(score, drawn, z, vocab_size)
+    return Weighed(
+        tl.sum(tl.load(tiles.total + here, inside, 0)),
+        tl.sum(tl.load(tiles.num_before + here, inside, 0)),
+        tl.sum(tl.load(tiles.mass_before + here, inside, 0)),
+        drawn,
+        drawn_z,
+    )
 
-    k tokens are at least as likely, so the k-th likeliest is.
+
+@triton.jit
+def _of_top_tiles(tiles, row, num_tiles, top, temperature, k, min_p, TILES: tl.constexpr):
+    """Bounds from the tiles' likeliest tokens: of the k-th likeliest token's z, and of mass.
+
+    The k greatest of them are k tokens: the k-th likeliest of all is as likely as the last of
+    these, and the k likeliest together have their mass. Without top-k, or with more than there are
+    tiles, every token may be kept.
     """
     index = tl.arange(0, TILES)
-    here = row * num_tiles + index
-    tops = tl.load(tiles.top + here, index < num_tiles, float("-inf"))
-    ranked = tl.sort(tops, descending=True)
-    return tl.max(tl.where(index == k - 1, ranked, float("-inf")))
+    tops = tl.load(tiles.top + row * num_tiles + index, index < num_tiles, float("-inf"))
+    z = tl.div_rn(tl.sort(tops, descending=True) - top, temperature)
+    likelihood = tl.exp(z)
+    mass = tl.where((index < k) & (likelihood >= min_p), _mass(likelihood), 0)
+    return tl.max(tl.where(index == k - 1, z, float("-inf"))), tl.sum(mass)
 
 
 @triton.jit

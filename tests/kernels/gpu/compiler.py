@@ -45,7 +45,8 @@ class CompileSpec:
         kernel: the `@triton.jit` function.
         signature: type of every argument that is not a constexpr: "*bf16", "*i32", "i32", "fp32".
             Pointers are taken to be multiples of 16 bytes, as torch allocates; ":1" denies it. Of
-            integers ":16" claims it (Triton's launcher looks at the value: strides mostly are).
+            integers ":16" claims it (Triton's launcher looks at the value: strides mostly are). For
+            a named tuple: the same tuple, of such types.
         constexprs: value of every constexpr.
         num_warps: as launched.
         num_stages: as launched.
@@ -57,7 +58,7 @@ class CompileSpec:
 
     name: str
     kernel: Any
-    signature: Mapping[str, str]
+    signature: Mapping[str, str | tuple[Any, ...]]
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
@@ -85,19 +86,32 @@ class Compiled:
 
 def source(spec: CompileSpec) -> ASTSource:
     """The spec in Triton's own terms."""
-    signature, attributes = {}, {}
+    signature: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, name in enumerate(spec.kernel.arg_names):
         if name in spec.constexprs:
             signature[name] = "constexpr"
             continue
-        kind, _, multiple = spec.signature[name].partition(":")
-        signature[name] = kind
-        if multiple == "16" or (kind.startswith("*") and not multiple):
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        kinds = spec.signature[name]
+        if isinstance(kinds, str):
+            signature[name] = _kind(kinds, (position,), attributes)
+        else:
+            each = (_kind(kind, (position, i), attributes) for i, kind in enumerate(kinds))
+            signature[name] = type(kinds)(*each)
     unknown = {*spec.signature, *spec.constexprs} - set(spec.kernel.arg_names)
     assert not unknown, f"{spec.name}: no arguments of the kernel: {sorted(unknown)}"
     constants = {(spec.kernel.arg_names.index(name),): v for name, v in spec.constexprs.items()}
     return ASTSource(spec.kernel, signature, constants, attributes)
+
+
+def _kind(
+    text: str, place: tuple[int, ...], attributes: dict[tuple[int, ...], list[list[Any]]]
+) -> str:
+    """The type alone; what else the text says of the argument goes to the attributes."""
+    kind, _, multiple = text.partition(":")
+    if multiple == "16" or (kind.startswith("*") and not multiple):
+        attributes[place] = [["tt.divisibility", 16]]
+    return kind
 
 
 def compile_for(spec: CompileSpec, architecture: str) -> Compiled:
