@@ -28,6 +28,10 @@ class StackOptions:
     device: str | None = None
     dtype: str | None = None
     load_format: str | None = None
+    enforce_eager: bool = False
+    """On a GPU: capture no steps as CUDA graphs."""
+
+    gpu_memory_utilization: float | None = None
     threads: int | None = None
     max_model_len: int | None = None
     block_size: int | None = None
@@ -74,6 +78,8 @@ class StackOptions:
                 arguments += [f"--{name.replace('_', '-')}", str(value)]
         if role == "scheduler" and not self.enable_prefix_caching:
             arguments.append("--no-enable-prefix-caching")
+        if role == "worker" and self.enforce_eager:
+            arguments.append("--enforce-eager")
         return arguments
 
     @classmethod
@@ -105,6 +111,7 @@ _TAKES = {
         "device",
         "dtype",
         "load_format",
+        "gpu_memory_utilization",
         "threads",
         "max_model_len",
         "block_size",

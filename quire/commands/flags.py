@@ -77,6 +77,10 @@ LoadFormatFlag = Annotated[
     LoadFormat | None,
     _model("The directory's weights, or random ones (dummy), for benchmarks.", "auto|dummy"),
 ]
+EnforceEager = Annotated[bool, _model("On GPUs: capture no steps as CUDA graphs.", "")]
+GpuMemoryUtilization = Annotated[
+    float | None, _model("Share of each GPU's memory that may be used, 0 to 1.", "SHARE")
+]
 Threads = Annotated[int | None, _model("Compute threads per worker.", "N")]
 MaxModelLen = Annotated[
     int | None, _model("Prompt and output tokens of a request, at most.", "TOKENS")

@@ -32,6 +32,8 @@ def serve(
     device: flags.DeviceFlag = None,
     dtype: flags.DtypeFlag = None,
     load_format: flags.LoadFormatFlag = None,
+    enforce_eager: flags.EnforceEager = False,
+    gpu_memory_utilization: flags.GpuMemoryUtilization = None,
     threads: flags.Threads = None,
     max_model_len: flags.MaxModelLen = None,
     block_size: flags.BlockSize = None,
