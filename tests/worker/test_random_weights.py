@@ -1,7 +1,6 @@
 """A model whose weights are random: whole from a config.json, finite, and the same each time."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +89,3 @@ def test_a_directory_without_weights_is_named_unless_they_are_random(tmp_path: P
     directory = write_config(tmp_path, "LlamaForCausalLM")
     with pytest.raises(LoadError, match=r"no model\.safetensors"):
         load_model(directory, dtype="auto", device=CPU)
-
-
-def test_a_log_says_what_is_loaded_and_for_how_long(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        load(write_config(tmp_path, "LlamaForCausalLM"))
-    first, last = caplog.messages
-    assert first == f"loading {tmp_path.name}: {3 + 9 * 40} tensors"
-    assert last.startswith(f"loaded {tmp_path.name} in ")
