@@ -155,9 +155,9 @@ def attend_decodes_kernel(
     query, keys, values, tables, row_slot, seq_lens, out, logsums,
     stride_block, stride_table, squash, factor, value_scale,
     GROUP: tl.constexpr, BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One split of one row for one KV head: into `out`, or as a part of it, with `logsums`."""
+    """One split of one row for one KV head; with `logsums`, `out` takes the parts to be joined."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     context = _context(
         keys, values, stride_block, tables, stride_table, row_slot, seq_lens, row, kv_head,
@@ -166,7 +166,7 @@ def attend_decodes_kernel(
     length = context.length
     first = 0 if WINDOW is None else tl.maximum(length - WINDOW, 0)
     begin, end = first // TILE, tl.cdiv(length, TILE)
-    share = tl.cdiv(end - begin, SPLITS)
+    share = tl.cdiv(end - begin, tl.num_programs(2))
     begin += split * share
     end = tl.minimum(begin + share, end)
 
@@ -189,26 +189,25 @@ def attend_decodes_kernel(
             Sharpness(squash, factor), BLOCK_SIZE, HEAD_DIM, False,
         )  # fmt: skip
     acc *= (value_scale / total)[:, None]
-    if SPLITS > 1:
-        at = at * SPLITS + split
+    if logsums is not None:
+        at = at * tl.num_programs(2) + split
         tl.store(logsums + at, top + tl.log2(total), head < GROUP)
-        present = present & (begin < end)
     to_out = out + at[:, None] * HEAD_DIM + dims[None, :]
     tl.store(to_out, acc.to(out.dtype.element_ty), present)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def join_splits_kernel(
-    parts, logsums, out,
-    SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS_WIDTH: tl.constexpr, WIDTH: tl.constexpr,
+    parts, logsums, out, splits,
+    HEAD_DIM: tl.constexpr, MAX_SPLITS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One query head of one row: the mean of its parts, weighted by their sums of weights."""
     at = tl.program_id(0)
-    split, dims = tl.arange(0, SPLITS_WIDTH), tl.arange(0, WIDTH)
-    logsum = tl.load(logsums + at * SPLITS + split, split < SPLITS, float("-inf"))
+    split, dims = tl.arange(0, MAX_SPLITS), tl.arange(0, WIDTH)
+    logsum = tl.load(logsums + at * splits + split, split < splits, float("-inf"))
     weights = tl.exp2(logsum - tl.max(logsum, 0))
     present = (logsum > float("-inf"))[:, None] & (dims < HEAD_DIM)[None, :]
-    offsets = (at * SPLITS + split)[:, None] * HEAD_DIM + dims[None, :]
+    offsets = (at * splits + split)[:, None] * HEAD_DIM + dims[None, :]
     part = tl.load(parts + offsets, present, 0.0)
     mean = tl.sum(part * weights[:, None], 0) / tl.sum(weights, 0)
     tl.store(out + at * HEAD_DIM + dims, mean.to(out.dtype.element_ty), dims < HEAD_DIM)
@@ -326,13 +325,13 @@ def paged_attention(
     Raises:
         ValueError: a shape, type, device or number is not what it must be.
     """
-    _check(query, keys, values, step, scoring)
     batch, gpu = step.batch, tiling.gpu_of(query.device)
+    _check(query, keys, values, step, scoring, gpu)
     out = torch.empty_like(query)
     shared = _shared_arguments(query, keys, values, step, scoring, key_scale, value_scale)
     if batch.num_decodes:
         _attend_decodes(query, out, batch.num_decodes, gpu, shared)
-    if batch.num_tokens > batch.num_decodes:
+    if batch.num_rows > batch.num_decodes and batch.num_tokens > batch.num_decodes:
         _attend_chunks(query, out, step, gpu, shared)
     return out.view(out.shape[0], -1)
 
@@ -384,16 +383,16 @@ def _attend_decodes(
         logsums = torch.empty(shape, dtype=torch.float32, device=query.device)
     chosen = tiling.decode_tiling(gpu, group, head_dim, query.dtype)
     attend_decodes_kernel[num_rows, num_kv_heads, splits](
-        **shared, out=parts, logsums=logsums, SPLITS=splits, **_tiled(chosen)
+        **shared, out=parts, logsums=logsums, **_tiled(chosen)
     )
     if splits > 1:
         join_splits_kernel[num_rows * num_heads,](
             parts,
             logsums,
             out,
-            SPLITS=splits,
+            splits,
             HEAD_DIM=head_dim,
-            SPLITS_WIDTH=triton.next_power_of_2(splits),
+            MAX_SPLITS=tiling.MAX_SPLITS,
             WIDTH=shared["WIDTH"],
             num_warps=JOIN_WARPS,
         )
@@ -437,6 +436,7 @@ def _check(
     values: torch.Tensor,
     step: StepTensors,
     scoring: Scoring,
+    gpu: Gpu,
 ) -> None:
     batch = step.batch
     _, num_heads, head_dim = query.shape
@@ -459,7 +459,7 @@ def _check(
     require("keys", keys, query, (num_blocks, num_kv_heads, block_size, head_dim))
     require("values", values, query, keys.shape)
     require_dtype("query", query, torch.bfloat16, torch.float16, torch.float32)
-    require_dtype("keys", keys, query.dtype, FLOAT8)
+    require_dtype("keys", keys, query.dtype, *((FLOAT8,) if gpu.has_float8 else ()))
     require_dtype("values", values, keys.dtype)
     require("cu_seqlens", batch.cu_seqlens, query, (batch.num_rows + 1,))
     require("seq_lens", batch.seq_lens, query, (batch.num_rows,))

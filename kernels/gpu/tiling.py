@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from triton import next_power_of_2
 
-_MAX_SPLITS = 16
+MAX_SPLITS = 16  # a power of two
 
 
 class Tiling(NamedTuple):
@@ -37,16 +37,18 @@ class Gpu(NamedTuple):
             stages behind fit into its shared memory, and what is computed from them into its
             registers.
         num_stages: the same for every launch.
+        has_float8: whether it converts from float8 (e4m3).
     """
 
     num_multiprocessors: int
     tile_bytes: int
     num_stages: int
+    has_float8: bool = True
 
 
 # Tiles of 16 KiB spill on Ampere; an AMD device has 64 KiB of shared memory.
 HOPPER = Gpu(num_multiprocessors=132, tile_bytes=16 << 10, num_stages=3)
-AMPERE = Gpu(num_multiprocessors=108, tile_bytes=8 << 10, num_stages=3)
+AMPERE = Gpu(num_multiprocessors=108, tile_bytes=8 << 10, num_stages=3, has_float8=False)
 MI300 = Gpu(num_multiprocessors=304, tile_bytes=8 << 10, num_stages=2)
 # Triton's interpreter runs one program after another: few are enough.
 _INTERPRETER = HOPPER._replace(num_multiprocessors=4)
@@ -57,13 +59,13 @@ def gpu_of(device: torch.device) -> Gpu:
     """The decisive facts about a device."""
     if device.type == "cpu":
         return _INTERPRETER
+    count = torch.cuda.get_device_properties(device).multi_processor_count
     if torch.version.hip:
-        kind = MI300
-    else:
-        major, _ = torch.cuda.get_device_capability(device)
-        kind = HOPPER if major in (9, 10) else AMPERE
-    properties = torch.cuda.get_device_properties(device)
-    return kind._replace(num_multiprocessors=properties.multi_processor_count)
+        return MI300._replace(num_multiprocessors=count)
+    capability = torch.cuda.get_device_capability(device)
+    if capability[0] in (9, 10):
+        return HOPPER._replace(num_multiprocessors=count)
+    return AMPERE._replace(num_multiprocessors=count, has_float8=capability >= (8, 9))
 
 
 def decode_tiling(gpu: Gpu, group: int, head_dim: int, dtype: torch.dtype) -> Tiling:
@@ -78,7 +80,7 @@ def decode_tiling(gpu: Gpu, group: int, head_dim: int, dtype: torch.dtype) -> Ti
 
 def num_splits(gpu: Gpu, num_rows: int, num_kv_heads: int) -> int:
     """Into how many parts decodes cut a context: up to two programs for each multiprocessor."""
-    return min(max(2 * gpu.num_multiprocessors // (num_rows * num_kv_heads), 1), _MAX_SPLITS)
+    return min(max(2 * gpu.num_multiprocessors // (num_rows * num_kv_heads), 1), MAX_SPLITS)
 
 
 def chunk_tiling(
@@ -95,7 +97,7 @@ def chunk_tiling(
     They should be no taller than a row of mean length has use for, and no taller than leaves a
     program to each multiprocessor: short prompts would rather be done in parallel.
     """
-    tallest = 128 if next_power_of_2(head_dim) <= 128 else 64  # or registers spill
+    tallest = 128 if head_dim <= 128 else 64  # or registers spill, even of twice the warps
     if dtype == torch.float32:
         tallest = 16  # exact products have no matrix unit to use best
     block_m = 16
@@ -108,7 +110,7 @@ def chunk_tiling(
     return Tiling(
         block_m=block_m,
         tile=_tile(gpu, head_dim, dtype),
-        num_warps=8 if block_m * next_power_of_2(head_dim) >= 128 * 128 else 4,
+        num_warps=8 if block_m >= tallest > 16 else 4,
         num_stages=gpu.num_stages,
     )
 

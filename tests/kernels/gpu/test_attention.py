@@ -262,18 +262,19 @@ def test_masked_rows_look_at_the_null_block_and_harm_nobody(
     assert torch.equal(ill[[0, 2]], healthy[[0, 2]])
 
 
-def test_tokens_that_no_row_owns_are_passed_over(device: torch.device) -> None:
-    heads, scoring = Heads(), Scoring(0.125)
-    step = make_step(Rows([33], [(5, 20), (0, 1), (0, 1)]), heads.block_size, device)
+@pytest.mark.parametrize("rows", [Rows([33], [(5, 20), (0, 1), (0, 1)]), Rows([33, 4])], ids=str)
+def test_tokens_that_no_row_owns_are_passed_over(rows: Rows, device: torch.device) -> None:
+    heads, scoring, count = Heads(), Scoring(0.125), sum(rows.counts)
+    step = make_step(rows, heads.block_size, device)
     keys = make_cache(step, heads, None, torch.float32, seed=1)
     values = make_cache(step, heads, None, torch.float32, seed=2)
     query = random(64, heads.num_heads, heads.head_dim, device=device)
-    own = attention.paged_attention(query[:6].contiguous(), keys, values, step, scoring)
+    own = attention.paged_attention(query[:count].clone(), keys, values, step, scoring)
     padded = replace(step.batch, token_ids=torch.zeros(64, dtype=torch.int32, device=device))
     out = attention.paged_attention(query, keys, values, replace(step, batch=padded), scoring)
-    close(out[:6], own, torch.float32)
+    close(out[:count], own, torch.float32)
     if INTERPRETED:  # On a GPU memory is not poisoned.
-        assert out[6:].isnan().all(), "nothing was written"
+        assert out[count:].isnan().all(), "nothing was written"
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -367,14 +368,22 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         attend(torch.zeros(1, 4, 72, device=device), cache, cache, step, scoring)
     with pytest.raises(ValueError, match="keys have blocks of 16 tokens; the step's have 8"):
         attend(query, cache, cache, replace(step, block_size=8), scoring)
-    with pytest.raises(ValueError, match="keys is float16; it must be float32 or float8_e4m3fn"):
+    with pytest.raises(ValueError, match="keys is float16; it must be float32"):
         attend(query, cache.half(), cache.half(), step, scoring)
-    with pytest.raises(ValueError, match="values is float32; it must be float8_e4m3fn"):
-        attend(query, cache.to(FLOAT8), cache, step, scoring)
     with pytest.raises(ValueError, match="window is 0; a token sees at least itself"):
         attend(query, cache, cache, step, Scoring(1.0, window=0))
     with pytest.raises(ValueError, match=r"scale is -1.0; it must be above 0"):
         attend(query, cache, cache, step, Scoring(-1.0))
+
+
+def test_a_device_without_float8_refuses_it(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    monkeypatch.setattr(tiling, "gpu_of", lambda _: AMPERE)
+    step, query = make_step(Rows([5]), 16, device), torch.zeros(1, 4, 64, device=device)
+    cache = torch.zeros(2, 2, 16, 64, device=device).to(FLOAT8)
+    with pytest.raises(ValueError, match="keys is float8_e4m3fn; it must be float32"):
+        attention.paged_attention(query, cache, cache, step, Scoring(1.0))
 
 
 @pytest.mark.parametrize(
