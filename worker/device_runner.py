@@ -83,6 +83,7 @@ class DeviceRunner:
         self._graphs: dict[int, Callable[[], torch.Tensor]] = {}
         self._num_ordered = 0
         self._completion = _Completion(counts)
+        lane.drain()  # weights, cache and tables were not made on the lane
 
     @property
     def num_live(self) -> int:

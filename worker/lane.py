@@ -61,7 +61,7 @@ class Lane(Protocol):
         ...
 
     def drain(self) -> None:
-        """Waits until everything has run."""
+        """Waits until everything has run, what is not of this lane too."""
         ...
 
     def peak_bytes(self, work: Callable[[], None]) -> int:
@@ -215,8 +215,7 @@ class CudaLane:
 
     def drain(self) -> None:
         """`Lane.drain`."""
-        self._stream.synchronize()
-        self._copy_stream.synchronize()
+        torch.cuda.synchronize(self._device)
 
     def peak_bytes(self, work: Callable[[], None]) -> int:
         """`Lane.peak_bytes`."""
