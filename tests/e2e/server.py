@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 START_S = 180.0
 
@@ -47,10 +48,14 @@ class Server:
             timeout=60,
         ).stdout
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What `quire ps` lists."""
+        rows: list[dict[str, Any]] = json.loads(self.quire("ps", "--json"))
+        return rows
+
     def processes(self) -> dict[str, int]:
         """Process ids by role (of the first of each role)."""
-        rows = json.loads(self.quire("ps", "--json"))
-        return {row["role"]: row["pid"] for row in reversed(rows)}
+        return {row["role"]: row["pid"] for row in reversed(self.rows())}
 
     def state(self) -> dict[str, object]:
         return dict(json.loads(self.quire("state", "--json")))
