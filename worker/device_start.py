@@ -24,6 +24,8 @@ from worker.slot_counts import SlotCounts
 from worker.warm_up import run_largest, warm_up
 
 _GRAPH_SPARE = 1.1
+# Prompts for which kernels may be tiled differently (`kernels.gpu.tiling`), besides the longest.
+_CHUNKS = (8, 17, 300)
 
 
 class DeviceStart:
@@ -121,21 +123,13 @@ class DeviceStart:
             self._step_ops,
             sizes.max_num_seqs,
         )
-        warm_up(
-            runner,
-            max_num_seqs=sizes.max_num_seqs,
-            max_model_len=loaded.max_model_len,
-            block_size=sizes.block_size,
-            vocab_size=loaded.config.vocab_size,
-        )
-        run_largest(
-            runner,
-            max_num_seqs=sizes.max_num_seqs,
-            max_num_batched_tokens=sizes.max_num_batched_tokens,
-            max_model_len=loaded.max_model_len,
-            block_size=sizes.block_size,
-            vocab_size=loaded.config.vocab_size,
-        )
+        limits = {
+            "max_model_len": loaded.max_model_len,
+            "vocab_size": loaded.config.vocab_size,
+        }
+        for num_tokens in (*_CHUNKS, sizes.max_num_batched_tokens):
+            warm_up(runner, sizes, num_prompt_tokens=num_tokens, **limits)
+        run_largest(runner, sizes, **limits)
         return runner
 
 

@@ -89,12 +89,6 @@ def _host_runner(
         ),
         Sampler(max_num_seqs=sizes.max_num_seqs, vocab_size=vocab_size, device=device),
     )
-    warm_up(
-        runner,
-        max_num_seqs=sizes.max_num_seqs,
-        max_model_len=loaded.max_model_len,
-        block_size=sizes.block_size,
-        vocab_size=vocab_size,
-    )
+    warm_up(runner, sizes, max_model_len=loaded.max_model_len, vocab_size=vocab_size)
     log.info("start-up: %s", phases({"warm-up": time.perf_counter() - began}))
     return runner

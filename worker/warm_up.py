@@ -8,23 +8,37 @@ import numpy as np
 
 from worker.executor import Runner
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
+from worker.sizes import Sizes
 
-_PROMPT_TOKENS = 8
 _NUM_STEPS = 3
 MAX_LOGPROBS = 20
 """Alternatives that a row may ask for; the gateway allows no more."""
 
 
 def warm_up(
-    runner: Runner, *, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int
+    runner: Runner,
+    sizes: Sizes,
+    *,
+    max_model_len: int,
+    vocab_size: int,
+    num_prompt_tokens: int = 8,
 ) -> None:
-    """Computes a short prompt and decodes from it, greedily and by drawing."""
-    num_prompt = min(_PROMPT_TOKENS, max_model_len - _NUM_STEPS)
+    """Computes a prompt and decodes from it, greedily and, if there is room, by drawing.
+
+    Args:
+        runner: what to warm up; holds no sequence, before and after.
+        sizes: how large its steps may get.
+        max_model_len: tokens a sequence may hold.
+        vocab_size: token ids are 0 to vocab_size - 1.
+        num_prompt_tokens: of each prompt; less where that does not fit.
+    """
+    budget = sizes.max_num_batched_tokens
+    num_prompt = min(num_prompt_tokens, max_model_len - _NUM_STEPS, budget)
     if num_prompt < 1:
         return
     samplings = (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9))
-    slots = _column(*range(min(len(samplings), max_num_seqs)))
-    num_blocks = -(-(num_prompt + _NUM_STEPS) // block_size)
+    slots = _column(*range(min(len(samplings), sizes.max_num_seqs, budget // num_prompt)))
+    num_blocks = -(-(num_prompt + _NUM_STEPS) // sizes.block_size)
     admissions = tuple(
         Admission(
             slot=slot,
@@ -60,27 +74,19 @@ def warm_up(
     runner.reset()
 
 
-def run_largest(
-    runner: Runner,
-    *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    max_model_len: int,
-    block_size: int,
-    vocab_size: int,
-) -> None:
+def run_largest(runner: Runner, sizes: Sizes, *, max_model_len: int, vocab_size: int) -> None:
     """Runs the step that needs the most memory: every token of the budget, every slot sampling.
 
     All sequences share their blocks: what they compute means nothing.
     """
-    count = min(max_num_seqs, max_num_batched_tokens)
-    length = min(max_num_batched_tokens // count, max_model_len - 2)
+    count = min(sizes.max_num_seqs, sizes.max_num_batched_tokens)
+    length = min(sizes.max_num_batched_tokens // count, max_model_len - 2)
     if length < 1:
         return
     sampling = Sampling(
         temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, num_logprobs=MAX_LOGPROBS
     )
-    blocks = np.arange(1, -(-(length + 1) // block_size) + 1, dtype=np.int32)
+    blocks = np.arange(1, -(-(length + 1) // sizes.block_size) + 1, dtype=np.int32)
     slots = _column(*range(count))
     admissions = tuple(
         Admission(

@@ -29,6 +29,7 @@ from worker.executor import Model, Runner
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel
 from worker.plans import BatchPlan, FinishReason, Sampling, StepResult
+from worker.sizes import Sizes
 from worker.warm_up import warm_up
 
 
@@ -145,13 +146,14 @@ def test_a_plan_that_only_retires_computes_nothing(
 def test_warming_up_leaves_no_trace(make_runner: MakeRunner, tiny_model: LoadedModel) -> None:
     fresh, warm = make_runner(tiny_model, None), make_runner(tiny_model, None)
     for num_slots in (1, NUM_SLOTS):
-        warm_up(
-            warm,
-            max_num_seqs=num_slots,
-            max_model_len=MAX_MODEL_LEN,
-            block_size=BLOCK_SIZE,
-            vocab_size=VOCAB_SIZE,
-        )
+        for num_tokens in (8, 1000):
+            warm_up(
+                warm,
+                Sizes(BLOCK_SIZE, num_slots, max_num_batched_tokens=64),
+                max_model_len=MAX_MODEL_LEN,
+                vocab_size=VOCAB_SIZE,
+                num_prompt_tokens=num_tokens,
+            )
     assert warm.num_live == 0
     sequences = list(tenants(Sampling(temperature=0.8)).values())
     assert generate(warm, sequences, chunk=9) == generate(fresh, sequences, chunk=9)
