@@ -3,15 +3,21 @@
 One run, one machine, the same weights and threads:
 
 - the share of a step in which the worker waited for a plan, at concurrency 1, 8 and 32;
+- processor time per step of every process, the load generator's (this one) among them;
 - output tokens/s through router, scheduler and worker over the worker's bare loop, at 8;
 - output tokens/s over transformers' `generate`: one request alone, and 32 of mixed length against
   static batching.
+
+Answers are streamed over HTTP, as most clients ask for them; at 8, whole answers over gRPC, which
+is how `quire.LLM` asks, are measured beside them.
 
     python -m bench.served --threads 2
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import httpx
+import psutil
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,6 +37,7 @@ from bench.recording import Target, report
 from quire import SamplingParams
 from quire.background import BackgroundStack
 from quire.client import InferenceClient
+from quire.http import Endpoint
 from quire.models import ResolvedModel, resolve
 from quire.options import StackOptions
 
@@ -44,6 +52,8 @@ class Mixed(TypedDict):
 
 MIXED: Mixed = {"count": 32, "input_len": (16, 512), "output_len": (16, 256)}
 
+
+WHOLE_AT_8 = "256/128 at 8, whole answers"
 
 _COUNTERS = (
     "quire:worker_wait_seconds_sum",
@@ -60,6 +70,8 @@ class Served:
     wait_share: float
     """Of the time of its steps, the worker waited so much for plans."""
     step_ms: float
+    cpu_ms: dict[str, float]
+    """Processor time per step, user and system, of each process."""
 
 
 class StackUnderTest:
@@ -68,27 +80,68 @@ class StackUnderTest:
     def __init__(self, model: ResolvedModel, threads: int) -> None:
         options = StackOptions(threads=threads, max_model_len=2048)
         self._background = BackgroundStack(model, options)
-        [scheduler] = [m for m in self._background.stack.members if m.spec.role == "scheduler"]
-        (ready,) = scheduler.ready
-        self._metrics_url = str(ready.metrics)
+        processes = {each.role: each for each in self._background.stack.record().processes}
+        self._metrics_url = str(processes["scheduler"].metrics)
+        self._pids = {role: each.pid for role, each in processes.items() if each.pid}
+        [self._pids["link"]] = [
+            child.pid
+            for child in psutil.Process(self._pids["worker"]).children()
+            if "worker.link" in child.cmdline()
+        ]
+        self._pids["load generator"] = os.getpid()
 
     def close(self) -> None:
         """Ends its processes."""
         self._background.close()
 
-    def measure(self, requests: list[MixedRequest], concurrency: int) -> Served:
-        """Sends all requests, so many at once, and reads the counters before and after."""
-        before = self._counters()
+    def measure(
+        self, requests: list[MixedRequest], concurrency: int, *, whole: bool = False
+    ) -> Served:
+        """Sends all requests, so many at once, and reads the counters before and after.
+
+        Answers are streamed over HTTP, or come whole over gRPC.
+        """
+        send = self._send_for_whole if whole else self._send_for_streams
+        before, cpu_before = self._counters(), self._cpu_s()
         started = time.perf_counter()
-        self._background.run(self._send(requests, concurrency))
+        self._background.run(send(requests, asyncio.Semaphore(concurrency)))
         duration_s = time.perf_counter() - started
-        after = self._counters()
+        cpu_after, after = self._cpu_s(), self._counters()
         waited, stepped, steps = (after[name] - before[name] for name in _COUNTERS)
         tokens = sum(request.output_len for request in requests)
-        return Served(tokens / duration_s, waited / stepped, 1e3 * stepped / steps)
+        return Served(
+            output_tokens_per_s=tokens / duration_s,
+            wait_share=waited / stepped,
+            step_ms=1e3 * stepped / steps,
+            cpu_ms={
+                name: 1e3 * (cpu_after[name] - cpu_before[name]) / steps for name in self._pids
+            },
+        )
 
-    async def _send(self, requests: list[MixedRequest], concurrency: int) -> None:
-        gate = asyncio.Semaphore(concurrency)
+    async def _send_for_streams(
+        self, requests: list[MixedRequest], gate: asyncio.Semaphore
+    ) -> None:
+        endpoint = Endpoint(self._background.stack.url)
+
+        async def one(request: MixedRequest) -> None:
+            payload = {
+                "model": self._background.stack.name,
+                "prompt": request.token_ids,
+                "max_tokens": request.output_len,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            events = endpoint.events("/v1/completions", payload)
+            async with gate, contextlib.aclosing(events):
+                async for event in events:
+                    last = event
+            assert last["usage"]["completion_tokens"] == request.output_len
+
+        await asyncio.gather(*(one(request) for request in requests))
+
+    async def _send_for_whole(self, requests: list[MixedRequest], gate: asyncio.Semaphore) -> None:
         client = InferenceClient(self._background.stack.grpc)
 
         async def one(request: MixedRequest) -> None:
@@ -102,6 +155,9 @@ class StackUnderTest:
         finally:
             await client.close()
 
+    def _cpu_s(self) -> dict[str, float]:
+        return {name: _cpu_s(pid) for name, pid in self._pids.items()}
+
     def _counters(self) -> dict[str, float]:
         text = httpx.get(self._metrics_url).text
         samples = {
@@ -110,6 +166,14 @@ class StackUnderTest:
             for sample in family.samples
         }
         return {name: samples[name] for name in _COUNTERS}
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time of a process with all its threads, to the nanosecond.
+
+    The clock's number is what Linux's `clock_getcpuclockid` gives; /proc counts in 10 ms.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _subprocess(module: str, *arguments: str) -> float:
@@ -137,6 +201,8 @@ def run(threads: int, rounds: int) -> tuple[dict[str, Any], list[Target]]:
                 requests = uniform_requests(count, input_len=256, output_len=128, seed=seed)
                 name = f"256/128 at {concurrency}"
                 served.setdefault(name, []).append(stack.measure(requests, concurrency))
+            requests = uniform_requests(8, input_len=256, output_len=128, seed=-seed)
+            served.setdefault(WHOLE_AT_8, []).append(stack.measure(requests, 8, whole=True))
             mixed = mixed_requests(**MIXED, seed=seed)
             served.setdefault("mixed 32", []).append(stack.measure(mixed, len(mixed)))
         finally:
@@ -163,11 +229,24 @@ def _summary(
         "output_tokens_per_s": {f"quire {name}": value for name, value in rate.items()} | other,
         "step_ms": medians(lambda run: run.step_ms),
         "worker_wait_share": wait,
+        "cpu_ms_per_step": {
+            name: {
+                process: statistics.median(run.cpu_ms[process] for run in runs)
+                for process in runs[0].cpu_ms
+            }
+            for name, runs in served.items()
+        },
     }
     at_1, at_8 = rate["256/128 at 1"], rate["256/128 at 8"]
     targets = [
         Target("largest share of a step waiting for a plan", max(wait.values()), 0.02),
         Target("served over bare loop at 8", at_8 / other["bare loop at 8"], 0.95, at_least=True),
+        Target(
+            "served over bare loop at 8, whole answers",
+            rate[WHOLE_AT_8] / other["bare loop at 8"],
+            0.95,
+            at_least=True,
+        ),
         Target("over transformers, alone", at_1 / other["transformers alone"], 1.5, at_least=True),
         Target(
             "over transformers, mixed lengths against static batches",
