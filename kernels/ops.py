@@ -108,8 +108,9 @@ def select_step(device: torch.device, max_rows: int, vocab_size: int) -> DeviceS
     if device.type != "cuda":
         return None
     from kernels.gpu import sampler, step
+    from kernels.gpu.sampler_tiles import Tiles
 
-    tiles = sampler.Tiles.empty(max_rows, vocab_size, device)
+    tiles = Tiles.empty(max_rows, vocab_size, device)
     return DeviceStepOps(
         apply_writes=step.apply_writes,
         decode_inputs=step.decode_inputs,

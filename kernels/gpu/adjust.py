@@ -90,6 +90,12 @@ def is_penalized(slot, rules):
 
 
 @triton.jit
+def load_logits(logits, token, vocab_size):
+    """A row's logits of some tokens, float32; -∞ for tokens beyond the vocabulary."""
+    return tl.load(logits + token, token < vocab_size, float("-inf")).to(tl.float32)
+
+
+@triton.jit
 def adjusted(logit, first, slot, needs, rules, vocab_size, BLOCK: tl.constexpr):
     """The logits of the tokens `first` to `first + BLOCK - 1`, float32, after steps 1 to 4."""
     token = first + tl.arange(0, BLOCK)

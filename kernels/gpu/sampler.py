@@ -28,84 +28,37 @@ a mass and top-p's bound, differ by less than a few parts in a million.
 Shapes: logits is [rows, vocab_size] with any row stride; `Tiles` is [rows, tiles].
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.adjust import Needs, Rules, adjusted, is_penalized, needs_of
+from kernels.gpu.adjust import Rules, adjusted, is_penalized, load_logits, needs_of
 from kernels.gpu.philox import gumbel_noise
+from kernels.gpu.sampler_filters import (
+    CHUNK,
+    CHUNK_WARPS,
+    Row,
+    best_of,
+    first_kept,
+    mass_of,
+    ranks_before,
+)
+from kernels.gpu.sampler_tiles import (
+    TILE,
+    Tiles,
+    bounds_of_top_k,
+    drawn_of,
+    likeliest_of,
+    weighed_of,
+)
 from kernels.step_sampling import ERROR, LENGTH, NO_TOKEN, STOP, GrammarMasks, num_words
 from kernels.step_tables import SlotSampling, SlotTables
 
-TILE = 2048
 TILE_WARPS = 8
-CHUNK = 4096
-CHUNK_WARPS = 8
-FOLD = tl.constexpr(CHUNK // (32 * CHUNK_WARPS))
+_ENTRIES = tl.constexpr(128)
 
 _STOP, _LENGTH, _ERROR = tl.constexpr(STOP), tl.constexpr(LENGTH), tl.constexpr(ERROR)
 _NO_TOKEN = tl.constexpr(NO_TOKEN)
-_MASS = tl.constexpr(2.0**40)
-
-
-class Tiles(NamedTuple):
-    """What the launches tell each other, [rows, tiles] each.
-
-    Attributes:
-        top, likeliest: the greatest logit after steps 1 to 4, and whose it is.
-        broken: whether the model's logits hold a NaN or +∞.
-        score, drawn, drawn_logit: the best z + noise with z relative to `top`, and whose it is.
-        total: mass of what min-p keeps.
-        num_before, mass_before: tokens that rank before the row's drawn one, and how likely.
-        next_score, next_drawn, next_z: of those that min-p keeps, the best score and whose it is.
-    """
-
-    top: torch.Tensor
-    likeliest: torch.Tensor
-    broken: torch.Tensor
-    score: torch.Tensor
-    drawn: torch.Tensor
-    drawn_logit: torch.Tensor
-    total: torch.Tensor
-    num_before: torch.Tensor
-    mass_before: torch.Tensor
-    next_score: torch.Tensor
-    next_drawn: torch.Tensor
-    next_z: torch.Tensor
-
-    @classmethod
-    def empty(cls, max_rows: int, vocab_size: int, device: torch.device) -> "Tiles":
-        """For steps of up to so many rows; what it holds between them means nothing."""
-        shape = (max_rows, triton.cdiv(vocab_size, TILE))
-        real, whole, long = torch.float32, torch.int32, torch.int64
-        scanned = (real, whole, whole, real, whole, real)
-        weighed = (long, whole, long, real, whole, real)
-        return cls(*(torch.empty(shape, dtype=dtype, device=device) for dtype in scanned + weighed))
-
-    @staticmethod
-    def num_bytes(max_rows: int, vocab_size: int) -> int:
-        """What `empty` takes."""
-        num_tiles: int = triton.cdiv(vocab_size, TILE)
-        return max_rows * num_tiles * (10 * 4 + 2 * 8)
-
-
-class Row(NamedTuple):
-    """What `settle` knows of a row with filters."""
-
-    logits: tl.tensor
-    slot: tl.tensor
-    position: tl.tensor
-    needs: Needs
-    top: tl.tensor
-    temperature: tl.tensor
-    top_k: tl.tensor
-    top_p: tl.tensor
-    min_p: tl.tensor
-    seed: tl.tensor
-    floor: tl.tensor
-
 
 # Columns of a step's rows begin anywhere in their buffers: their alignment is not compiled in.
 _COLUMNS = ["slots", "positions", "token_ids", "finish"]
@@ -133,7 +86,7 @@ def scan_kernel(
     position = tl.load(positions + row)
     here = row * tl.num_programs(0) + tl.program_id(0)
     token = first + tl.arange(0, TILE)
-    raw = _load(logits + row.to(tl.int64) * row_stride, token, vocab_size)
+    raw = load_logits(logits + row.to(tl.int64) * row_stride, token, vocab_size)
     broken = (raw != raw) | (raw == float("inf"))
     tl.store(tiles.broken + here, tl.max(broken.to(tl.int32)))
     needs = needs_of(slot, position, rules, GRAMMAR)
@@ -146,7 +99,7 @@ def scan_kernel(
         seed = tl.load(rules.seed + slot)
         z = tl.div_rn(logit - tl.where(top == float("-inf"), 0.0, top), temperature)
         score = z + gumbel_noise(seed, position, first, TILE)
-        best, drawn, drawn_logit = _best(score, token, logit, vocab_size)
+        best, drawn, drawn_logit = best_of(score, token, logit, vocab_size)
         tl.store(tiles.score + here, best)
         tl.store(tiles.drawn + here, drawn)
         tl.store(tiles.drawn_logit + here, drawn_logit)
@@ -176,19 +129,19 @@ def weigh_kernel(
     if (temperature <= 0) | (not _is_filtered(slot, rules)):
         return
     num_tiles = tl.num_programs(0)
-    top, _, broken = _likeliest(tiles, row, num_tiles, vocab_size, TILES)
+    top, _, broken = likeliest_of(tiles, row, num_tiles, vocab_size, TILES)
     if broken:
         return
-    drawn, drawn_logit = _drawn(tiles, row, num_tiles, top, temperature, vocab_size, TILES)
+    drawn, drawn_logit = drawn_of(tiles, row, num_tiles, top, temperature, vocab_size, TILES)
     token = first + tl.arange(0, TILE)
-    raw = _load(logits + row.to(tl.int64) * row_stride, token, vocab_size)
+    raw = load_logits(logits + row.to(tl.int64) * row_stride, token, vocab_size)
     position = tl.load(positions + row)
     needs = needs_of(slot, position, rules, GRAMMAR)
     logit = adjusted(raw, first, slot, needs, rules, vocab_size, TILE)
     z, drawn_z = tl.div_rn(logit - top, temperature), tl.div_rn(drawn_logit - top, temperature)
     likelihood = tl.exp(z)
-    mass = _mass(likelihood)
-    before = _ranks_before(z, token, drawn_z, drawn)
+    mass = mass_of(likelihood)
+    before = ranks_before(z, token, drawn_z, drawn)
     kept = likelihood >= tl.load(rules.min_p + slot)
     here = row * num_tiles + tl.program_id(0)
     count = tl.sum(before.to(tl.int32))
@@ -199,7 +152,7 @@ def weigh_kernel(
     if count > 0:
         score = z + gumbel_noise(tl.load(rules.seed + slot), position, first, TILE)
         score = tl.where(before & kept, score, float("-inf"))
-        best, drawn, drawn_z = _best(score, token, z, vocab_size)
+        best, drawn, drawn_z = best_of(score, token, z, vocab_size)
     tl.store(tiles.next_score + here, best)
     tl.store(tiles.next_drawn + here, drawn)
     tl.store(tiles.next_z + here, drawn_z)
@@ -234,12 +187,12 @@ def settle_kernel(
         return
     position = tl.load(positions + row)
     temperature = tl.load(rules.temperature + slot)
-    top, token, failed = _likeliest(tiles, row, num_tiles, vocab_size, TILES)
+    top, token, failed = likeliest_of(tiles, row, num_tiles, vocab_size, TILES)
     if (temperature > 0) & (not failed):
-        token, logit = _drawn(tiles, row, num_tiles, top, temperature, vocab_size, TILES)
+        token, logit = drawn_of(tiles, row, num_tiles, top, temperature, vocab_size, TILES)
         if _is_filtered(slot, rules):
             top_k, min_p = tl.load(rules.top_k + slot), tl.load(rules.min_p + slot)
-            floor, least = _of_top_tiles(
+            floor, least = bounds_of_top_k(
                 tiles, row, num_tiles, top, temperature, top_k, min_p, TILES
             )
             this = Row(
@@ -255,9 +208,9 @@ def settle_kernel(
                 tl.load(rules.seed + slot),
                 floor,
             )
-            weighed = _weighed(tiles, row, num_tiles, vocab_size, TILES)
+            weighed = weighed_of(tiles, row, num_tiles, vocab_size, TILES)
             z = tl.div_rn(logit - top, temperature)
-            token = _first_kept(this, token, z, weighed, least, rules, vocab_size, CHUNK)
+            token = first_kept(this, token, z, weighed, least, rules, vocab_size, CHUNK)
     token = tl.where(failed, 0, token)
     _commit(
         row,
@@ -290,19 +243,19 @@ def _commit(
     vocab_size,
     tokens_stride,
 ):
+    """Stores the token and decides whether the sequence ends."""
     wide_slot = slot.to(tl.int64)
     stops = False
-    start = 0
-    while start < rules.max_stops:
-        entry = start + tl.arange(0, 128)
-        stop = tl.load(
-            rules.stop_ids + wide_slot * rules.max_stops + entry, entry < rules.max_stops, -1
-        )
+    stop_ids = rules.stop_ids + wide_slot * rules.max_stops
+    for start in range(0, rules.max_stops, _ENTRIES):
+        entry = start + tl.arange(0, _ENTRIES)
+        stop = tl.load(stop_ids + entry, entry < rules.max_stops, -1)
         stops = stops | (tl.max((stop == token).to(tl.int32)) > 0)
-        start += 128
     ended = tl.where(position + 1 >= tl.load(rules.limit + slot), _LENGTH, 0)
     ended = tl.where(stops, _STOP, ended)
     ended = tl.where(failed | (tl.load(rules.invalid + slot) > 0), _ERROR, ended)
+    # Each warp asked at the start whether the slot is done: let the last of them have read it.
+    tl.debug_barrier()
     tl.store(token_ids + row, token)
     tl.store(finish + row, ended)
     tl.store(tokens + wide_slot * tokens_stride + position, token)
@@ -310,228 +263,6 @@ def _commit(
     if is_penalized(wide_slot, rules):
         count = rules.output_count + wide_slot * vocab_size + token
         tl.store(count, tl.load(count) + 1)
-
-
-# --- one row's filters ----------------------------------------------------------------------------
-
-
-@triton.jit
-def _first_kept(row, token, z, weighed, least, rules, vocab_size, CHUNK: tl.constexpr):
-    """The kept token of best score.
-
-    Args:
-        token, z: of the best score of all.
-        weighed: what `weigh` found about it.
-        least: some of the mass that min-p and top-k keep.
-    """
-    # Bounds of the mass that top-p takes its share of.
-    most = weighed.total
-    least = tl.where(row.top_k > 0, least, most)
-    count, mass = weighed.num_before, weighed.mass_before
-    drawn, drawn_z = weighed.drawn, weighed.drawn_z
-    searching = True
-    while searching:
-        likelihood = tl.exp(z)
-        kept = (likelihood >= row.min_p) & ((row.top_k == 0) | (count < row.top_k))
-        if kept & (row.top_p < 1):
-            least = tl.maximum(least, mass + _mass(likelihood))
-            if _is_share(mass, row.top_p, most) & (not _is_share(mass, row.top_p, least)):
-                least = _mass_of_top_k(row, token, z, rules, vocab_size, CHUNK)
-                most = least
-            kept = _is_share(mass, row.top_p, least)
-        if kept:
-            searching = False
-        else:
-            token, z = drawn, drawn_z
-            count, mass, drawn, drawn_z, _, _ = _survey(
-                row, token, z, -1, float("inf"), token, z, rules, vocab_size, CHUNK
-            )
-    return token
-
-
-@triton.jit
-def _is_share(mass, top_p, total):
-    """Whether mass is less than the share top_p of the total."""
-    return mass.to(tl.float64) < top_p.to(tl.float64) * total.to(tl.float64)
-
-
-@triton.jit
-def _mass_of_top_k(row, token, z, rules, vocab_size, CHUNK: tl.constexpr):
-    """Mass of what min-p and top-k keep; the given token is one of these.
-
-    The last of them is `start` or ranks between `start` and `end`. Each round takes a token from
-    between as pivot and learns on which side of it the last one is.
-    """
-    start, start_z = token, z
-    end, end_z = vocab_size, row.floor
-    answer = tl.zeros([], tl.int64)
-    searching = True
-    while searching:
-        count, mass, above, above_z, below, below_z = _survey(
-            row, token, z, start, start_z, end, end_z, rules, vocab_size, CHUNK
-        )
-        if count < row.top_k:
-            answer = mass + _mass(tl.exp(z))
-            start, start_z = token, z
-            token, z = below, below_z
-            searching = (count + 1 < row.top_k) & (token < vocab_size)
-        else:
-            end, end_z = token, z
-            token, z = above, above_z
-            searching = token < vocab_size
-    return answer
-
-
-@triton.jit
-def _survey(
-    row,
-    token,
-    z,
-    start,
-    start_z,
-    end,
-    end_z,
-    rules,
-    vocab_size,
-    CHUNK: tl.constexpr,
-):
-    """How many tokens rank before `token`, their mass, and whom to ask about next.
-
-    That is the token of best score, with its z, of those between `start` and `token` and of those
-    between `token` and `end`; `vocab_size` where there is none.
-    """
-    count = tl.zeros([CHUNK // FOLD], tl.int32)
-    mass = tl.zeros([CHUNK // FOLD], tl.int64)
-    above_score, above, above_z = float("-inf"), vocab_size, z
-    below_score, below, below_z = float("-inf"), vocab_size, z
-    for first in range(0, vocab_size, CHUNK):
-        other = first + tl.arange(0, CHUNK)
-        raw = _load(row.logits, other, vocab_size)
-        logit = adjusted(raw, first, row.slot, row.needs, rules, vocab_size, CHUNK)
-        other_z = tl.div_rn(logit - row.top, row.temperature)
-        likelihood = tl.exp(other_z)
-        before = _ranks_before(other_z, other, z, token)
-        count += tl.sum(_folded(before.to(tl.int32)), 1)
-        mass += tl.sum(_folded(tl.where(before, _mass(likelihood), 0)), 1)
-        asked = _ranks_before(start_z, start, other_z, other)
-        asked &= before | _ranks_before(other_z, other, end_z, end)
-        asked &= (other != token) & (other_z >= row.floor)
-        asked &= (likelihood >= row.min_p) & (likelihood > 0)
-        # Few chunks have such a token.
-        if tl.max(asked.to(tl.int32)) > 0:
-            score = other_z + gumbel_noise(row.seed, row.position, first, CHUNK)
-            upper = tl.where(asked & before, score, float("-inf"))
-            best, winner, winner_z = _best(upper, other, other_z, vocab_size)
-            if best > above_score:
-                above_score, above, above_z = best, winner, winner_z
-            lower = tl.where(asked & ~before, score, float("-inf"))
-            best, winner, winner_z = _best(lower, other, other_z, vocab_size)
-            if best > below_score:
-                below_score, below, below_z = best, winner, winner_z
-    return tl.sum(count), tl.sum(mass), above, above_z, below, below_z
-
-
-@triton.jit
-def _best(score, token, value, vocab_size):
-    """The best score, the first token that has it, and that token's value."""
-    best = tl.max(score)
-    winner = tl.min(tl.where(score == best, token, vocab_size))
-    return best, winner, tl.max(tl.where(token == winner, value, float("-inf")))
-
-
-@triton.jit
-def _folded(values):
-    """A chunk as one row for each thread: what a loop adds up then takes an eighth of registers."""
-    return tl.reshape(values, [values.numel // FOLD, FOLD], can_reorder=True)
-
-
-@triton.jit
-def _ranks_before(z, token, other_z, other):
-    return (z > other_z) | ((z == other_z) & (token < other))
-
-
-@triton.jit
-def _mass(likelihood):
-    return (likelihood * _MASS).to(tl.int64)
-
-
-# --- what tiles say together ----------------------------------------------------------------------
-
-
-@triton.jit
-def _likeliest(tiles, row, num_tiles, vocab_size, TILES: tl.constexpr):
-    """The row's greatest logit, whose it is, and whether there is nothing to choose from."""
-    index = tl.arange(0, TILES)
-    here, inside = row * num_tiles + index, index < num_tiles
-    tops = tl.load(tiles.top + here, inside, float("-inf"))
-    broken = tl.max(tl.load(tiles.broken + here, inside, 0))
-    top = tl.max(tops)
-    likeliest = tl.load(tiles.likeliest + here, inside, vocab_size)
-    token = tl.min(tl.where(tops == top, likeliest, vocab_size))
-    return top, token, (broken > 0) | (top == float("-inf")) | (top == float("inf")) | (top != top)
-
-
-@triton.jit
-def _drawn(tiles, row, num_tiles, top, temperature, vocab_size, TILES: tl.constexpr):
-    """The token of best score of all, and its logit."""
-    index = tl.arange(0, TILES)
-    here, inside = row * num_tiles + index, index < num_tiles
-    tops = tl.load(tiles.top + here, inside, float("-inf"))
-    score = tl.load(tiles.score + here, inside, float("-inf"))
-    score += tl.div_rn(tops - top, temperature)
-    drawn = tl.load(tiles.drawn + here, inside, vocab_size)
-    logit = tl.load(tiles.drawn_logit + here, inside, float("-inf"))
-    _, token, logit = _best(score, drawn, logit, vocab_size)
-    return token, logit
-
-
-class Weighed(NamedTuple):
-    """What `weigh` found about a row's drawn token.
-
-    Attributes:
-        total: mass of what min-p keeps.
-        num_before, mass_before: tokens that rank before it, and how likely these are.
-        drawn, drawn_z: who has the best score of these.
-    """
-
-    total: tl.tensor
-    num_before: tl.tensor
-    mass_before: tl.tensor
-    drawn: tl.tensor
-    drawn_z: tl.tensor
-
-
-@triton.jit
-def _weighed(tiles, row, num_tiles, vocab_size, TILES: tl.constexpr):
-    index = tl.arange(0, TILES)
-    here, inside = row * num_tiles + index, index < num_tiles
-    score = tl.load(tiles.next_score + here, inside, float("-inf"))
-    drawn = tl.load(tiles.next_drawn + here, inside, vocab_size)
-    z = tl.load(tiles.next_z + here, inside, float("-inf"))
-    _, drawn, drawn_z = _best(score, drawn, z, vocab_size)
-    return Weighed(
-        tl.sum(tl.load(tiles.total + here, inside, 0)),
-        tl.sum(tl.load(tiles.num_before + here, inside, 0)),
-        tl.sum(tl.load(tiles.mass_before + here, inside, 0)),
-        drawn,
-        drawn_z,
-    )
-
-
-@triton.jit
-def _of_top_tiles(tiles, row, num_tiles, top, temperature, k, min_p, TILES: tl.constexpr):
-    """Bounds from the tiles' likeliest tokens: of the k-th likeliest token's z, and of mass.
-
-    The k greatest of them are k tokens: the k-th likeliest of all is as likely as the last of
-    these, and the k likeliest together have their mass. Without top-k, or with more than there are
-    tiles, every token may be kept.
-    """
-    index = tl.arange(0, TILES)
-    tops = tl.load(tiles.top + row * num_tiles + index, index < num_tiles, float("-inf"))
-    z = tl.div_rn(tl.sort(tops, descending=True) - top, temperature)
-    likelihood = tl.exp(z)
-    mass = tl.where((index < k) & (likelihood >= min_p), _mass(likelihood), 0)
-    return tl.max(tl.where(index == k - 1, z, float("-inf"))), tl.sum(mass)
 
 
 @triton.jit
@@ -543,11 +274,6 @@ def _is_live(slot, done, null_slot):
 def _is_filtered(slot, rules):
     top_k, top_p = tl.load(rules.top_k + slot), tl.load(rules.top_p + slot)
     return (top_k > 0) | (top_p < 1) | (tl.load(rules.min_p + slot) > 0)
-
-
-@triton.jit
-def _load(logits, token, vocab_size):
-    return tl.load(logits + token, token < vocab_size, float("-inf")).to(tl.float32)
 
 
 # --- host -----------------------------------------------------------------------------------------

@@ -4,16 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kernels.gpu.adjust import Rules
-from kernels.gpu.sampler import (
-    CHUNK,
-    CHUNK_WARPS,
-    TILE,
-    TILE_WARPS,
-    Tiles,
-    scan_kernel,
-    settle_kernel,
-    weigh_kernel,
-)
+from kernels.gpu.sampler import TILE_WARPS, scan_kernel, settle_kernel, weigh_kernel
+from kernels.gpu.sampler_filters import CHUNK, CHUNK_WARPS
+from kernels.gpu.sampler_tiles import TILE, Tiles
 from tests.kernels.gpu.compiler import AMPERE, HOPPER, CompileSpec
 
 REALS = {"temperature", "top_p", "min_p", "repetition", "presence", "frequency", "bias"}

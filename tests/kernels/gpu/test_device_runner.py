@@ -8,6 +8,7 @@ import torch
 
 from kernels import ops
 from kernels.gpu import sampler, step
+from kernels.gpu.sampler_tiles import Tiles
 from tests.worker.builders import VOCAB_SIZE, write_tiny_llama
 from tests.worker.runners import (
     NUM_SLOTS,
@@ -21,7 +22,7 @@ from worker.plans import Sampling
 
 
 def triton_step_ops(device: torch.device) -> ops.DeviceStepOps:
-    tiles = sampler.Tiles.empty(NUM_SLOTS, VOCAB_SIZE, device)
+    tiles = Tiles.empty(NUM_SLOTS, VOCAB_SIZE, device)
     return ops.DeviceStepOps(
         apply_writes=step.apply_writes,
         decode_inputs=step.decode_inputs,

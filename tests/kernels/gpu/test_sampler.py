@@ -11,7 +11,7 @@ import torch
 
 from kernels import step_sampling
 from kernels.gpu import sampler
-from kernels.gpu.sampler import Tiles
+from kernels.gpu.sampler_tiles import Tiles
 from kernels.step_sampling import ERROR, LENGTH, STOP, GrammarMasks, num_words, packed
 from kernels.step_tables import SlotSampling, SlotTables
 
@@ -222,7 +222,7 @@ def test_ties_are_cut_at_the_lowest_ids(levels: int, device: torch.device) -> No
     check(step(logits, TIED, device=device))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_flat_rows_reject_many_draws(seed: int, device: torch.device) -> None:
     """The filters keep next to nothing of what is likely to be drawn."""
     kinds: list[Settings] = [
