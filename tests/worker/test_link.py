@@ -14,10 +14,17 @@ import pytest
 from protos.quire.v1 import worker_pb2
 from tests.worker.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
 from worker import wire
-from worker.pipe import END, MARK, AsyncPipe, PipeClosedError
+from worker.pipe import END, LOST, MARK, AsyncPipe, PipeClosedError
 from worker.plans import Welcome
 
 HELLO = worker_pb2.AttachRequest(hello=worker_pb2.Hello(worker_id="w", pid=7))
+
+
+PARENT = (
+    sys.executable,
+    "-c",
+    "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], close_fds=False))",
+)
 
 
 def result_frame(epoch: int, step_id: int) -> bytes:
@@ -54,13 +61,20 @@ class FakeExecutor:
 
 
 @asynccontextmanager
-async def running_link(scheduler: str) -> AsyncIterator[FakeExecutor]:
+async def running_link(
+    scheduler: str, follower: socket.socket | None = None
+) -> AsyncIterator[FakeExecutor]:
     ours, theirs = socket.socketpair()
     with theirs:
-        fd = theirs.fileno()
-        command = [sys.executable, "-m", "worker.link", "--fd", str(fd), "--scheduler", scheduler]
+        fds = [theirs.fileno()]
+        command = [sys.executable, "-m", "worker.link", "--scheduler", scheduler]
+        command += ["--fd", str(fds[0])]
+        if follower is not None:
+            fds.append(follower.fileno())
+            # It may end the process that started it: that must not be this one.
+            command = [*PARENT, *command, "--follower-fd", str(fds[1])]
         process = await asyncio.create_subprocess_exec(
-            *command, pass_fds=[fd], stderr=subprocess.PIPE
+            *command, pass_fds=fds, stderr=subprocess.PIPE
         )
     pipe = await AsyncPipe.open(ours)
     try:
@@ -221,3 +235,49 @@ def test_it_loads_neither_torch_nor_numpy() -> None:
     code = "import sys, worker.link; print({'torch', 'numpy', 'google.protobuf'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+@asynccontextmanager
+async def leading_link(scheduler: str) -> AsyncIterator[tuple[FakeExecutor, AsyncPipe]]:
+    """Rank 0's, and the end that the other rank's link has."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        running = running_link(scheduler, theirs)
+        executor = await running.__aenter__()
+    follower = await AsyncPipe.open(ours)
+    try:
+        yield executor, follower
+    finally:
+        await follower.close()
+        await running.__aexit__(None, None, None)
+
+
+async def test_a_message_waits_for_the_rank_that_lacks_it(scheduler: FakeScheduler) -> None:
+    async with leading_link(scheduler.address) as (executor, follower):
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        welcome = worker_pb2.AttachResponse(welcome=worker_pb2.Welcome(epoch=1))
+        name = welcome.SerializeToString()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await executor.pipe.receive()
+        await follower.send(name)
+        assert await follower.receive() == name
+        assert await executor.welcomed() == 1
+
+
+async def test_a_lost_sibling_ends_it_once_its_executor_has_gone(scheduler: FakeScheduler) -> None:
+    async with leading_link(scheduler.address) as (executor, follower):
+        await scheduler.attached()
+        await follower.close()
+        with pytest.raises(PipeClosedError):
+            await executor.receive()
+        await executor.pipe.close()
+        assert await executor.exit_code() == LOST
+
+
+async def test_a_lost_sibling_ends_an_executor_that_is_stuck(scheduler: FakeScheduler) -> None:
+    async with leading_link(scheduler.address) as (executor, follower):
+        await scheduler.attached()
+        await follower.close()
+        assert await executor.exit_code() == -signal.SIGKILL
