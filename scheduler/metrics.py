@@ -33,6 +33,7 @@ _STEP_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
+_WAIT_S = (0.00001, 0.000025, 0.00005, *_STEP_S)
 _TOKENS = tuple(float(2**power) for power in range(18))
 _BYTES = tuple(float(4**power) for power in range(2, 13))
 
@@ -99,7 +100,7 @@ class Metrics:
             "vllm:iteration_tokens_total", "Tokens computed per step.", _TOKENS
         )
         self.worker_wait_s = Histogram(
-            "quire:worker_wait_seconds", "Per step: the device idled for want of a plan.", _STEP_S
+            "quire:worker_wait_seconds", "Per step: the device idled for want of a plan.", _WAIT_S
         )
         self.step_s = Histogram(
             "quire:step_seconds", "Per step: from when it could start to its result.", _STEP_S
