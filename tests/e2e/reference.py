@@ -40,6 +40,8 @@ class Reference:
         self._model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
         self._model.eval()
         self._eos = self._model.generation_config.eos_token_id
+        # What a request's configuration leaves at None, `generate` takes from here.
+        self._model.generation_config.eos_token_id = None
 
     def answer(self, prompt: Prompt) -> list[int]:
         """Up to 64 tokens, as `generate` chooses them."""

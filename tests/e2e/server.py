@@ -57,8 +57,10 @@ class Server:
         """Process ids by role (of the first of each role)."""
         return {row["role"]: row["pid"] for row in reversed(self.rows())}
 
-    def state(self) -> dict[str, object]:
-        return dict(json.loads(self.quire("state", "--json")))
+    def state(self) -> dict[str, Any]:
+        """The scheduler's totals."""
+        state: dict[str, Any] = json.loads(self.quire("state", "--json"))
+        return state
 
 
 @contextlib.contextmanager

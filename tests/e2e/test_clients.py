@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from openai.types.chat import ChatCompletionMessageParam
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
+from tests.e2e.idle import idle_state
 from tests.e2e.server import Server, serve
 
 MODEL = "smollm2"
@@ -149,10 +150,7 @@ def test_a_killed_worker_is_a_pause_not_an_error(server: Server, client: openai.
 
 
 def test_every_block_comes_back_and_ps_shows_three_processes(server: Server) -> None:
-    state = server.state()
-    blocks = state["blocks"]
-    assert isinstance(blocks, dict)
-    assert state["running"] == state["waiting"] == blocks["used"] == 0
+    blocks = idle_state(server.state)["blocks"]
     assert blocks["free"] + blocks["cached"] == blocks["total"]
     processes = server.processes()
     assert set(processes) == {"router", "scheduler", "worker"}

@@ -102,12 +102,11 @@ class Worker:
 
 @asynccontextmanager
 async def running_worker(*arguments: object) -> AsyncIterator[Worker]:
+    metrics = () if "--metrics-port" in arguments else ("--metrics-port", 0)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "worker",
-        *("--metrics-port", "0", "--device", "cpu", "--threads", "1"),
-        *(str(argument) for argument in arguments),
+        *("-m", "worker", "--device", "cpu", "--threads", "1"),
+        *(str(argument) for argument in (*metrics, *arguments)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
