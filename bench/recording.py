@@ -1,20 +1,21 @@
 """Prints figures for people, and keeps them with the machine, versions, commit and command."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from quire.bench.report import cpu_name
 
-_PACKAGES = ("torch", "transformers", "grpcio", "protobuf", "numpy", "numba")
+_PACKAGES = ("torch", "triton", "transformers", "vllm", "grpcio", "protobuf", "numpy", "numba")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +36,73 @@ class Target:
 
 
 def report(
-    figures: dict[str, Any], targets: Sequence[Target] = (), save: Path | None = None
+    figures: dict[str, Any],
+    targets: Sequence[Target] = (),
+    destination: Path | None = None,
 ) -> None:
-    """Prints nested figures and what became of targets; with `save`, also writes them as JSON."""
-    shown = {**figures, "targets": {target.name: target.verdict for target in targets}}
-    _print(shown if targets else figures)
-    if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        command = " ".join(["python", *sys.orig_argv[1:]])
-        record = {"command": command, **provenance(), "figures": shown if targets else figures}
-        save.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    """Prints nested figures and what became of targets; with a destination, also keeps them."""
+    _print(_shown(figures, targets))
+    if destination is not None:
+        save(figures, targets, destination)
 
 
-def provenance() -> dict[str, Any]:
+def save(
+    figures: dict[str, Any],
+    targets: Sequence[Target],
+    destination: Path,
+    device: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes them as JSON; `device` adds to what is said of the machine."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    record = provenance(device or {})
+    command = " ".join(["python", *sys.orig_argv[1:]])
+    record = {"command": command, **record, "figures": _shown(figures, targets)}
+    destination.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def _shown(figures: dict[str, Any], targets: Sequence[Target]) -> dict[str, Any]:
+    if not targets:
+        return figures
+    return {**figures, "targets": {target.name: target.verdict for target in targets}}
+
+
+def provenance(device: Mapping[str, Any]) -> dict[str, Any]:
     """Where and with what the figures were taken."""
     return {
         "taken_at": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+" if _git("status", "-s", "-uno") else ""),
+        "commit": _commit(),
         "machine": {
+            **device,
             "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "system": platform.system(),
             "load_before": os.getloadavg()[0],
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **_versions()},
     }
 
 
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _commit() -> str:
+    """Of the checkout; a copy without one may be told by the environment."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    if not commit:
+        return os.environ.get("COMMIT", "unknown")
+    return commit + ("+" if _git("status", "-s", "-uno") else "")
+
+
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True)
+    except OSError:
+        return ""
     return done.stdout.strip()
 
 
