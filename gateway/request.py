@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.grammar import GrammarSpec
 
 Int32Column = npt.NDArray[np.int32]
 
@@ -51,6 +52,8 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...]
     num_logprobs: int | None
     """None: no logprobs. 0: the chosen token's alone."""
+    grammar: GrammarSpec | None = None
+    """What the whole output must be; None: anything."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +111,7 @@ class Options:
     skip_special_tokens: bool = True
     priority: int | None = None
     cache_salt: str | None = None
+    grammar: GrammarSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +304,7 @@ def _sampling(
         min_tokens=_said(options.min_tokens, 0),
         logit_bias=_logit_bias(options.logit_bias, limits.vocab_size),
         num_logprobs=options.num_logprobs,
+        grammar=options.grammar,
     )
 
 
