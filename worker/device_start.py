@@ -8,7 +8,7 @@ Kernels are compiled on the way, so no step waits for a compiler.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -24,8 +24,7 @@ from worker.slot_counts import SlotCounts
 from worker.warm_up import run_largest, warm_up
 
 _GRAPH_SPARE = 1.1
-# Prompts for which kernels may be tiled differently (`kernels.gpu.tiling`), besides the longest.
-_CHUNKS = (8, 17, 300)
+_FEWEST_TOKENS = 16  # fewer are tiled as these are
 
 
 class DeviceStart:
@@ -127,10 +126,24 @@ class DeviceStart:
             "max_model_len": loaded.max_model_len,
             "vocab_size": loaded.config.vocab_size,
         }
-        for num_tokens in (*_CHUNKS, sizes.max_num_batched_tokens):
-            warm_up(runner, sizes, num_prompt_tokens=num_tokens, **limits)
+        warm_up(runner, sizes, **limits)
+        for num_tokens in prompt_sizes(sizes.max_num_batched_tokens):
+            warm_up(runner, sizes, num_prompt_tokens=num_tokens, num_prompts=1, **limits)
         run_largest(runner, sizes, **limits)
         return runner
+
+
+def prompt_sizes(max_num_batched_tokens: int) -> Iterator[int]:
+    """Tokens of prompts for which kernels are tiled in every way there is (`kernels.gpu.tiling`).
+
+    Heights double where tokens do, so one of the powers of two has each height, the tallest the
+    greatest.
+    """
+    num_tokens = _FEWEST_TOKENS
+    while num_tokens < max_num_batched_tokens:
+        yield num_tokens
+        num_tokens *= 2
+    yield max_num_batched_tokens
 
 
 def phases(seconds: dict[str, float]) -> str:

@@ -4,6 +4,8 @@ The steps go through what a served step does: a prompt, decoding, greedy and dra
 leave in the mirror is forgotten; the KV they write is overwritten before anyone reads it.
 """
 
+from itertools import cycle
+
 import numpy as np
 
 from worker.executor import Runner
@@ -22,22 +24,25 @@ def warm_up(
     max_model_len: int,
     vocab_size: int,
     num_prompt_tokens: int = 8,
+    num_prompts: int = 3,
 ) -> None:
-    """Computes a prompt and decodes from it, greedily and, if there is room, by drawing.
+    """Computes prompts and decodes from them, from the first greedily, from others by drawing.
 
     Args:
         runner: what to warm up; holds no sequence, before and after.
         sizes: how large its steps may get.
         max_model_len: tokens a sequence may hold.
         vocab_size: token ids are 0 to vocab_size - 1.
-        num_prompt_tokens: of each prompt; less where that does not fit.
+        num_prompt_tokens: of each prompt; longer ones than a sequence are cut into several.
+        num_prompts: fewer where there is no room.
     """
     budget = sizes.max_num_batched_tokens
     num_prompt = min(num_prompt_tokens, max_model_len - _NUM_STEPS, budget)
     if num_prompt < 1:
         return
     samplings = (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9))
-    slots = _column(*range(min(len(samplings), sizes.max_num_seqs, budget // num_prompt)))
+    count = num_prompts * -(-num_prompt_tokens // num_prompt)
+    slots = _column(*range(min(count, sizes.max_num_seqs, budget // num_prompt)))
     num_blocks = -(-(num_prompt + _NUM_STEPS) // sizes.block_size)
     admissions = tuple(
         Admission(
@@ -51,7 +56,7 @@ def warm_up(
             seed=slot,
             sampling=sampling,
         )
-        for slot, sampling in zip(slots.tolist(), samplings, strict=False)
+        for slot, sampling in zip(slots.tolist(), cycle(samplings), strict=False)
     )
     runner.reset()
     none = _column()
