@@ -40,6 +40,11 @@ class InferenceServiceStub:
                 request_serializer=quire_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=quire_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/quire.v1.InferenceService/Embed',
+                request_serializer=quire_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=quire_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/quire.v1.InferenceService/Tokenize',
                 request_serializer=quire_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -73,6 +78,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """The vector of each input. Errors are those of Generate; INVALID_ARGUMENT also where the model
+        is not served for embeddings. Cancelling the call aborts what has not been computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Text to token ids.
         """
@@ -101,6 +114,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=quire_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=quire_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=quire_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=quire_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -146,6 +164,33 @@ class InferenceService:
             '/quire.v1.InferenceService/Generate',
             quire_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             quire_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quire.v1.InferenceService/Embed',
+            quire_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            quire_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,17 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quire/v1/sampling.proto\x12\x08quire.v1\"\xac\x02\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nmin_tokens\x18\t \x01(\r\x12\x1b\n\x13logit_bias_token_id\x18\n \x01(\x0c\x12\x12\n\nlogit_bias\x18\x0b \x01(\x0c\x12\x19\n\x0cnum_logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_num_logprobs\"x\n\x0eLogprobColumns\x12\x0b\n\x03row\x18\x01 \x01(\x0c\x12\x0f\n\x07logprob\x18\x02 \x01(\x0c\x12\x0c\n\x04rank\x18\x03 \x01(\x0c\x12\x0f\n\x07num_top\x18\x04 \x01(\x0c\x12\x14\n\x0ctop_token_id\x18\x05 \x01(\x0c\x12\x13\n\x0btop_logprob\x18\x06 \x01(\x0c*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17quire/v1/sampling.proto\x12\x08quire.v1\"\xaf\x03\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nmin_tokens\x18\t \x01(\r\x12\x1b\n\x13logit_bias_token_id\x18\n \x01(\x0c\x12\x12\n\nlogit_bias\x18\x0b \x01(\x0c\x12\x19\n\x0cnum_logprobs\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\'\n\x07grammar\x18\r \x01(\x0b\x32\x11.quire.v1.GrammarH\x01\x88\x01\x01\x12\x18\n\x10\x61llowed_token_id\x18\x0e \x01(\x0c\x12\x19\n\x11\x62\x61\x64_word_token_id\x18\x0f \x01(\x0c\x12\x17\n\x0f\x62\x61\x64_word_length\x18\x10 \x01(\x0c\x42\x0f\n\r_num_logprobsB\n\n\x08_grammar\"<\n\x07Grammar\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.quire.v1.GrammarKind\x12\x0c\n\x04text\x18\x02 \x01(\t\"x\n\x0eLogprobColumns\x12\x0b\n\x03row\x18\x01 \x01(\x0c\x12\x0f\n\x07logprob\x18\x02 \x01(\x0c\x12\x0c\n\x04rank\x18\x03 \x01(\x0c\x12\x0f\n\x07num_top\x18\x04 \x01(\x0c\x12\x14\n\x0ctop_token_id\x18\x05 \x01(\x0c\x12\x13\n\x0btop_logprob\x18\x06 \x01(\x0c*x\n\x0bGrammarKind\x12\x1c\n\x18GRAMMAR_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18GRAMMAR_KIND_JSON_SCHEMA\x10\x01\x12\x16\n\x12GRAMMAR_KIND_REGEX\x10\x02\x12\x15\n\x11GRAMMAR_KIND_LARK\x10\x03*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.sampling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=463
-  _globals['_FINISHREASON']._serialized_end=608
+  _globals['_GRAMMARKIND']._serialized_start=655
+  _globals['_GRAMMARKIND']._serialized_end=775
+  _globals['_FINISHREASON']._serialized_start=778
+  _globals['_FINISHREASON']._serialized_end=923
   _globals['_SAMPLINGPARAMS']._serialized_start=38
-  _globals['_SAMPLINGPARAMS']._serialized_end=338
-  _globals['_LOGPROBCOLUMNS']._serialized_start=340
-  _globals['_LOGPROBCOLUMNS']._serialized_end=460
+  _globals['_SAMPLINGPARAMS']._serialized_end=469
+  _globals['_GRAMMAR']._serialized_start=471
+  _globals['_GRAMMAR']._serialized_end=531
+  _globals['_LOGPROBCOLUMNS']._serialized_start=533
+  _globals['_LOGPROBCOLUMNS']._serialized_end=653
 # @@protoc_insertion_point(module_scope)

@@ -111,7 +111,7 @@ class Frame(_message.Message):
     def __init__(self, sequence_id: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("sequence_id", "reason", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "queue_s", "prefill_s", "decode_s", "message")
+    __slots__ = ("sequence_id", "reason", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "queue_s", "prefill_s", "decode_s", "message", "vector")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +122,7 @@ class Finished(_message.Message):
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     reason: _sampling_pb2.FinishReason
     num_prompt_tokens: int
@@ -132,7 +133,8 @@ class Finished(_message.Message):
     prefill_s: float
     decode_s: float
     message: str
-    def __init__(self, sequence_id: _Optional[int] = ..., reason: _Optional[_Union[_sampling_pb2.FinishReason, str]] = ..., num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
+    vector: bytes
+    def __init__(self, sequence_id: _Optional[int] = ..., reason: _Optional[_Union[_sampling_pb2.FinishReason, str]] = ..., num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., message: _Optional[str] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("sequence_id", "code", "message", "field")
@@ -163,7 +165,7 @@ class CellStatus(_message.Message):
     def __init__(self, model: _Optional[_Union[_worker_pb2.ModelCard, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "epoch", "device", "last_seen_s", "num_blocks_total", "num_blocks_free", "num_blocks_cached", "num_blocks_used", "num_running", "num_waiting", "block_size", "pids", "num_steps", "step_age_s", "step_patience_s", "num_generated_tokens")
+    __slots__ = ("replica_id", "epoch", "device", "last_seen_s", "num_blocks_total", "num_blocks_free", "num_blocks_cached", "num_blocks_used", "num_running", "num_waiting", "block_size", "pids", "num_steps", "step_age_s", "step_patience_s", "num_generated_tokens", "num_vectors")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +182,7 @@ class ReplicaStatus(_message.Message):
     STEP_AGE_S_FIELD_NUMBER: _ClassVar[int]
     STEP_PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_VECTORS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     epoch: int
     device: str
@@ -196,7 +199,8 @@ class ReplicaStatus(_message.Message):
     step_age_s: float
     step_patience_s: float
     num_generated_tokens: int
-    def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., num_blocks_total: _Optional[int] = ..., num_blocks_free: _Optional[int] = ..., num_blocks_cached: _Optional[int] = ..., num_blocks_used: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., block_size: _Optional[int] = ..., pids: _Optional[_Iterable[int]] = ..., num_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., step_patience_s: _Optional[float] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
+    num_vectors: int
+    def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., device: _Optional[str] = ..., last_seen_s: _Optional[float] = ..., num_blocks_total: _Optional[int] = ..., num_blocks_free: _Optional[int] = ..., num_blocks_cached: _Optional[int] = ..., num_blocks_used: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., block_size: _Optional[int] = ..., pids: _Optional[_Iterable[int]] = ..., num_steps: _Optional[int] = ..., step_age_s: _Optional[float] = ..., step_patience_s: _Optional[float] = ..., num_generated_tokens: _Optional[int] = ..., num_vectors: _Optional[int] = ...) -> None: ...
 
 class GetStateRequest(_message.Message):
     __slots__ = ()

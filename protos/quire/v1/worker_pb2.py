@@ -25,37 +25,41 @@ _sym_db = _symbol_database.Default()
 from protos.quire.v1 import sampling_pb2 as quire_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15quire/v1/worker.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\"\xb6\x01\n\rAttachRequest\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.quire.v1.HelloH\x00\x12&\n\x06result\x18\x02 \x01(\x0b\x32\x14.quire.v1.StepResultH\x00\x12(\n\ttelemetry\x18\x03 \x01(\x0b\x32\x13.quire.v1.TelemetryH\x00\x12&\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x12.quire.v1.FarewellH\x00\x42\t\n\x07message\"\x88\x01\n\x0e\x41ttachResponse\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.quire.v1.WelcomeH\x00\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x13.quire.v1.BatchPlanH\x00\x12 \n\x05\x64rain\x18\x03 \x01(\x0b\x32\x0f.quire.v1.DrainH\x00\x42\t\n\x07message\"\x9f\x02\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x12\n\nreplica_id\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x12\n\nworld_size\x18\x05 \x01(\r\x12\"\n\x05model\x18\x06 \x01(\x0b\x32\x13.quire.v1.ModelCard\x12\x12\n\nnum_blocks\x18\x07 \x01(\r\x12\x12\n\nblock_size\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\n \x01(\r\x12\x0b\n\x03pid\x18\x0b \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x14\n\x0cgraph_bucket\x18\r \x03(\r\"e\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\"\n\n\x08\x46\x61rewell\"\x18\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x07\n\x05\x44rain\"\xa4\x02\n\tBatchPlan\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x13\n\x0bretire_slot\x18\x03 \x01(\x0c\x12\"\n\x05\x61\x64mit\x18\x04 \x03(\x0b\x32\x13.quire.v1.Admission\x12\x13\n\x0b\x61ppend_slot\x18\x05 \x01(\x0c\x12\x14\n\x0c\x61ppend_index\x18\x06 \x01(\x0c\x12\x14\n\x0c\x61ppend_block\x18\x07 \x01(\x0c\x12\x18\n\x0b\x64\x65\x63ode_slot\x18\x08 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\nchunk_slot\x18\t \x01(\x0c\x12\x13\n\x0b\x63hunk_start\x18\n \x01(\x0c\x12\x14\n\x0c\x63hunk_length\x18\x0b \x01(\x0c\x12\x14\n\x0cgraph_bucket\x18\x0c \x01(\rB\x0e\n\x0c_decode_slot\"\xd3\x01\n\tAdmission\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x05 \x01(\r\x12\r\n\x05\x62lock\x18\x06 \x01(\x0c\x12\x14\n\x0cnum_computed\x18\x07 \x01(\r\x12\x0c\n\x04seed\x18\x08 \x01(\x06\x12*\n\x08sampling\x18\t \x01(\x0b\x32\x18.quire.v1.SamplingParams\"\xc2\x01\n\nStepResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x0c\n\x04slot\x18\x03 \x01(\x0c\x12\x12\n\ngeneration\x18\x04 \x01(\x0c\x12\x10\n\x08token_id\x18\x05 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x06 \x01(\x0c\x12*\n\x08logprobs\x18\x07 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12$\n\x06timing\x18\x08 \x01(\x0b\x32\x14.quire.v1.StepTiming\"X\n\nStepTiming\x12\x0f\n\x07wait_us\x18\x01 \x01(\x04\x12\x12\n\nprepare_us\x18\x02 \x01(\x04\x12\x12\n\nforward_us\x18\x03 \x01(\x04\x12\x11\n\tsample_us\x18\x04 \x01(\x04\"1\n\tTelemetry\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\x12\x11\n\trss_bytes\x18\x02 \x01(\x04\x32P\n\rWorkerService\x12?\n\x06\x41ttach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15quire/v1/worker.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\"\xb6\x01\n\rAttachRequest\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.quire.v1.HelloH\x00\x12&\n\x06result\x18\x02 \x01(\x0b\x32\x14.quire.v1.StepResultH\x00\x12(\n\ttelemetry\x18\x03 \x01(\x0b\x32\x13.quire.v1.TelemetryH\x00\x12&\n\x08\x66\x61rewell\x18\x04 \x01(\x0b\x32\x12.quire.v1.FarewellH\x00\x42\t\n\x07message\"\x88\x01\n\x0e\x41ttachResponse\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.quire.v1.WelcomeH\x00\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x13.quire.v1.BatchPlanH\x00\x12 \n\x05\x64rain\x18\x03 \x01(\x0b\x32\x0f.quire.v1.DrainH\x00\x42\t\n\x07message\"\x9f\x02\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x12\n\nreplica_id\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x12\n\nworld_size\x18\x05 \x01(\r\x12\"\n\x05model\x18\x06 \x01(\x0b\x32\x13.quire.v1.ModelCard\x12\x12\n\nnum_blocks\x18\x07 \x01(\r\x12\x12\n\nblock_size\x18\x08 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\t \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\n \x01(\r\x12\x0b\n\x03pid\x18\x0b \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x14\n\x0cgraph_bucket\x18\r \x03(\r\"\xb4\x01\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\"\n\x07pooling\x18\x06 \x01(\x0e\x32\x11.quire.v1.Pooling\x12\x15\n\rembedding_dim\x18\x07 \x01(\r\x12\x12\n\nis_encoder\x18\x08 \x01(\x08\"\n\n\x08\x46\x61rewell\"\x18\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x07\n\x05\x44rain\"\xa4\x02\n\tBatchPlan\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x13\n\x0bretire_slot\x18\x03 \x01(\x0c\x12\"\n\x05\x61\x64mit\x18\x04 \x03(\x0b\x32\x13.quire.v1.Admission\x12\x13\n\x0b\x61ppend_slot\x18\x05 \x01(\x0c\x12\x14\n\x0c\x61ppend_index\x18\x06 \x01(\x0c\x12\x14\n\x0c\x61ppend_block\x18\x07 \x01(\x0c\x12\x18\n\x0b\x64\x65\x63ode_slot\x18\x08 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\nchunk_slot\x18\t \x01(\x0c\x12\x13\n\x0b\x63hunk_start\x18\n \x01(\x0c\x12\x14\n\x0c\x63hunk_length\x18\x0b \x01(\x0c\x12\x14\n\x0cgraph_bucket\x18\x0c \x01(\rB\x0e\n\x0c_decode_slot\"\xd3\x01\n\tAdmission\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x18\n\x10max_total_tokens\x18\x05 \x01(\r\x12\r\n\x05\x62lock\x18\x06 \x01(\x0c\x12\x14\n\x0cnum_computed\x18\x07 \x01(\r\x12\x0c\n\x04seed\x18\x08 \x01(\x06\x12*\n\x08sampling\x18\t \x01(\x0b\x32\x18.quire.v1.SamplingParams\"\xec\x01\n\nStepResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x0c\n\x04slot\x18\x03 \x01(\x0c\x12\x12\n\ngeneration\x18\x04 \x01(\x0c\x12\x10\n\x08token_id\x18\x05 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x06 \x01(\x0c\x12*\n\x08logprobs\x18\x07 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12$\n\x06timing\x18\x08 \x01(\x0b\x32\x14.quire.v1.StepTiming\x12(\n\x07vectors\x18\t \x01(\x0b\x32\x17.quire.v1.VectorColumns\"P\n\rVectorColumns\x12\x0c\n\x04slot\x18\x01 \x01(\x0c\x12\x12\n\ngeneration\x18\x02 \x01(\x0c\x12\x0e\n\x06\x66inish\x18\x03 \x01(\x0c\x12\r\n\x05value\x18\x04 \x01(\x0c\"X\n\nStepTiming\x12\x0f\n\x07wait_us\x18\x01 \x01(\x04\x12\x12\n\nprepare_us\x18\x02 \x01(\x04\x12\x12\n\nforward_us\x18\x03 \x01(\x04\x12\x11\n\tsample_us\x18\x04 \x01(\x04\"1\n\tTelemetry\x12\x11\n\tnum_steps\x18\x01 \x01(\x04\x12\x11\n\trss_bytes\x18\x02 \x01(\x04*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_LAST\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x0f\n\x0bPOOLING_CLS\x10\x03\x32P\n\rWorkerService\x12?\n\x06\x41ttach\x12\x17.quire.v1.AttachRequest\x1a\x18.quire.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_POOLING']._serialized_start=1875
+  _globals['_POOLING']._serialized_end=1962
   _globals['_ATTACHREQUEST']._serialized_start=61
   _globals['_ATTACHREQUEST']._serialized_end=243
   _globals['_ATTACHRESPONSE']._serialized_start=246
   _globals['_ATTACHRESPONSE']._serialized_end=382
   _globals['_HELLO']._serialized_start=385
   _globals['_HELLO']._serialized_end=672
-  _globals['_MODELCARD']._serialized_start=674
-  _globals['_MODELCARD']._serialized_end=775
-  _globals['_FAREWELL']._serialized_start=777
-  _globals['_FAREWELL']._serialized_end=787
-  _globals['_WELCOME']._serialized_start=789
-  _globals['_WELCOME']._serialized_end=813
-  _globals['_DRAIN']._serialized_start=815
-  _globals['_DRAIN']._serialized_end=822
-  _globals['_BATCHPLAN']._serialized_start=825
-  _globals['_BATCHPLAN']._serialized_end=1117
-  _globals['_ADMISSION']._serialized_start=1120
-  _globals['_ADMISSION']._serialized_end=1331
-  _globals['_STEPRESULT']._serialized_start=1334
-  _globals['_STEPRESULT']._serialized_end=1528
-  _globals['_STEPTIMING']._serialized_start=1530
-  _globals['_STEPTIMING']._serialized_end=1618
-  _globals['_TELEMETRY']._serialized_start=1620
-  _globals['_TELEMETRY']._serialized_end=1669
-  _globals['_WORKERSERVICE']._serialized_start=1671
-  _globals['_WORKERSERVICE']._serialized_end=1751
+  _globals['_MODELCARD']._serialized_start=675
+  _globals['_MODELCARD']._serialized_end=855
+  _globals['_FAREWELL']._serialized_start=857
+  _globals['_FAREWELL']._serialized_end=867
+  _globals['_WELCOME']._serialized_start=869
+  _globals['_WELCOME']._serialized_end=893
+  _globals['_DRAIN']._serialized_start=895
+  _globals['_DRAIN']._serialized_end=902
+  _globals['_BATCHPLAN']._serialized_start=905
+  _globals['_BATCHPLAN']._serialized_end=1197
+  _globals['_ADMISSION']._serialized_start=1200
+  _globals['_ADMISSION']._serialized_end=1411
+  _globals['_STEPRESULT']._serialized_start=1414
+  _globals['_STEPRESULT']._serialized_end=1650
+  _globals['_VECTORCOLUMNS']._serialized_start=1652
+  _globals['_VECTORCOLUMNS']._serialized_end=1732
+  _globals['_STEPTIMING']._serialized_start=1734
+  _globals['_STEPTIMING']._serialized_end=1822
+  _globals['_TELEMETRY']._serialized_start=1824
+  _globals['_TELEMETRY']._serialized_end=1873
+  _globals['_WORKERSERVICE']._serialized_start=1964
+  _globals['_WORKERSERVICE']._serialized_end=2044
 # @@protoc_insertion_point(module_scope)

@@ -1,11 +1,23 @@
 from protos.quire.v1 import sampling_pb2 as _sampling_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_LAST: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_CLS: _ClassVar[Pooling]
+POOLING_UNSPECIFIED: Pooling
+POOLING_LAST: Pooling
+POOLING_MEAN: Pooling
+POOLING_CLS: Pooling
 
 class AttachRequest(_message.Message):
     __slots__ = ("hello", "result", "telemetry", "farewell")
@@ -60,18 +72,24 @@ class Hello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., graph_bucket: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelCard(_message.Message):
-    __slots__ = ("name", "revision", "max_model_len", "vocab_size", "dtype")
+    __slots__ = ("name", "revision", "max_model_len", "vocab_size", "dtype", "pooling", "embedding_dim", "is_encoder")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_DIM_FIELD_NUMBER: _ClassVar[int]
+    IS_ENCODER_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     max_model_len: int
     vocab_size: int
     dtype: str
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+    pooling: Pooling
+    embedding_dim: int
+    is_encoder: bool
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., embedding_dim: _Optional[int] = ..., is_encoder: _Optional[bool] = ...) -> None: ...
 
 class Farewell(_message.Message):
     __slots__ = ()
@@ -138,7 +156,7 @@ class Admission(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., generation: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., block: _Optional[bytes] = ..., num_computed: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("epoch", "step_id", "slot", "generation", "token_id", "finish", "logprobs", "timing")
+    __slots__ = ("epoch", "step_id", "slot", "generation", "token_id", "finish", "logprobs", "timing", "vectors")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +165,7 @@ class StepResult(_message.Message):
     FINISH_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     slot: bytes
@@ -155,7 +174,20 @@ class StepResult(_message.Message):
     finish: bytes
     logprobs: _sampling_pb2.LogprobColumns
     timing: StepTiming
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ...) -> None: ...
+    vectors: VectorColumns
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ..., vectors: _Optional[_Union[VectorColumns, _Mapping]] = ...) -> None: ...
+
+class VectorColumns(_message.Message):
+    __slots__ = ("slot", "generation", "finish", "value")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    slot: bytes
+    generation: bytes
+    finish: bytes
+    value: bytes
+    def __init__(self, slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class StepTiming(_message.Message):
     __slots__ = ("wait_us", "prepare_us", "forward_us", "sample_us")
