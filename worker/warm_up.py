@@ -84,14 +84,17 @@ def run_largest(runner: Runner, sizes: Sizes, *, max_model_len: int, vocab_size:
 
     All sequences share their blocks: what they compute means nothing.
     """
-    count = min(sizes.max_num_seqs, sizes.max_num_batched_tokens)
-    length = min(sizes.max_num_batched_tokens // count, max_model_len - 2)
-    if length < 1:
+    budget = sizes.max_num_batched_tokens
+    count = min(sizes.max_num_seqs, budget)
+    lengths = np.full(count, budget // count, np.int32)
+    lengths[: budget % count] += 1
+    lengths = np.minimum(lengths, max_model_len - 2)
+    if lengths[-1] < 1:
         return
     sampling = Sampling(
         temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, num_logprobs=MAX_LOGPROBS
     )
-    blocks = np.arange(1, -(-(length + 1) // sizes.block_size) + 1, dtype=np.int32)
+    blocks = np.arange(1, -(-(int(lengths[0]) + 1) // sizes.block_size) + 1, dtype=np.int32)
     slots = _column(*range(count))
     admissions = tuple(
         Admission(
@@ -105,7 +108,7 @@ def run_largest(runner: Runner, sizes: Sizes, *, max_model_len: int, vocab_size:
             seed=slot,
             sampling=sampling,
         )
-        for slot in range(count)
+        for slot, length in enumerate(lengths.tolist())
     )
     none = _column()
     runner.reset()
@@ -122,7 +125,7 @@ def run_largest(runner: Runner, sizes: Sizes, *, max_model_len: int, vocab_size:
             decode=None if first else slots,
             chunk_slot=slots if first else none,
             chunk_start=np.zeros_like(slots) if first else none,
-            chunk_length=np.full_like(slots, length) if first else none,
+            chunk_length=lengths if first else none,
         )
         runner.launch(plan, 0, lambda _: None)
     runner.reset()

@@ -3,21 +3,27 @@
 import pytest
 import torch
 
+from kernels.batch import AttentionBatch
 from kernels.ops import DEVICE_STEP_REFERENCE
+from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE
 from tests.worker.runners import (
     BLOCK_SIZE,
     NUM_BLOCKS,
     NUM_SLOTS,
     generate,
+    make_device_runner,
     make_host_runner,
     tenants,
 )
 from worker.device_start import DeviceStart, bucket_range, phases
+from worker.executor import Model
+from worker.kv_cache import KVCache
 from worker.lane import HostLane
 from worker.ledger import Claims
 from worker.loader import LoadedModel
 from worker.plans import Sampling
 from worker.sizes import Sizes, default_buckets
+from worker.warm_up import run_largest
 
 
 def make_start(loaded: LoadedModel, buckets: tuple[int, ...]) -> DeviceStart:
@@ -39,6 +45,33 @@ def test_what_runs_at_the_start_leaves_no_trace(
     assert generate(runner, sequences, chunk=50) == expected
     runner.close()
     assert list(start.seconds) == ["rehearsal", "tables and largest step", "graphs"]
+
+
+class Weighed:
+    """A model that notes tokens and sampled rows of each step."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.steps: list[tuple[int, int]] = []
+
+    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        self.steps.append((batch.num_tokens, len(batch.sample_index)))
+        return self._model.forward(batch, kv)
+
+
+@pytest.mark.parametrize("budget", [5, 16, 31, 64, 75])
+def test_the_largest_step_has_every_token_and_every_row(
+    tiny_model: LoadedModel, budget: int
+) -> None:
+    weighed = Weighed(tiny_model.model)
+    run_largest(
+        make_device_runner(tiny_model, weighed),
+        Sizes(BLOCK_SIZE, NUM_SLOTS, max_num_batched_tokens=budget),
+        max_model_len=MAX_MODEL_LEN,
+        vocab_size=VOCAB_SIZE,
+    )
+    num_rows = min(NUM_SLOTS, budget)
+    assert weighed.steps == [(budget, num_rows), (num_rows, num_rows)]
 
 
 def test_buckets_are_fine_where_steps_are_short() -> None:
