@@ -178,7 +178,9 @@ def _start(
 ) -> tuple[Runner, Ledger, LoadedModel]:
     """Reads the weights, once it is known that what was asked for can be had, and warms up."""
     request = _kv_request(options)
-    buckets = () if options.enforce_eager else default_buckets(options.max_num_seqs)
+    buckets: tuple[int, ...] = ()
+    if not options.enforce_eager:
+        buckets = default_buckets(options.max_num_seqs, options.max_num_batched_tokens)
     try:
         opened = open_model(
             options.model,

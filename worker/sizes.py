@@ -21,10 +21,12 @@ class Sizes:
     graph_buckets: tuple[int, ...] = ()
 
 
-def default_buckets(max_num_seqs: int) -> tuple[int, ...]:
-    """1, 2, 4, 8, then by 8 to 256, then by 64; the last is `max_num_seqs` itself.
+def default_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, then by 8 to 256, then by 64; the last is the most rows that decode at once.
 
-    Padding wastes at most seven rows where a step is short, and there are few steps to capture.
+    Each needs a slot and a token. Padding wastes at most seven rows where a step is short, and
+    there are few steps to capture.
     """
-    sizes = (1, 2, 4, *range(8, 257, 8), *range(320, max_num_seqs, 64))
-    return (*(size for size in sizes if size < max_num_seqs), max_num_seqs)
+    most = min(max_num_seqs, max_num_batched_tokens)
+    sizes = (1, 2, 4, *range(8, 257, 8), *range(320, most, 64))
+    return (*(size for size in sizes if size < most), most)

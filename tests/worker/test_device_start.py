@@ -26,8 +26,10 @@ from worker.sizes import Sizes, default_buckets
 from worker.warm_up import run_largest
 
 
-def make_start(loaded: LoadedModel, buckets: tuple[int, ...]) -> DeviceStart:
-    sizes = Sizes(BLOCK_SIZE, NUM_SLOTS, max_num_batched_tokens=64, graph_buckets=buckets)
+def make_start(
+    loaded: LoadedModel, buckets: tuple[int, ...], max_num_batched_tokens: int = 64
+) -> DeviceStart:
+    sizes = Sizes(BLOCK_SIZE, NUM_SLOTS, max_num_batched_tokens, buckets)
     return DeviceStart(loaded, sizes, HostLane(), DEVICE_STEP_REFERENCE, torch.device("cpu"))
 
 
@@ -75,11 +77,20 @@ def test_the_largest_step_has_every_token_and_every_row(
 
 
 def test_buckets_are_fine_where_steps_are_short() -> None:
-    assert default_buckets(1) == (1,)
-    assert default_buckets(6) == (1, 2, 4, 6)
-    assert default_buckets(40) == (1, 2, 4, 8, 16, 24, 32, 40)
-    assert default_buckets(400)[-4:] == (256, 320, 384, 400)
-    assert default_buckets(256)[-1] == 256
+    assert default_buckets(1, 2048) == (1,)
+    assert default_buckets(6, 2048) == (1, 2, 4, 6)
+    assert default_buckets(40, 2048) == (1, 2, 4, 8, 16, 24, 32, 40)
+    assert default_buckets(400, 2048)[-4:] == (256, 320, 384, 400)
+    assert default_buckets(256, 2048)[-1] == 256
+
+
+def test_a_step_with_fewer_tokens_than_there_are_slots_has_a_bucket(
+    tiny_model: LoadedModel,
+) -> None:
+    buckets = default_buckets(NUM_SLOTS, 6)
+    runner = make_start(tiny_model, buckets, max_num_batched_tokens=6).start(NUM_BLOCKS)
+    assert runner.graph_buckets == (1, 2, 4, 6)
+    runner.close()
 
 
 def test_people_are_told_what_took_how_long() -> None:
