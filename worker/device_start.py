@@ -21,7 +21,7 @@ from worker.ledger import Claims
 from worker.loader import LoadedModel
 from worker.sizes import Sizes
 from worker.slot_counts import SlotCounts
-from worker.warm_up import run_largest, warm_up
+from worker.warm_up import num_blocks_needed, run_largest, warm_up
 
 _GRAPH_SPARE = 1.1
 _FEWEST_TOKENS = 16  # fewer are tiled as these are
@@ -63,7 +63,7 @@ class DeviceStart:
             spared_bytes: of the device's memory, what is not to be used.
         """
         began = time.perf_counter()
-        few_blocks = -(-self._loaded.max_model_len // self._sizes.block_size)
+        few_blocks = num_blocks_needed(self._sizes, self._loaded.max_model_len)
         block_bytes = KVCache.bytes_per_block(
             self._loaded.share, self._sizes.block_size, self._loaded.dtype
         )

@@ -17,6 +17,12 @@ MAX_LOGPROBS = 20
 """Alternatives that a row may ask for; the gateway allows no more."""
 
 
+def num_blocks_needed(sizes: Sizes, max_model_len: int) -> int:
+    """KV blocks that the steps of `warm_up` and `run_largest` take: their sequences share them."""
+    longest = min(sizes.max_num_batched_tokens + _NUM_STEPS, max_model_len)
+    return -(-longest // sizes.block_size)
+
+
 def warm_up(
     runner: Runner,
     sizes: Sizes,

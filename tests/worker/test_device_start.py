@@ -1,5 +1,7 @@
 """How a device runner starts, where the device is the host: all is real but what is measured."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,12 +17,14 @@ from tests.worker.runners import (
     make_host_runner,
     tenants,
 )
+from worker import device_start
 from worker.device_start import DeviceStart, bucket_range, phases
 from worker.executor import Model
 from worker.kv_cache import KVCache
 from worker.lane import HostLane
 from worker.ledger import Claims
 from worker.loader import LoadedModel
+from worker.models.config import ModelConfig
 from worker.plans import Sampling
 from worker.sizes import Sizes, default_buckets
 from worker.warm_up import run_largest
@@ -74,6 +78,23 @@ def test_the_largest_step_has_every_token_and_every_row(
     )
     num_rows = min(NUM_SLOTS, budget)
     assert weighed.steps == [(budget, num_rows), (num_rows, num_rows)]
+
+
+@pytest.mark.parametrize(("budget", "num_blocks"), [(1, 1), (5, 1), (6, 2), (64, 9), (500, 12)])
+def test_rehearsing_takes_no_more_kv_than_its_steps(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, budget: int, num_blocks: int
+) -> None:
+    """Where KV for the longest sequence does not fit, the ledger says so, not the allocator."""
+    made: list[int] = []
+
+    class Noted(KVCache):
+        def __init__(self, config: ModelConfig, num_blocks: int, *more: Any) -> None:
+            made.append(num_blocks)
+            super().__init__(config, num_blocks, *more)
+
+    monkeypatch.setattr(device_start, "KVCache", Noted)
+    make_start(tiny_model, (1,), max_num_batched_tokens=budget).rehearse(spared_bytes=0)
+    assert set(made) == {num_blocks}
 
 
 def test_buckets_are_fine_where_steps_are_short() -> None:
