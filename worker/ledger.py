@@ -172,9 +172,12 @@ def settle(
     """
     free = free_bytes(device)
     need = KVNeed.of(loaded, sizes.block_size)
+    left = free
     if claims is None:
         workspace = _workspace_bytes(loaded, sizes)
         claims = Claims(workspace, graph_bytes=0)
+    else:
+        left = max(0, free - claims.workspace_bytes - claims.graph_bytes)
     if request.num_blocks is not None:
         given, whence = (request.num_blocks + 1) * need.block_bytes, "--num-blocks gives"
     elif request.memory_bytes is not None:
@@ -182,10 +185,10 @@ def settle(
     elif device.type == "cpu":
         given, whence = int(free * _CPU_SHARE), "a quarter of the free memory is"
     else:
-        taken = claims.workspace_bytes + claims.graph_bytes + claims.spared_bytes
-        given, whence = max(0, free - taken), "free device memory leaves"
-    if given > free:
-        raise MemoryShortError(f"KV memory is {_size(given)}; only {_size(free)} are free")
+        given, whence = max(0, left - claims.spared_bytes), "free device memory leaves"
+    if given > left:
+        beside = "" if left == free else " beside steps and graphs"
+        raise MemoryShortError(f"KV memory is {_size(given)}; only {_size(left)} are free{beside}")
     num_blocks = need.blocks_in(given, whence)
     if request.num_blocks is None and request.memory_bytes is None:
         num_blocks = min(num_blocks, need.blocks_each * sizes.max_num_seqs)

@@ -9,7 +9,7 @@ import torch
 from tests.worker.builders import MAX_MODEL_LEN, admission
 from worker import ledger
 from worker.kv_cache import KVCache
-from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.ledger import Claims, KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
 from worker.loader import LoadedModel, open_model
 from worker.plans import Sampling
 from worker.sampler import Sampler
@@ -120,6 +120,24 @@ def test_the_length_that_is_said_to_fit_fits(tiny_model: LoadedModel) -> None:
 def test_more_than_the_machine_has_is_refused(tiny_model: LoadedModel) -> None:
     with pytest.raises(MemoryShortError, match=r"KV memory is .* are free"):
         settled(tiny_model, memory=1 << 60)
+
+
+def test_on_a_device_kv_leaves_room_for_steps_and_graphs(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, free_blocks = block_bytes(tiny_model), 4 * BLOCKS_EACH
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: free_blocks * size)
+
+    def blocks(asked: int | None, claims: Claims) -> int:
+        request, sizes = KVRequest(asked, None), Sizes(BLOCK_SIZE, 10, 256)
+        device = torch.device("cuda")
+        return settle(tiny_model, request, sizes, device=device, claims=claims).num_blocks
+
+    claims = Claims(workspace_bytes=3 * size, graph_bytes=2 * size, spared_bytes=4 * size)
+    assert blocks(None, claims) == free_blocks - 3 - 2 - 4 - 1
+    assert blocks(free_blocks - 3 - 2 - 1, claims) == free_blocks - 6  # what was spared may be had
+    with pytest.raises(MemoryShortError, match=r"KV memory is .* free beside steps and graphs$"):
+        blocks(free_blocks - 3 - 2, claims)
 
 
 def test_the_ledger_reads_as_figures(tiny_model: LoadedModel) -> None:
