@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos.quire.v1 import sampling_pb2 as quire_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/inference.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\"\xe8\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x12$\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x14.quire.v1.ChatPromptH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.quire.v1.SamplingOptions\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\r\n\x05whole\x18\x08 \x01(\x08\x42\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.quire.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xf2\x05\n\x0fSamplingOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x17\n\nmin_tokens\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12<\n\nlogit_bias\x18\x0e \x03(\x0b\x32(.quire.v1.SamplingOptions.LogitBiasEntry\x12\x19\n\x0cnum_logprobs\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\rH\x0b\x88\x01\x01\x12\'\n\x07grammar\x18\x11 \x01(\x0b\x32\x11.quire.v1.GrammarH\x0c\x88\x01\x01\x12\x19\n\x11\x61llowed_token_ids\x18\x12 \x03(\r\x12\x11\n\tbad_words\x18\x13 \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_min_tokensB\x0f\n\r_num_logprobsB\x04\n\x02_nB\n\n\x08_grammar\"\xbd\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12*\n\x08logprobs\x18\x04 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x1e\n\x05usage\x18\x06 \x01(\x0b\x32\x0f.quire.v1.Usage\"X\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"\x91\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.quire.v1.EmbedInput\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08priority\x18\x04 \x01(\x11\x12\x12\n\ncache_salt\x18\x05 \x01(\tB\r\n\x0b_dimensions\"K\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x42\x07\n\x05input\"8\n\rEmbedResponse\x12\'\n\nembeddings\x18\x01 \x03(\x0b\x32\x13.quire.v1.Embedding\";\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.quire.v1.Usage\"J\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.quire.v1.Model\",\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r2\xe6\x02\n\x10InferenceService\x12\x43\n\x08Generate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12\x38\n\x05\x45mbed\x12\x16.quire.v1.EmbedRequest\x1a\x17.quire.v1.EmbedResponse\x12\x41\n\x08Tokenize\x12\x19.quire.v1.TokenizeRequest\x1a\x1a.quire.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.quire.v1.DetokenizeRequest\x1a\x1c.quire.v1.DetokenizeResponse\x12G\n\nListModels\x12\x1b.quire.v1.ListModelsRequest\x1a\x1c.quire.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/inference.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\"\xe8\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x12$\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x14.quire.v1.ChatPromptH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.quire.v1.SamplingOptions\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\r\n\x05whole\x18\x08 \x01(\x08\x42\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.quire.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xf2\x05\n\x0fSamplingOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x17\n\nmin_tokens\x18\x0c \x01(\rH\t\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12<\n\nlogit_bias\x18\x0e \x03(\x0b\x32(.quire.v1.SamplingOptions.LogitBiasEntry\x12\x19\n\x0cnum_logprobs\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\rH\x0b\x88\x01\x01\x12\'\n\x07grammar\x18\x11 \x01(\x0b\x32\x11.quire.v1.GrammarH\x0c\x88\x01\x01\x12\x19\n\x11\x61llowed_token_ids\x18\x12 \x03(\r\x12\x11\n\tbad_words\x18\x13 \x03(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_min_tokensB\x0f\n\r_num_logprobsB\x04\n\x02_nB\n\n\x08_grammar\"<\n\x07Grammar\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.quire.v1.GrammarKind\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xbd\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12*\n\x08logprobs\x18\x04 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12-\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x1e\n\x05usage\x18\x06 \x01(\x0b\x32\x0f.quire.v1.Usage\"X\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"\x91\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x06inputs\x18\x02 \x03(\x0b\x32\x14.quire.v1.EmbedInput\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08priority\x18\x04 \x01(\x11\x12\x12\n\ncache_salt\x18\x05 \x01(\tB\r\n\x0b_dimensions\"K\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12$\n\x06tokens\x18\x02 \x01(\x0b\x32\x12.quire.v1.TokenIdsH\x00\x42\x07\n\x05input\"8\n\rEmbedResponse\x12\'\n\nembeddings\x18\x01 \x03(\x0b\x32\x13.quire.v1.Embedding\";\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x01(\x0c\x12\x1e\n\x05usage\x18\x02 \x01(\x0b\x32\x0f.quire.v1.Usage\"J\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1a\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.quire.v1.Model\",\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r*x\n\x0bGrammarKind\x12\x1c\n\x18GRAMMAR_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18GRAMMAR_KIND_JSON_SCHEMA\x10\x01\x12\x16\n\x12GRAMMAR_KIND_REGEX\x10\x02\x12\x15\n\x11GRAMMAR_KIND_LARK\x10\x03\x32\xe6\x02\n\x10InferenceService\x12\x43\n\x08Generate\x12\x19.quire.v1.GenerateRequest\x1a\x1a.quire.v1.GenerateResponse0\x01\x12\x38\n\x05\x45mbed\x12\x16.quire.v1.EmbedRequest\x1a\x17.quire.v1.EmbedResponse\x12\x41\n\x08Tokenize\x12\x19.quire.v1.TokenizeRequest\x1a\x1a.quire.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.quire.v1.DetokenizeRequest\x1a\x1c.quire.v1.DetokenizeResponse\x12G\n\nListModels\x12\x1b.quire.v1.ListModelsRequest\x1a\x1c.quire.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_GRAMMARKIND']._serialized_start=2197
+  _globals['_GRAMMARKIND']._serialized_end=2317
   _globals['_GENERATEREQUEST']._serialized_start=64
   _globals['_GENERATEREQUEST']._serialized_end=296
   _globals['_TOKENIDS']._serialized_start=298
@@ -46,32 +48,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGOPTIONS']._serialized_end=1179
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._serialized_start=945
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._serialized_end=993
-  _globals['_GENERATERESPONSE']._serialized_start=1182
-  _globals['_GENERATERESPONSE']._serialized_end=1371
-  _globals['_USAGE']._serialized_start=1373
-  _globals['_USAGE']._serialized_end=1461
-  _globals['_EMBEDREQUEST']._serialized_start=1464
-  _globals['_EMBEDREQUEST']._serialized_end=1609
-  _globals['_EMBEDINPUT']._serialized_start=1611
-  _globals['_EMBEDINPUT']._serialized_end=1686
-  _globals['_EMBEDRESPONSE']._serialized_start=1688
-  _globals['_EMBEDRESPONSE']._serialized_end=1744
-  _globals['_EMBEDDING']._serialized_start=1746
-  _globals['_EMBEDDING']._serialized_end=1805
-  _globals['_TOKENIZEREQUEST']._serialized_start=1807
-  _globals['_TOKENIZEREQUEST']._serialized_end=1881
-  _globals['_TOKENIZERESPONSE']._serialized_start=1883
-  _globals['_TOKENIZERESPONSE']._serialized_end=1920
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1922
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1975
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1977
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2011
-  _globals['_LISTMODELSREQUEST']._serialized_start=2013
-  _globals['_LISTMODELSREQUEST']._serialized_end=2032
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2034
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2087
-  _globals['_MODEL']._serialized_start=2089
-  _globals['_MODEL']._serialized_end=2133
-  _globals['_INFERENCESERVICE']._serialized_start=2136
-  _globals['_INFERENCESERVICE']._serialized_end=2494
+  _globals['_GRAMMAR']._serialized_start=1181
+  _globals['_GRAMMAR']._serialized_end=1241
+  _globals['_GENERATERESPONSE']._serialized_start=1244
+  _globals['_GENERATERESPONSE']._serialized_end=1433
+  _globals['_USAGE']._serialized_start=1435
+  _globals['_USAGE']._serialized_end=1523
+  _globals['_EMBEDREQUEST']._serialized_start=1526
+  _globals['_EMBEDREQUEST']._serialized_end=1671
+  _globals['_EMBEDINPUT']._serialized_start=1673
+  _globals['_EMBEDINPUT']._serialized_end=1748
+  _globals['_EMBEDRESPONSE']._serialized_start=1750
+  _globals['_EMBEDRESPONSE']._serialized_end=1806
+  _globals['_EMBEDDING']._serialized_start=1808
+  _globals['_EMBEDDING']._serialized_end=1867
+  _globals['_TOKENIZEREQUEST']._serialized_start=1869
+  _globals['_TOKENIZEREQUEST']._serialized_end=1943
+  _globals['_TOKENIZERESPONSE']._serialized_start=1945
+  _globals['_TOKENIZERESPONSE']._serialized_end=1982
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1984
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2037
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2039
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2073
+  _globals['_LISTMODELSREQUEST']._serialized_start=2075
+  _globals['_LISTMODELSREQUEST']._serialized_end=2094
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2096
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2149
+  _globals['_MODEL']._serialized_start=2151
+  _globals['_MODEL']._serialized_end=2195
+  _globals['_INFERENCESERVICE']._serialized_start=2320
+  _globals['_INFERENCESERVICE']._serialized_end=2678
 # @@protoc_insertion_point(module_scope)

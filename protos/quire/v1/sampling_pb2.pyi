@@ -2,17 +2,10 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class GrammarKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    GRAMMAR_KIND_UNSPECIFIED: _ClassVar[GrammarKind]
-    GRAMMAR_KIND_JSON_SCHEMA: _ClassVar[GrammarKind]
-    GRAMMAR_KIND_REGEX: _ClassVar[GrammarKind]
-    GRAMMAR_KIND_LARK: _ClassVar[GrammarKind]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -21,10 +14,6 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_ABORT: _ClassVar[FinishReason]
     FINISH_REASON_ERROR: _ClassVar[FinishReason]
-GRAMMAR_KIND_UNSPECIFIED: GrammarKind
-GRAMMAR_KIND_JSON_SCHEMA: GrammarKind
-GRAMMAR_KIND_REGEX: GrammarKind
-GRAMMAR_KIND_LARK: GrammarKind
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -61,19 +50,11 @@ class SamplingParams(_message.Message):
     logit_bias_token_id: bytes
     logit_bias: bytes
     num_logprobs: int
-    grammar: Grammar
+    grammar: str
     allowed_token_id: bytes
     bad_word_token_id: bytes
     bad_word_length: bytes
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., logit_bias_token_id: _Optional[bytes] = ..., logit_bias: _Optional[bytes] = ..., num_logprobs: _Optional[int] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ..., allowed_token_id: _Optional[bytes] = ..., bad_word_token_id: _Optional[bytes] = ..., bad_word_length: _Optional[bytes] = ...) -> None: ...
-
-class Grammar(_message.Message):
-    __slots__ = ("kind", "text")
-    KIND_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
-    kind: GrammarKind
-    text: str
-    def __init__(self, kind: _Optional[_Union[GrammarKind, str]] = ..., text: _Optional[str] = ...) -> None: ...
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., logit_bias_token_id: _Optional[bytes] = ..., logit_bias: _Optional[bytes] = ..., num_logprobs: _Optional[int] = ..., grammar: _Optional[str] = ..., allowed_token_id: _Optional[bytes] = ..., bad_word_token_id: _Optional[bytes] = ..., bad_word_length: _Optional[bytes] = ...) -> None: ...
 
 class LogprobColumns(_message.Message):
     __slots__ = ("row", "logprob", "rank", "num_top", "top_token_id", "top_logprob")
