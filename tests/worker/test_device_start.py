@@ -1,5 +1,7 @@
 """How a device runner starts, where the device is the host: all is real but what is measured."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from worker import device_start
 from worker.device_start import DeviceStart, bucket_range, phases
 from worker.executor import Model
 from worker.kv_cache import KVCache
-from worker.lane import HostLane
+from worker.lane import HostLane, Lane
 from worker.ledger import Claims
 from worker.loader import LoadedModel
 from worker.models.config import ModelConfig
@@ -31,10 +33,14 @@ from worker.warm_up import run_largest
 
 
 def make_start(
-    loaded: LoadedModel, buckets: tuple[int, ...], max_num_batched_tokens: int = 64
+    loaded: LoadedModel,
+    buckets: tuple[int, ...],
+    max_num_batched_tokens: int = 64,
+    lane: Lane | None = None,
 ) -> DeviceStart:
     sizes = Sizes(BLOCK_SIZE, NUM_SLOTS, max_num_batched_tokens, buckets)
-    return DeviceStart(loaded, sizes, HostLane(), DEVICE_STEP_REFERENCE, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    return DeviceStart(loaded, sizes, lane or HostLane(), DEVICE_STEP_REFERENCE, cpu)
 
 
 @pytest.mark.parametrize("buckets", [(), (4, 16)])
@@ -78,6 +84,30 @@ def test_the_largest_step_has_every_token_and_every_row(
     )
     num_rows = min(NUM_SLOTS, budget)
     assert weighed.steps == [(budget, num_rows), (num_rows, num_rows)]
+
+
+@pytest.mark.parametrize("buckets", [(), (1,), (1, 2)])
+def test_what_was_rehearsed_with_is_given_back(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch, buckets: tuple[int, ...]
+) -> None:
+    caches: list[weakref.ref[KVCache]] = []
+    left_over: list[int] = []
+
+    class Noted(KVCache):
+        def __init__(self, *arguments: Any) -> None:
+            caches.append(weakref.ref(self))
+            super().__init__(*arguments)
+
+    class Counting(HostLane):
+        def free_bytes(self) -> int:
+            gc.collect()
+            left_over.append(sum(cache() is not None for cache in caches))
+            return super().free_bytes()
+
+    monkeypatch.setattr(device_start, "KVCache", Noted)
+    make_start(tiny_model, buckets, lane=Counting()).rehearse(spared_bytes=0)
+    assert len(caches) == (2 if buckets else 1)
+    assert left_over[-1:] == [0], "memory is counted next"
 
 
 @pytest.mark.parametrize(("budget", "num_blocks"), [(1, 1), (5, 1), (6, 2), (64, 9), (500, 12)])
