@@ -111,6 +111,8 @@ class Options:
     skip_special_tokens: bool = True
     priority: int | None = None
     cache_salt: str | None = None
+    truncate_prompt_tokens: int | None = None
+    """The last so many tokens of the prompt are kept; -1: as many as leave room for max_tokens."""
     grammar: GrammarSpec | None = None
 
 
@@ -152,6 +154,7 @@ def build_request(
     check_range("n", options.n, 1, MAX_SAMPLES)
     check_range("seed", options.seed, -(1 << 63), _UINT64)
     check_range("priority", options.priority, -(1 << 31), (1 << 31) - 1)
+    prompt_token_ids = _truncated(prompt_token_ids, options, limits)
     max_tokens = _max_tokens(len(prompt_token_ids), options, limits, prompt_field)
     _check_stop(options, limits)
     if options.cache_salt and not _SALT.fullmatch(options.cache_salt):
@@ -231,6 +234,21 @@ def too_long(
         f"this model accepts at most {max_model_len} for prompt and output together",
         field=field,
     )
+
+
+def _truncated(prompt_token_ids: Sequence[int], options: Options, limits: Limits) -> Sequence[int]:
+    kept = options.truncate_prompt_tokens
+    if kept is None:
+        return prompt_token_ids
+    check_range("truncate_prompt_tokens", kept, -1, limits.max_model_len)
+    if kept == 0:
+        raise invalid(
+            "truncate_prompt_tokens",
+            "truncate_prompt_tokens is 0; it must be at least 1, or -1 for as many as fit",
+        )
+    if kept < 0:
+        kept = max(1, limits.max_model_len - max(1, options.max_tokens or 1))
+    return prompt_token_ids[-kept:]
 
 
 def _max_tokens(num_prompt: int, options: Options, limits: Limits, prompt_field: str) -> int:

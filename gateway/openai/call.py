@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from gateway.output import Finish, Piece, TokenLogprob
@@ -29,8 +30,13 @@ class Call:
     requests: tuple[GenerateRequest, ...]
     streams: bool
     include_usage: bool
+    """In a chunk of its own, at the end of a stream."""
     wants_logprobs: bool
     wants_token_ids: bool
+    continuous_usage: bool = False
+    """In every chunk of a stream."""
+    num_kept: int | None = None
+    """Samples of each request that the client gets, the likeliest; None: all, in their order."""
     prompts: tuple[str, ...] | None = None
     """The text of each request's prompt, if it is to be echoed."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -52,6 +58,8 @@ class Choice:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_tokens: int = 0
+    """So far, of a stream."""
     num_characters: int = 0
     """Characters of all tokens so far, for text offsets."""
     opened: bool = False
@@ -74,6 +82,7 @@ class Answer(ABC):
         self.call = call
         self.tokenizer = tokenizer
         self.choices = [Choice() for _ in range(call.num_choices)]
+        self._num_prompt_tokens = sum(len(request.prompt_token_ids) for request in call.requests)
         self._opening = compact(self._head(self.chunk_object))[:-1]
         self._usage_null = ',"usage":null' if call.include_usage else ""
 
@@ -84,10 +93,12 @@ class Answer(ABC):
             choice = self.choices[piece.index]
             chunk = self.chunk(choice, piece)
             choice.opened = choice.opened or chunk is not None
+            choice.num_tokens += len(piece.token_ids)
             if piece.finish is not None:
                 choice.finish = piece.finish
             if chunk is not None:
-                events.append(f'data: {self._opening},"choices":[{chunk}]{self._usage_null}}}\n\n')
+                usage = self._usage_so_far() if self.call.continuous_usage else self._usage_null
+                events.append(f'data: {self._opening},"choices":[{chunk}]{usage}}}\n\n')
         return "".join(events).encode()
 
     def closing_events(self) -> bytes:
@@ -108,12 +119,15 @@ class Answer(ABC):
 
     def whole(self) -> dict[str, Any]:
         """The response, when every sample has ended."""
-        choices = [self.whole_choice(index, choice) for index, choice in enumerate(self.choices)]
+        choices = [
+            self.whole_choice(sample, self.choices[sample]) | {"index": index}
+            for index, sample in enumerate(self._kept())
+        ]
         return self._head(self.whole_object) | {"choices": choices, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
         """Tokens of all requests; a prompt counts once, however many samples it has."""
-        prompt = sum(len(request.prompt_token_ids) for request in self.call.requests)
+        prompt = self._num_prompt_tokens
         ends = [choice.finish for choice in self.choices if choice.finish is not None]
         output = sum(end.num_output_tokens for end in ends)
         firsts = (
@@ -127,6 +141,31 @@ class Answer(ABC):
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def _kept(self) -> list[int]:
+        """The samples that the client gets, in the order of its choices."""
+        samples = list(range(len(self.choices)))
+        if self.call.num_kept is None:
+            return samples
+        n = self.call.requests[0].n
+        kept: list[int] = []
+        for start in range(0, len(samples), n):
+            best = sorted(samples[start : start + n], key=self._mean_logprob, reverse=True)
+            kept += best[: self.call.num_kept]
+        return kept
+
+    def _mean_logprob(self, sample: int) -> float:
+        logprobs = [row.logprob for row in self.choices[sample].logprobs]
+        return sum(logprobs) / len(logprobs) if logprobs else -inf
+
+    def _usage_so_far(self) -> str:
+        """Without what is known only at the end."""
+        output = sum(choice.num_tokens for choice in self.choices)
+        total = self._num_prompt_tokens + output
+        return (
+            f',"usage":{{"prompt_tokens":{self._num_prompt_tokens},'
+            f'"completion_tokens":{output},"total_tokens":{total}}}'
+        )
 
     def logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
         """A token as chat completions write it."""

@@ -10,13 +10,14 @@ from gateway.openai.call import LEAST_LOGPROB, Answer, Call, Choice, compact, en
 from gateway.openai.schema import (
     REFUSED_IN_COMPLETION,
     CompletionBody,
+    check_stream_options,
     checked_text,
     options_of,
     parse_body,
     refuse_unserved,
 )
 from gateway.output import Piece, TokenLogprob
-from gateway.request import check_range, check_request_id
+from gateway.request import MAX_SAMPLES, GenerateRequest, check_range, check_request_id
 
 MAX_PROMPTS = 1024
 MAX_CHOICES = 1024
@@ -34,19 +35,23 @@ def parse_completion(
         request_id = check_request_id("request_id", body.request_id)
     if body.echo and body.logprobs is not None:
         raise invalid("echo", "echo is true; with logprobs it is not supported by this server")
-    _check_best_of(body)
-    options = options_of(body, num_logprobs=body.logprobs)
+    check_stream_options(body)
+    num_samples = _num_samples(body)
+    num_logprobs = body.logprobs
+    if num_samples > (body.n or 1) and num_logprobs is None:
+        num_logprobs = 0  # by which the best are known
+    options = options_of(body, n=num_samples, num_logprobs=num_logprobs)
     prompts = _prompts(body.prompt)
-    check_range("n", body.n, 1)
-    if len(prompts) * (body.n or 1) > MAX_CHOICES:
+    if len(prompts) * num_samples > MAX_CHOICES:
+        name = "n" if body.best_of is None else "best_of"
         raise invalid(
-            "n",
-            f"n is {quote(body.n or 1)} and prompt has {len(prompts)} entries; "
+            name,
+            f"{name} is {quote(num_samples)} and prompt has {len(prompts)} entries; "
             f"together they must make at most {MAX_CHOICES} choices",
         )
     requests = tuple(
         model.build(
-            model.text_prompt(prompt, max_model_len)
+            model.text_prompt(prompt, body.prompt_room(max_model_len))
             if isinstance(prompt, str)
             else model.token_prompt(prompt),
             options,
@@ -63,9 +68,11 @@ def parse_completion(
         requests=requests,
         streams=body.streams,
         include_usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
         wants_logprobs=body.logprobs is not None,
         wants_token_ids=bool(body.return_token_ids),
-        prompts=tuple(_prompt_text(prompt, model) for prompt in prompts) if body.echo else None,
+        prompts=_prompt_texts(body, prompts, requests, model) if body.echo else None,
+        num_kept=body.n or 1 if num_samples > (body.n or 1) else None,
     )
 
 
@@ -169,15 +176,33 @@ def _wrong_prompt(value: Any) -> RequestError:
     )
 
 
-def _check_best_of(body: CompletionBody) -> None:
-    best_of = (body.model_extra or {}).get("best_of")
-    if best_of is not None and best_of != (body.n or 1):
+def _num_samples(body: CompletionBody) -> int:
+    """To be generated for each prompt: the best of them are the answer."""
+    n = 1 if body.n is None else body.n
+    check_range("n", n, 1, MAX_SAMPLES)
+    check_range("best_of", body.best_of, 1, MAX_SAMPLES)
+    best_of = n if body.best_of is None else body.best_of
+    if best_of < n:
+        raise invalid("best_of", f"best_of is {best_of}; it must be at least n, which is {n}")
+    if best_of > n and body.streams:
         raise invalid(
-            "best_of", f"best_of is {quote(best_of)}; it must equal n, which is {body.n or 1}"
+            "best_of",
+            f"best_of is {best_of} and n is {n}; a stream cannot wait for the best: "
+            "they must be equal, or stream false",
         )
+    return best_of
 
 
-def _prompt_text(prompt: str | list[int], model: Model) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return model.tokenizer.decode(prompt, skip_special_tokens=False)
+def _prompt_texts(
+    body: CompletionBody,
+    prompts: Sequence[str | list[int]],
+    requests: Sequence[GenerateRequest],
+    model: Model,
+) -> tuple[str, ...]:
+    """What is echoed: the client's own words, unless they were given as tokens or truncated."""
+    return tuple(
+        prompt
+        if isinstance(prompt, str) and body.truncate_prompt_tokens is None
+        else model.tokenizer.decode(request.prompt_token_ids.tolist(), skip_special_tokens=False)
+        for prompt, request in zip(prompts, requests, strict=True)
+    )

@@ -22,6 +22,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class GenerationBody(BaseModel):
@@ -54,6 +55,7 @@ class GenerationBody(BaseModel):
     request_id: str | None = None
     user: str | None = None
     return_token_ids: bool | None = None
+    truncate_prompt_tokens: int | None = None
 
     @property
     def streams(self) -> bool:
@@ -64,6 +66,15 @@ class GenerationBody(BaseModel):
     def include_usage(self) -> bool:
         """Whether the stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of the stream tells the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def prompt_room(self, max_model_len: int) -> int:
+        """Tokens that a prompt may have before it is truncated."""
+        return max_model_len if self.truncate_prompt_tokens is None else _MANY
 
 
 class MessageBody(BaseModel):
@@ -91,8 +102,10 @@ class CompletionBody(GenerationBody):
     prompt: Any = None
     logprobs: int | None = None
     echo: bool | None = None
+    best_of: int | None = None
 
 
+_MANY = 1 << 62
 _NEITHER = (None, False)
 _EMPTY: tuple[Any, ...] = (None, [], {})
 
@@ -107,7 +120,6 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "allowed_token_ids": (None,),
     "bad_words": _EMPTY,
     "prompt_logprobs": (None, 0),
-    "truncate_prompt_tokens": (None,),
     "use_beam_search": _NEITHER,
     "logits_processors": _EMPTY,
 }
@@ -174,6 +186,12 @@ def refuse_unserved(
             raise invalid(field, f"{field} is {quote(value)}; it is not supported by this server")
 
 
+def check_stream_options(body: GenerationBody) -> None:
+    """Raises RequestError if there is no stream that they could speak of."""
+    if body.stream_options is not None and not body.streams:
+        raise invalid("stream_options", "stream_options is given; it needs stream to be true")
+
+
 def checked_text(field: str, text: str) -> str:
     """The text itself. Raises RequestError: JSON can write half of a surrogate pair."""
     try:
@@ -208,6 +226,7 @@ def options_of(body: GenerationBody, **said: Any) -> Options:
         "skip_special_tokens": body.skip_special_tokens is not False,
         "priority": body.priority,
         "cache_salt": body.cache_salt,
+        "truncate_prompt_tokens": body.truncate_prompt_tokens,
     }
     return Options(**(options | said))
 

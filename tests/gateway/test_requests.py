@@ -139,6 +139,39 @@ def test_prompts_come_in_four_forms(model: Model, prompt: Any, num_requests: int
 
 
 @pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 3}, 3),
+        ({"truncate_prompt_tokens": 100}, 100),
+        ({"truncate_prompt_tokens": 256, "prompt": [5, 6]}, 2),
+        ({"truncate_prompt_tokens": -1}, MAX_MODEL_LEN - 1),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 56}, 200),
+    ],
+)
+def test_a_truncated_prompt_keeps_its_last_tokens(
+    model: Model, fields: dict[str, Any], kept: int
+) -> None:
+    tokens = fields.pop("prompt", list(range(300)))
+    call = completion(model, prompt=tokens, echo=True, **fields)
+    assert call.requests[0].prompt_token_ids.tolist() == tokens[-kept:]
+    assert call.prompts == (model.tokenizer.decode(tokens[-kept:], skip_special_tokens=False),)
+
+
+def test_a_truncated_text_may_be_too_long_and_its_echo_is_what_is_left(model: Model) -> None:
+    call = completion(model, prompt="x" * 100_000 + "yz", truncate_prompt_tokens=3, echo=True)
+    assert call.prompts == ("xyz",)
+
+
+def test_the_best_of_several_samples_needs_their_logprobs(model: Model) -> None:
+    call = completion(model, prompt="xyz", best_of=4, n=2)
+    assert (call.requests[0].n, call.num_kept) == (4, 2)
+    assert (call.requests[0].sampling.num_logprobs, call.wants_logprobs) == (0, False)
+    equal = completion(model, prompt="xyz", best_of=2, n=2, stream=True)
+    assert (equal.requests[0].n, equal.num_kept) == (2, None)
+    assert equal.requests[0].sampling.num_logprobs is None
+
+
+@pytest.mark.parametrize(
     ("broken", "message"),
     [
         ("config.json", "has no config.json"),

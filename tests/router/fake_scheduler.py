@@ -79,6 +79,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     hold_canaries: bool = False
     hold_at: int | None = None
     """Sequences stop for as long as they have so many output tokens."""
+    doubts: list[float] = field(default_factory=lambda: [1.0])
+    """What the logprobs of the samples of a request are multiplied with, in turn."""
     refusal: scheduler_pb2.Refusal | None = None
     """The answer to every submission."""
     error: str | None = None
@@ -262,13 +264,18 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             return
         columns = frame.logprobs
         columns.row = np.array([row for row, _ in rows], "<i4").tobytes()
-        logprobs = [-float(sequences[row].num_output_tokens) for row, _ in rows]
+        logprobs = [
+            -sequences[row].num_output_tokens * self._doubt(sequences[row]) for row, _ in rows
+        ]
         columns.logprob = np.array(logprobs, "<f4").tobytes()
         columns.rank = np.ones(len(rows), "<i4").tobytes()
         columns.num_top = np.array([count for _, count in rows], "<i4").tobytes()
         top = [10 + i for _, count in rows for i in range(count)]
         columns.top_token_id = np.array(top, "<i4").tobytes()
         columns.top_logprob = np.array([-float(token) for token in top], "<f4").tobytes()
+
+    def _doubt(self, sequence: Running) -> float:
+        return self.doubts[(sequence.sequence_id - sequence.submit.sequence_id) % len(self.doubts)]
 
     def _is_held(self, sequence: Running) -> bool:
         if self._is_canary(sequence):

@@ -71,6 +71,45 @@ async def test_samples_and_prompts_are_numbered_together(client: openai.AsyncOpe
     assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (6, 12)
 
 
+async def test_the_best_samples_come_first_and_all_are_counted(
+    client: openai.AsyncOpenAI, scheduler: FakeScheduler
+) -> None:
+    scheduler.doubts = [3.0, 1.0, 2.0]
+    response = await client.completions.create(
+        model="tiny", prompt="xyz", best_of=3, n=2, max_tokens=2, logprobs=0
+    )
+    assert [choice.index for choice in response.choices] == [0, 1]
+    kept = [choice.logprobs.token_logprobs for choice in response.choices if choice.logprobs]
+    assert kept == [[-1, -2], [-2, -4]]
+    assert response.usage is not None
+    assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (3, 6)
+    quiet = await client.completions.create(model="tiny", prompt="xyz", best_of=3, max_tokens=2)
+    assert [choice.logprobs for choice in quiet.choices] == [None]
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+async def test_every_chunk_tells_the_usage_so_far(
+    client: openai.AsyncOpenAI, include_usage: bool
+) -> None:
+    options = {"include_usage": include_usage, "continuous_usage_stats": True}
+    stream = await client.completions.create(
+        model="tiny",
+        prompt=["xyz", "zy"],
+        max_tokens=4,
+        stream=True,
+        extra_body={"stream_options": options},
+    )
+    chunks = [chunk async for chunk in stream]
+    usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
+    assert len(usages) == len(chunks)
+    assert {usage.prompt_tokens for usage in usages} == {5}
+    counts = [usage.completion_tokens for usage in usages]
+    assert counts == sorted(counts)
+    assert counts[-1] == 8
+    assert usages[-1].total_tokens == 13
+    assert (chunks[-1].choices == []) == include_usage
+
+
 async def test_samples_share_one_submission(
     client: openai.AsyncOpenAI, scheduler: FakeScheduler
 ) -> None:
