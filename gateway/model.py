@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.conversation import Conversation
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
+from gateway.grammar import GrammarSpec
+from gateway.parsing.deltas import Parsing
 from gateway.request import (
     GenerateRequest,
     Limits,
@@ -24,8 +27,19 @@ from gateway.request import (
     check_token_ids,
     too_long,
 )
-from gateway.template import ChatMessage, ChatTemplate
+from gateway.template import ChatTemplate
 from gateway.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation as the model gets it, and how to read what it answers."""
+
+    token_ids: list[int]
+    parsing: Parsing | None = None
+    """None: all that it writes is content."""
+    grammar: GrammarSpec | None = None
+    """What it must write, if it must call a tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +63,16 @@ class Model:
                 field="model",
             )
 
-    def chat_prompt(self, messages: Sequence[ChatMessage], max_model_len: int) -> list[int]:
-        """Tokens of a conversation. Raises RequestError if the model cannot take it."""
+    def chat(self, conversation: Conversation, max_model_len: int) -> ChatPrompt:
+        """The prompt of a conversation. Raises RequestError if the model cannot take it."""
+        field = conversation.messages_field
         if self.template is None:
             raise invalid(
-                "messages", f"model {quote(self.name)} has no chat template; use /v1/completions"
+                field, f"model {quote(self.name)} has no chat template; use /v1/completions"
             )
-        pieces = self.template.render(messages)
-        self._check_length(sum(map(len, pieces)), max_model_len, "messages")
-        return self.tokenizer.encode_pieces(pieces)
+        pieces = self.template.render(conversation.messages)
+        self._check_length(sum(map(len, pieces)), max_model_len, field)
+        return ChatPrompt(self.tokenizer.encode_pieces(pieces))
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:
         """Tokens of a raw prompt, with the special tokens the model begins with."""

@@ -84,9 +84,10 @@ class SampleOutput:
     """The text of one sample."""
 
     def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
-        visible = request.skip_special_tokens
         self._detokenizer = Detokenizer(
-            tokenizer.visible_bytes_of if visible else tokenizer.bytes_of
+            tokenizer.shown_bytes_of(request.shown_tokens)
+            if request.skip_special_tokens
+            else tokenizer.bytes_of
         )
         include = request.include_stop_str_in_output
         self._matcher = StopMatcher(request.stop, include=include) if request.stop else None

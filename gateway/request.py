@@ -77,6 +77,8 @@ class GenerateRequest:
     """The client's own."""
     include_stop_str_in_output: bool
     skip_special_tokens: bool
+    shown_tokens: frozenset[int]
+    """Special tokens that are not skipped even so: whoever reads the answer needs them."""
     priority: int
     cache_salt: str
     field_names: Mapping[str, str]
@@ -109,6 +111,7 @@ class Options:
     logprobs_field: str = "logprobs"
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    shown_tokens: frozenset[int] = frozenset()
     priority: int | None = None
     cache_salt: str | None = None
     truncate_prompt_tokens: int | None = None
@@ -176,6 +179,7 @@ def build_request(
         stop_token_ids=frozenset(options.stop_token_ids),
         include_stop_str_in_output=options.include_stop_str_in_output,
         skip_special_tokens=options.skip_special_tokens,
+        shown_tokens=options.shown_tokens,
         priority=options.priority or 0,
         cache_salt=options.cache_salt or "",
         field_names={

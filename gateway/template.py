@@ -15,7 +15,6 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -25,16 +24,8 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from gateway.conversation import ChatMessage
 from gateway.errors import ModelError, invalid, quote
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn."""
-
-    role: str
-    content: str
-    name: str | None = None
 
 
 class ChatTemplate:

@@ -48,6 +48,7 @@ class Tokenizer:
         """The same, where special tokens stand for nothing."""
         for token in self.special_tokens:
             self.visible_bytes_of[token] = b""
+        self._shown: dict[frozenset[int], list[bytes]] = {frozenset(): self.visible_bytes_of}
         self._longest = max(map(len, self.bytes_of))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -61,6 +62,17 @@ class Tokenizer:
         for piece in pieces:
             tokens += self.encode(piece, add_special_tokens=False)
         return tokens
+
+    def shown_bytes_of(self, shown: frozenset[int]) -> list[bytes]:
+        """Where special tokens stand for nothing, but for those `shown`: few such sets exist, one
+        for each way to read answers."""
+        table = self._shown.get(shown)
+        if table is None:
+            table = list(self.visible_bytes_of)
+            for token in shown:
+                table[token] = self.bytes_of[token]
+            self._shown[shown] = table
+        return table
 
     def least_tokens(self, num_characters: int) -> int:
         """A text of so many characters has at least so many tokens: known without tokenizing it."""

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from gateway.conversation import ChatMessage, Conversation
 from gateway.errors import invalid
 from gateway.model import Model
 from gateway.output import FinishReason, Piece, TokenLogprob
 from gateway.request import GenerateRequest, Options
-from gateway.template import ChatMessage
 from protos.quire.v1 import inference_pb2, sampling_pb2
 
 _ROLES = ("system", "user", "assistant")
@@ -73,7 +73,8 @@ def _prompt(
         case "tokens":
             return model.token_prompt(message.tokens.ids), "tokens"
         case "chat":
-            return model.chat_prompt(_messages(message.chat), max_model_len), "chat"
+            conversation = Conversation(_messages(message.chat), messages_field="chat")
+            return model.chat(conversation, max_model_len).token_ids, "chat"
         case _:
             raise invalid("prompt", "prompt is missing; it must be one of text, tokens or chat")
 

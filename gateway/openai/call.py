@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from gateway.output import Finish, Piece, TokenLogprob
+from gateway.parsing.deltas import Parser, Parsing
 from gateway.request import GenerateRequest
 from gateway.tokenizer import Tokenizer
 
@@ -39,6 +40,8 @@ class Call:
     """Samples of each request that the client gets, the likeliest; None: all, in their order."""
     prompts: tuple[str, ...] | None = None
     """The text of each request's prompt, if it is to be echoed."""
+    parsing: Parsing | None = None
+    """How a chat's answers are read; None: all of it is content."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -62,6 +65,8 @@ class Choice:
     """So far, of a stream."""
     num_characters: int = 0
     """Characters of all tokens so far, for text offsets."""
+    parser: Parser | None = None
+    """Of a stream, from its first chunk on."""
     opened: bool = False
     """Its first chunk has been written."""
     finish: Finish | None = None
@@ -193,9 +198,10 @@ class Answer(ABC):
         }
 
 
-def ending(finish: Finish | None) -> str:
-    """The two fields that say whether and why a stream choice has ended."""
+def ending(finish: Finish | None, reason: str | None = None) -> str:
+    """The two fields that say whether and why a stream choice has ended; `reason` is the dialect's
+    own word for it."""
     if finish is None:
         return '"finish_reason":null'
     stop_reason = compact(finish.stop_reason)
-    return f'"finish_reason":"{finish.reason.value}","stop_reason":{stop_reason}'
+    return f'"finish_reason":"{reason or finish.reason.value}","stop_reason":{stop_reason}'

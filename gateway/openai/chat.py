@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.conversation import ChatMessage, Conversation
 from gateway.errors import invalid, quote
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
@@ -16,9 +17,17 @@ from gateway.openai.schema import (
     parse_body,
     refuse_unserved,
 )
-from gateway.output import Piece, TokenLogprob
+from gateway.output import Finish, FinishReason, Piece, TokenLogprob
+from gateway.parsing.deltas import (
+    CallArguments,
+    CallBegun,
+    Content,
+    Delta,
+    Reasoning,
+    Said,
+    read_whole,
+)
 from gateway.request import check_request_id
-from gateway.template import ChatMessage
 
 _ROLES = {
     # OpenAI's newer word for the same thing; templates know only the older
@@ -51,10 +60,12 @@ def parse_chat(
     if not body.messages:
         raise invalid("messages", "messages has 0 entries; it must have at least 1")
     messages = [_message(index, message) for index, message in enumerate(body.messages)]
+    prompt = model.chat(Conversation(messages), max_model_len)
     request = model.build(
-        model.chat_prompt(messages, max_model_len),
+        prompt.token_ids,
         options_of(
             body,
+            shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
             num_logprobs=_num_logprobs(body),
             logprobs_field="top_logprobs",
             **_max_tokens(body),
@@ -72,6 +83,7 @@ def parse_chat(
         include_usage=body.include_usage,
         wants_logprobs=request.sampling.num_logprobs is not None,
         wants_token_ids=bool(body.return_token_ids),
+        parsing=prompt.parsing,
     )
 
 
@@ -84,28 +96,48 @@ class ChatAnswer(Answer):
 
     def chunk(self, choice: Choice, piece: Piece) -> str | None:
         """The first chunk of a choice says the role, the last one why it ended."""
-        shows = self.call.wants_logprobs or self.call.wants_token_ids
-        if not (piece.text or piece.finish or (shows and piece.token_ids)):
+        call = self.call
+        reason = None
+        if call.parsing is None:
+            fields = f'"content":{compact(piece.text)}'
+            says = bool(piece.text)
+        else:
+            choice.parser = choice.parser or call.parsing.make_parser()
+            deltas = choice.parser.feed(piece.text)
+            if piece.finish is not None:
+                deltas += choice.parser.close()
+            fields = compact(_delta_fields(deltas))[1:-1]
+            says = bool(deltas)
+            reason = _tool_reason(piece.finish, choice.parser.num_calls)
+        shows = call.wants_logprobs or call.wants_token_ids
+        if not (says or piece.finish or (shows and piece.token_ids)):
             return None
-        role = "" if choice.opened else '"role":"assistant",'
-        delta = f'{{{role}"content":{compact(piece.text)}}}'
+        if not choice.opened:
+            fields = f'"role":"assistant",{fields or _NO_CONTENT}'
         extra = ',"logprobs":null'
-        if self.call.wants_logprobs:
+        if call.wants_logprobs:
             extra = f',"logprobs":{compact(self._logprobs(piece.logprobs or ()))}'
-        if self.call.wants_token_ids:
+        if call.wants_token_ids:
             extra += f',"token_ids":{compact(piece.token_ids)}'
             if not choice.opened:
                 extra += f',"prompt_token_ids":{compact(self._prompt_token_ids())}'
-        return f'{{"index":{piece.index},"delta":{delta},{ending(piece.finish)}{extra}}}'
+        return (
+            f'{{"index":{piece.index},"delta":{{{fields}}},{ending(piece.finish, reason)}{extra}}}'
+        )
 
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """One entry of `choices`."""
         assert choice.finish is not None
+        text = "".join(choice.text)
+        said = Said(text)
+        if self.call.parsing is not None:
+            said = read_whole(self.call.parsing.make_parser(), text)
+        reason = _tool_reason(choice.finish, len(said.calls))
         whole: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+            "message": _message_fields(said),
             "logprobs": self._logprobs(choice.logprobs) if self.call.wants_logprobs else None,
-            "finish_reason": choice.finish.reason.value,
+            "finish_reason": reason or choice.finish.reason.value,
             "stop_reason": choice.finish.stop_reason,
         }
         if self.call.wants_token_ids:
@@ -124,6 +156,68 @@ class ChatAnswer(Answer):
             entry["top_logprobs"] = [self.logprob_entry(*top) for top in row.top]
             entries.append(entry)
         return {"content": entries, "refusal": None}
+
+
+_NO_CONTENT = '"content":""'
+
+
+def _delta_fields(deltas: Sequence[Delta]) -> dict[str, Any]:
+    """The fields of a chunk's delta; several deltas of one kind are one."""
+    fields: dict[str, Any] = {}
+    if content := "".join([delta.text for delta in deltas if isinstance(delta, Content)]):
+        fields["content"] = content
+    if reasoning := "".join([delta.text for delta in deltas if isinstance(delta, Reasoning)]):
+        fields |= _reasoning_fields(reasoning)
+    calls: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        match delta:
+            case CallBegun(index, id, name):
+                function = {"name": name, "arguments": ""}
+                calls[index] = {
+                    "index": index,
+                    "id": id,
+                    "type": "function",
+                    "function": function,
+                }
+            case CallArguments(index, text):
+                call = calls.setdefault(index, {"index": index, "function": {"arguments": ""}})
+                call["function"]["arguments"] += text
+    if calls:
+        fields["tool_calls"] = list(calls.values())
+    return fields
+
+
+def _message_fields(said: Said) -> dict[str, Any]:
+    """A whole answer; content is null where the model has said something else instead."""
+    fields: dict[str, Any] = {
+        "role": "assistant",
+        "content": said.content or (None if said.calls or said.reasoning else ""),
+        "refusal": None,
+    }
+    if said.reasoning:
+        fields |= _reasoning_fields(said.reasoning)
+    if said.calls:
+        fields["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in said.calls
+        ]
+    return fields
+
+
+def _reasoning_fields(text: str) -> dict[str, str]:
+    """By the two names that clients look for."""
+    return {"reasoning": text, "reasoning_content": text}
+
+
+def _tool_reason(finish: Finish | None, num_calls: int) -> str | None:
+    """What an answer that ended with calls says in place of "stop"."""
+    if finish is not None and finish.reason is FinishReason.STOP and num_calls:
+        return "tool_calls"
+    return None
 
 
 def _max_tokens(body: ChatBody) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.conversation import ChatMessage, Conversation
 from gateway.detokenizer import Detokenizer
 from gateway.model import Model, load_model
-from gateway.template import ChatMessage
 from quire.models import resolve
 
 TEXTS = [
@@ -28,6 +28,11 @@ def smollm2(directory: Path) -> Model:
     return load_model(directory)
 
 
+def _chat(model: Model, turns: list[dict[str, str]]) -> list[int]:
+    messages = [ChatMessage(turn["role"], turn["content"]) for turn in turns]
+    return model.chat(Conversation(messages), 8192).token_ids
+
+
 def test_prompts_are_tokenized_as_by_transformers(directory: Path, smollm2: Model) -> None:
     from transformers import AutoTokenizer
 
@@ -42,7 +47,7 @@ def test_prompts_are_tokenized_as_by_transformers(directory: Path, smollm2: Mode
         expected = reference.apply_chat_template(
             chat, add_generation_prompt=True, return_dict=False
         )
-        assert smollm2.chat_prompt([ChatMessage(**turn) for turn in chat], 8192) == expected
+        assert _chat(smollm2, chat) == expected
 
 
 def test_outputs_read_token_by_token_as_a_whole(smollm2: Model) -> None:

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.conversation import ChatMessage, Conversation
 from gateway.errors import ModelError, RequestError
 from gateway.model import Model
-from gateway.template import ChatMessage, ChatTemplate
+from gateway.template import ChatTemplate
 from tests.gateway.tiny_model import MAX_MODEL_LEN, SPECIAL
 
 
@@ -16,7 +17,7 @@ def render(source: str, *messages: ChatMessage) -> str:
 
 def test_a_conversation_is_tokenized_with_its_control_tokens(model: Model) -> None:
     messages = [ChatMessage("system", "be kind"), ChatMessage("user", "12 foxes")]
-    tokens = model.chat_prompt(messages, MAX_MODEL_LEN)
+    tokens = model.chat(Conversation(messages), MAX_MODEL_LEN).token_ids
     written = (
         "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\n12 foxes<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -29,7 +30,7 @@ def test_a_conversation_is_tokenized_with_its_control_tokens(model: Model) -> No
 @given(st.lists(st.sampled_from([*SPECIAL, "<", "|im_end|>", "hello", "\n", "é"]), max_size=6))
 def test_what_people_write_is_never_a_control_token(model: Model, parts: list[str]) -> None:
     content = "".join(parts)
-    tokens = model.chat_prompt([ChatMessage("user", content)], MAX_MODEL_LEN)
+    tokens = model.chat(Conversation([ChatMessage("user", content)]), MAX_MODEL_LEN).token_ids
     assert [token for token in tokens if token < 3] == [1, 2, 1]
     text = model.tokenizer.decode(tokens, skip_special_tokens=False)
     assert text == f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"

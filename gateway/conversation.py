@@ -1,0 +1,153 @@
+"""A conversation to go on with, in no dialect: turns, tools, and what the template is told.
+
+Every chat endpoint turns its body into a `Conversation`; `Model.chat` turns that into a prompt and
+the way the answer is to be read.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import MappingProxyType
+from typing import Any
+
+from gateway.errors import invalid, quote
+
+MAX_TOOLS = 128
+MAX_TOOL_BYTES = 65_536
+"""Of one tool's parameters, as JSON."""
+MAX_TOOLS_BYTES = 1_048_576
+"""Of all of them."""
+MAX_DESCRIPTION_CHARACTERS = 16_384
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the assistant made in an earlier turn."""
+
+    id: str
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn."""
+
+    role: str
+    """system, user, assistant or tool."""
+    content: str
+    name: str | None = None
+    reasoning: str | None = None
+    """What an assistant thought before it answered."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The calls an assistant made."""
+    tool_call_id: str | None = None
+    """The call whose result a tool's turn is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may ask the client to call."""
+
+    name: str
+    description: str | None = None
+    parameters: Mapping[str, Any] | None = None
+    """A JSON schema of its arguments; None: not said, so any object."""
+    strict: bool | None = None
+
+
+class ToolMode(Enum):
+    """Whether the model calls tools."""
+
+    NONE = auto()
+    """It does not, though they may be described to it."""
+    AUTO = auto()
+    """As it likes."""
+    REQUIRED = auto()
+    """It must call at least one."""
+    NAMED = auto()
+    """It must call one certain tool."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """What the client said about calling."""
+
+    mode: ToolMode
+    name: str | None = None
+    """Of the tool, for NAMED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat endpoint asks the model to go on with; the field names are the client's."""
+
+    messages: Sequence[ChatMessage]
+    messages_field: str = "messages"
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice = ToolChoice(ToolMode.AUTO)
+    parallel_tool_calls: bool = True
+    """Whether one answer may have several calls."""
+    template_arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """`chat_template_kwargs`: more variables for the template."""
+    add_generation_prompt: bool = True
+    """Begin the assistant's turn."""
+    continue_final_message: bool = False
+    """Leave the last turn open, so that the model goes on with it."""
+
+
+def checked_tools(tools: Sequence[Tool], choice: ToolChoice, field: str = "tools") -> None:
+    """Raises RequestError naming what is wrong with the tools or the choice among them."""
+    if len(tools) > MAX_TOOLS:
+        raise invalid(field, f"{field} has {len(tools)} entries; it must have at most {MAX_TOOLS}")
+    names: set[str] = set()
+    num_bytes = 0
+    for index, tool in enumerate(tools):
+        where = f"{field}[{index}]"
+        if not _TOOL_NAME.fullmatch(tool.name):
+            raise invalid(
+                where,
+                f"{where} has the name {quote(tool.name)}; "
+                "it must be 1 to 64 letters, digits, '_' or '-'",
+            )
+        if tool.name in names:
+            raise invalid(where, f"{where} has the name {quote(tool.name)}, like one before it")
+        names.add(tool.name)
+        num_bytes += _tool_bytes(where, tool)
+    if num_bytes > MAX_TOOLS_BYTES:
+        raise invalid(
+            field, f"{field} has {num_bytes} bytes; it must have at most {MAX_TOOLS_BYTES}"
+        )
+    if choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED) and not tools:
+        raise invalid("tool_choice", f"tool_choice asks for a call, and {field} has 0 entries")
+    if choice.mode is ToolMode.NAMED and choice.name not in names:
+        raise invalid(
+            "tool_choice", f"tool_choice names {quote(choice.name)}, which is not in {field}"
+        )
+
+
+def _tool_bytes(where: str, tool: Tool) -> int:
+    described = len(tool.description or "")
+    if described > MAX_DESCRIPTION_CHARACTERS:
+        raise invalid(
+            where,
+            f"{where} has a description of {described} characters; "
+            f"it must have at most {MAX_DESCRIPTION_CHARACTERS}",
+        )
+    if tool.parameters is None:
+        return described
+    said = tool.parameters.get("type", "object")
+    if said != "object":
+        raise invalid(where, f'{where} has parameters of type {quote(said)}; it must be "object"')
+    num_bytes = len(json.dumps(tool.parameters))
+    if num_bytes > MAX_TOOL_BYTES:
+        raise invalid(
+            where,
+            f"{where} has parameters of {num_bytes} bytes; it must have at most {MAX_TOOL_BYTES}",
+        )
+    return described + num_bytes
