@@ -21,7 +21,7 @@ FINISH_REASON_ABORT: FinishReason
 FINISH_REASON_ERROR: FinishReason
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop_token_ids", "min_tokens", "logit_bias_token_id", "logit_bias", "num_logprobs", "grammar", "allowed_token_id", "bad_word_token_id", "bad_word_length")
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "stop_token_ids", "min_tokens", "logit_bias_token_id", "logit_bias", "num_logprobs", "grammar", "allowed_token_id", "bad_word_token_id", "bad_word_length", "num_prompt_logprobs")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class SamplingParams(_message.Message):
     ALLOWED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     BAD_WORD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     BAD_WORD_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
@@ -54,7 +55,8 @@ class SamplingParams(_message.Message):
     allowed_token_id: bytes
     bad_word_token_id: bytes
     bad_word_length: bytes
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., logit_bias_token_id: _Optional[bytes] = ..., logit_bias: _Optional[bytes] = ..., num_logprobs: _Optional[int] = ..., grammar: _Optional[str] = ..., allowed_token_id: _Optional[bytes] = ..., bad_word_token_id: _Optional[bytes] = ..., bad_word_length: _Optional[bytes] = ...) -> None: ...
+    num_prompt_logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., logit_bias_token_id: _Optional[bytes] = ..., logit_bias: _Optional[bytes] = ..., num_logprobs: _Optional[int] = ..., grammar: _Optional[str] = ..., allowed_token_id: _Optional[bytes] = ..., bad_word_token_id: _Optional[bytes] = ..., bad_word_length: _Optional[bytes] = ..., num_prompt_logprobs: _Optional[int] = ...) -> None: ...
 
 class LogprobColumns(_message.Message):
     __slots__ = ("row", "logprob", "rank", "num_top", "top_token_id", "top_logprob")

@@ -57,7 +57,7 @@ class RouterWelcome(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe")
+    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe", "score_from")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,7 @@ class Submit(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FROM_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     num_samples: int
     token_id: bytes
@@ -82,7 +83,8 @@ class Submit(_message.Message):
     adapter: str
     request_id: str
     probe: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ...) -> None: ...
+    score_from: int
+    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ..., score_from: _Optional[int] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("sequence_id",)
@@ -99,16 +101,30 @@ class Finish(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("sequence_id", "token_id", "logprobs", "finished")
+    __slots__ = ("sequence_id", "token_id", "logprobs", "finished", "scores")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     sequence_id: bytes
     token_id: bytes
     logprobs: _sampling_pb2.LogprobColumns
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
-    def __init__(self, sequence_id: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ...) -> None: ...
+    scores: PromptScores
+    def __init__(self, sequence_id: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., scores: _Optional[_Union[PromptScores, _Mapping]] = ...) -> None: ...
+
+class PromptScores(_message.Message):
+    __slots__ = ("sequence_id", "start", "length", "logprobs")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: bytes
+    start: bytes
+    length: bytes
+    logprobs: _sampling_pb2.LogprobColumns
+    def __init__(self, sequence_id: _Optional[bytes] = ..., start: _Optional[bytes] = ..., length: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("sequence_id", "reason", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens", "num_preemptions", "queue_s", "prefill_s", "decode_s", "message", "vector")

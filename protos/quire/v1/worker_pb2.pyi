@@ -134,7 +134,7 @@ class BatchPlan(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("slot", "generation", "token_id", "num_prompt_tokens", "max_total_tokens", "block", "num_computed", "seed", "sampling")
+    __slots__ = ("slot", "generation", "token_id", "num_prompt_tokens", "max_total_tokens", "block", "num_computed", "seed", "sampling", "score_from")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,7 @@ class Admission(_message.Message):
     NUM_COMPUTED_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FROM_FIELD_NUMBER: _ClassVar[int]
     slot: int
     generation: int
     token_id: bytes
@@ -153,10 +154,11 @@ class Admission(_message.Message):
     num_computed: int
     seed: int
     sampling: _sampling_pb2.SamplingParams
-    def __init__(self, slot: _Optional[int] = ..., generation: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., block: _Optional[bytes] = ..., num_computed: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ...) -> None: ...
+    score_from: int
+    def __init__(self, slot: _Optional[int] = ..., generation: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., block: _Optional[bytes] = ..., num_computed: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., score_from: _Optional[int] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("epoch", "step_id", "slot", "generation", "token_id", "finish", "logprobs", "timing", "vectors")
+    __slots__ = ("epoch", "step_id", "slot", "generation", "token_id", "finish", "logprobs", "timing", "vectors", "scores")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +168,7 @@ class StepResult(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     slot: bytes
@@ -175,7 +178,22 @@ class StepResult(_message.Message):
     logprobs: _sampling_pb2.LogprobColumns
     timing: StepTiming
     vectors: VectorColumns
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ..., vectors: _Optional[_Union[VectorColumns, _Mapping]] = ...) -> None: ...
+    scores: ScoreColumns
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ..., vectors: _Optional[_Union[VectorColumns, _Mapping]] = ..., scores: _Optional[_Union[ScoreColumns, _Mapping]] = ...) -> None: ...
+
+class ScoreColumns(_message.Message):
+    __slots__ = ("slot", "generation", "start", "length", "logprobs")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    slot: bytes
+    generation: bytes
+    start: bytes
+    length: bytes
+    logprobs: _sampling_pb2.LogprobColumns
+    def __init__(self, slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., start: _Optional[bytes] = ..., length: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ...) -> None: ...
 
 class VectorColumns(_message.Message):
     __slots__ = ("slot", "generation", "finish", "value")
