@@ -16,7 +16,15 @@ from scheduler.core.decisions import Outputs
 from scheduler.core.events import Refused, Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.state import CoreState
-from scheduler.messages import CellView, LogprobTable, ModelCard, ReplicaView, Result, WorkerHello
+from scheduler.messages import (
+    CellView,
+    LogprobTable,
+    ModelCard,
+    ReplicaView,
+    Result,
+    VectorTable,
+    WorkerHello,
+)
 from scheduler.metrics import Metrics
 from scheduler.pacing import StepWatch
 from scheduler.replicas import Attachment, Rank, Replicas, check_model
@@ -143,7 +151,7 @@ class Cell:
         except ValueError as error:
             raise Malformed(str(error)) from error
         plan, seconds = attachment.complete_oldest(now)
-        self._tell(outputs, result.logprobs)
+        self._tell(outputs, result.logprobs, result.vectors)
         self._feed(attachment, attachment.pace.depth)
         self.metrics.iteration_tokens.observe(plan.num_tokens)
         self.metrics.worker_wait_s.observe(result.timing.wait_s)
@@ -241,10 +249,15 @@ class Cell:
             self._watches[attachment.epoch].arm()
             self.metrics.plan_bytes.observe(len(message))
 
-    def _tell(self, outputs: Outputs, logprobs: LogprobTable | None = None) -> None:
+    def _tell(
+        self,
+        outputs: Outputs,
+        logprobs: LogprobTable | None = None,
+        vectors: VectorTable | None = None,
+    ) -> None:
         """The end of every event: its news goes out."""
         self._last_event_at = self._clock()
-        self._routers.deliver(outputs, logprobs)
+        self._routers.deliver(outputs, logprobs, vectors)
         if outputs.finished:
             self.metrics.finished(outputs.finished)
         if self.draining and self._is_empty():

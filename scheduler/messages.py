@@ -1,6 +1,7 @@
 """What goes over the wire, as the scheduler holds it: frozen data, free of protobuf."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,14 @@ import numpy.typing as npt
 from scheduler.core.events import Capacity, Int32Column, StepResult
 
 Float32Column = npt.NDArray[np.float32]
+
+
+class Pooling(IntEnum):
+    """How a prompt becomes a vector; the numbers are those of `quire.v1.Pooling`."""
+
+    LAST = 1
+    MEAN = 2
+    CLS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +29,15 @@ class ModelCard:
     """Prompt and output tokens together."""
     vocab_size: int
     dtype: str
+    pooling: Pooling | None = None
+    """None: no embeddings."""
+    embedding_dim: int = 0
+    is_encoder: bool = False
+    """Nothing can be generated."""
 
     def serves_like(self, other: "ModelCard") -> bool:
         """Whether a sequence may move between workers that hold these two."""
-        return (self.name, self.revision, self.max_model_len, self.vocab_size) == (
-            other.name,
-            other.revision,
-            other.max_model_len,
-            other.vocab_size,
-        )
+        return self == replace(other, dtype=self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,10 @@ class LogprobTable:
         )
 
 
+VectorTable = npt.NDArray[np.float32]
+"""Vectors of prompts, [rows, embedding_dim]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """A step result as a worker sent it, with what the core has no use for."""
@@ -103,6 +116,8 @@ class Result:
     step: StepResult
     logprobs: LogprobTable | None
     timing: StepTiming
+    vectors: VectorTable | None = None
+    """Its rows are those of `step.vector_slot`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,10 +117,11 @@ class Metrics:
                 continue
             self.queue_s.observe(end.queue_s)
             self.prefill_s.observe(end.prefill_s)
-            self.decode_s.observe(end.decode_s)
+            if end.vector_row is None:
+                self.decode_s.observe(end.decode_s)
+                self.generation_tokens.observe(end.num_output_tokens)
             self.inference_s.observe(end.prefill_s + end.decode_s)
             self.prompt_tokens.observe(end.num_prompt_tokens)
-            self.generation_tokens.observe(end.num_output_tokens)
 
     def families(self, view: CellView, state: CoreState) -> Iterator[Metric]:
         """Everything, at this moment."""
@@ -137,6 +138,7 @@ class Metrics:
             ("vllm:prefix_cache_hits", "Of those, found.", state.num_prefix_hit_tokens),
             ("vllm:num_preemptions", "Sequences that lost their blocks.", state.num_preemptions),
             ("quire:overrun_tokens", "Tokens sampled after an end.", state.num_overrun_tokens),
+            ("quire:vectors", "Vectors of prompts.", state.num_vectors),
             ("quire:replays", "Sequences computed again elsewhere.", state.num_replays),
             ("quire:fenced_replicas", "Step deadlines missed.", self.num_fenced_replicas),
             ("quire:stale_results", "Results ignored.", self.num_stale_results),

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from scheduler.core.decisions import Outputs
-from scheduler.messages import LogprobTable
+from scheduler.messages import LogprobTable, VectorTable
 from scheduler.stream import Stream
 from scheduler.wire import frames
 
@@ -59,27 +59,42 @@ class Routers:
         for router in self._connected.values():
             router.stream.send(message)
 
-    def deliver(self, outputs: Outputs, logprobs: LogprobTable | None = None) -> None:
+    def deliver(
+        self,
+        outputs: Outputs,
+        logprobs: LogprobTable | None = None,
+        vectors: VectorTable | None = None,
+    ) -> None:
         """One frame to each router that the outputs speak of."""
         if len(self._connected) == 1:
             (router,) = self._connected.values()
-            self._deliver_all(router, outputs, logprobs)
+            self._deliver_all(router, outputs, logprobs, vectors)
             return
         for router in self._connected.values():
-            self._deliver_part(router, outputs, logprobs)
+            self._deliver_part(router, outputs, logprobs, vectors)
 
     @staticmethod
-    def _deliver_all(router: Router, outputs: Outputs, logprobs: LogprobTable | None) -> None:
+    def _deliver_all(
+        router: Router,
+        outputs: Outputs,
+        logprobs: LogprobTable | None,
+        vectors: VectorTable | None,
+    ) -> None:
         finished = [end for end in outputs.finished if end.router == router.number]
         if not outputs.sequence_id.size and not finished:
             return
         rows = logprobs.of(outputs.result_row) if logprobs is not None else None
         router.stream.send(
-            frames.encode_frame(outputs.sequence_id, outputs.token_id, rows, finished)
+            frames.encode_frame(outputs.sequence_id, outputs.token_id, rows, finished, vectors)
         )
 
     @staticmethod
-    def _deliver_part(router: Router, outputs: Outputs, logprobs: LogprobTable | None) -> None:
+    def _deliver_part(
+        router: Router,
+        outputs: Outputs,
+        logprobs: LogprobTable | None,
+        vectors: VectorTable | None,
+    ) -> None:
         mine = np.flatnonzero(outputs.router == router.number)
         part = Outputs(
             router=outputs.router[mine],
@@ -88,7 +103,7 @@ class Routers:
             result_row=outputs.result_row[mine],
             finished=outputs.finished,
         )
-        Routers._deliver_all(router, part, logprobs)
+        Routers._deliver_all(router, part, logprobs, vectors)
 
     def dismiss(self, details: str) -> None:
         """Ends every router's stream once it has been sent all its news."""

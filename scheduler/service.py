@@ -31,7 +31,7 @@ ROUTER_OUTBOX_BYTES = 16 * 2**20
 """Unread by one router, beyond which it is cut off."""
 RANK_OUTBOX_BYTES = 256 * 2**20
 """The same for a rank: more than all plans in flight to it, at their largest."""
-_MAX_MESSAGE_BYTES = 16 * 2**20
+_MAX_MESSAGE_BYTES = 64 * 2**20
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second scheduler beside the first
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -115,6 +115,7 @@ class RankSession:
                 message.result,
                 num_slots=self._rank.num_slots,
                 vocab_size=self._rank.hello.model.vocab_size,
+                embedding_dim=self._rank.hello.model.embedding_dim,
             )
             self._cell.result(self._rank, result)
         elif kind == "telemetry":

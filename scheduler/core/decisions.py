@@ -66,6 +66,8 @@ class Finished:
     message: str = ""
     probe: bool = False
     """Of a request that is no client's."""
+    vector_row: int | None = None
+    """Index of its vector among those of the step result; None unless it wanted and got one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ share an index. Whatever the core does not decide on (sampling parameters, the c
 carried through as it is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -41,7 +41,8 @@ class Request:
     num_prompt_tokens: int
     """At least 1."""
     max_tokens: int
-    """Output tokens at most, counting those already in `token_ids`; at least 1."""
+    """Output tokens at most, counting those already in `token_ids`. 0: the prompt's vector is
+    wanted and nothing else; then there is one sample, and no output in `token_ids`."""
     seed: int
     num_samples: int = 1
     """At least 1."""
@@ -54,6 +55,18 @@ class Request:
     request_id: str = ""
     probe: bool = False
     """No client's: metrics leave it out."""
+    needs_every_position: bool = False
+    """Something is read off each position, so that none may come from the prefix cache."""
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Prompt and output together."""
+        return self.num_prompt_tokens + self.max_tokens
+
+    @property
+    def num_positions(self) -> int:
+        """Positions computed at most: that of the last output token never is."""
+        return self.num_prompt_tokens + max(0, self.max_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +74,8 @@ class Capacity:
     """What a replica brings."""
 
     num_blocks: int
-    """Usable blocks; their ids are 1 to num_blocks. Block 0 is the null block."""
+    """Usable blocks; their ids are 1 to num_blocks. Block 0 is the null block. None at all: an
+    encoder, which keeps no KV and computes each prompt whole."""
     block_size: int
     max_num_seqs: int
     """Slots 0 to max_num_seqs - 1."""
@@ -72,9 +86,13 @@ class Capacity:
     """Numbers of decode rows that the replica has a captured step for, ascending."""
 
 
+_NO_SLOT = np.empty(0, np.int32)
+_NO_FINISH = np.empty(0, np.uint8)
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a plan produced: one entry per live row that sampled."""
+    """What a plan produced: one entry per live row that sampled, and one per vector."""
 
     step_id: int
     slot: Int32Column
@@ -82,6 +100,11 @@ class StepResult:
     token_id: Int32Column
     finish: UInt8Column
     """`FinishReason` of rows that ended on the device (STOP, LENGTH, ERROR), else 0."""
+    vector_slot: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    """Of prompts that are complete and have their vector; the vectors themselves stay outside."""
+    vector_generation: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    vector_finish: UInt8Column = field(default_factory=lambda: _NO_FINISH)
+    """STOP, or ERROR for a vector that is not finite."""
 
 
 class Refused(Exception):

@@ -27,8 +27,9 @@ def _check_running(replica: Replica, sequence: Sequence) -> None:
     computed = replica.num_computed(sequence)
     confirmed = int(replica.slots.num_tokens[sequence.slot])
     assert len(sequence.blocks) == replica.num_blocks_for(computed), "a block table is off"
-    assert computed < sequence.max_total_tokens, "computed beyond the limit"
-    assert sequence.num_known_tokens <= confirmed < sequence.max_total_tokens, "tokens are off"
+    limit = sequence.num_positions
+    assert computed <= limit, "computed beyond the limit"
+    assert sequence.num_known_tokens <= confirmed <= limit, "tokens are off"
     prefills = sequence.slot in replica.prefilling
     decodes = sequence.slot in replica.calendar
     assert not (prefills and decodes), "a sequence both prefills and decodes"

@@ -27,7 +27,7 @@ def _load(replica: Replica) -> int:
 
 def choose(replicas: Iterable[Replica], sequence: Sequence) -> Replica | None:
     """The best replica that can hold the sequence; None if there is none."""
-    able = [replica for replica in replicas if replica.can_hold(sequence.max_total_tokens)]
+    able = [replica for replica in replicas if replica.can_hold(sequence.request)]
     if len(able) < 2:
         return able[0] if able else None
 
@@ -60,7 +60,7 @@ def steal(thief: Replica, replicas: Collection[Replica]) -> None:
 def _movable_family(victim: Replica, thief: Replica) -> list[Sequence]:
     """The next sequence and its waiting siblings; empty if it must stay."""
     head = victim.queue.first()
-    if not thief.can_hold(head.max_total_tokens):
+    if not thief.can_hold(head.request):
         return []
     if thief.num_blocks_for(head.num_known_tokens) > thief.pool.num_available:
         return []

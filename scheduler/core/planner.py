@@ -130,11 +130,12 @@ class Planner:
         while fits and budget.tokens > 0 and len(replica.queue) > 0:
             sequence = replica.queue.first()
             cached = replica.cached_blocks(sequence)
+            least = replica.least_chunk(sequence.num_known_tokens)
             total = replica.num_blocks_for(sequence.num_known_tokens)
             needed = total - len(cached) + replica.pool.num_idle(cached)
             # Alone on the replica it may have every block.
             spared = replica.watermark_blocks if replica.slots.num_running else 0
-            fits = budget.fits(tokens=1, slots=1, blocks=needed + spared)
+            fits = budget.fits(tokens=least, slots=1, blocks=needed + spared)
             if fits:
                 budget.spend(slots=1, blocks=needed)
                 self._draft.admit.append(replica.admit(sequence, cached, self._now))

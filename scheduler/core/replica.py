@@ -20,7 +20,7 @@ from scheduler.core.block_pool import BlockPool
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Admission
 from scheduler.core.decode_calendar import DecodeCalendar
-from scheduler.core.events import Capacity, Int32Column
+from scheduler.core.events import Capacity, Int32Column, Request
 from scheduler.core.limbo import Limbo, Remains
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.slots import SlotTable
@@ -37,6 +37,7 @@ class Replica:
         self.name = name
         self.capacity = capacity
         self.block_size = capacity.block_size
+        self.keeps_kv = capacity.num_blocks > 0
         self.max_step_tokens = min(config.max_num_batched_tokens, capacity.max_num_batched_tokens)
         # Each decoding slot costs a token in every step, so more slots than tokens cannot run.
         num_slots = min(config.max_num_seqs, capacity.max_num_seqs, self.max_step_tokens)
@@ -57,13 +58,17 @@ class Replica:
         """Plans without a result, oldest first."""
         self._retiring: list[int] = []
         self._hasher = hasher
-        self._counts_prefixes = config.enable_prefix_caching
+        self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
 
     # ---- what fits, and what is cached
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold this many tokens."""
-        return -(-num_tokens // self.block_size)
+        """Blocks that hold this many tokens; none where no KV is kept."""
+        return -(-num_tokens // self.block_size) if self.keeps_kv else 0
+
+    def least_chunk(self, num_tokens: int) -> int:
+        """The fewest of so many known tokens that a step may compute: without KV, all of them."""
+        return 1 if self.keeps_kv else num_tokens
 
     def graph_bucket(self, num_decodes: int) -> int:
         """Rows of the smallest captured step that holds so many decode rows; 0 if there is none."""
@@ -71,18 +76,20 @@ class Replica:
         index = bisect_left(buckets, num_decodes)
         return buckets[index] if num_decodes > 0 and index < len(buckets) else 0
 
-    def can_hold(self, max_total_tokens: int) -> bool:
-        """Whether a sequence of this length could run here alone. Its last token needs no KV."""
+    def can_hold(self, request: Request) -> bool:
+        """Whether a sequence of this request could run here alone."""
         return (
-            max_total_tokens <= self.capacity.max_model_len
-            and self.num_blocks_for(max_total_tokens - 1) <= self.capacity.num_blocks
+            request.max_total_tokens <= self.capacity.max_model_len
+            and self.num_blocks_for(request.num_positions) <= self.capacity.num_blocks
+            and self.least_chunk(request.num_positions) <= self.max_step_tokens
+            and (self.keeps_kv or request.max_tokens == 0)
         )
 
     def chain_of(self, sequence: Sequence) -> HashChain:
         """The sequence's chain in this replica's hash space, covering every full block it knows."""
         chain = sequence.chain
         if chain is None or chain.space != self.space:
-            shares = self._counts_prefixes or sequence.request.num_samples > 1
+            shares = self._counts_prefixes or (self.keeps_kv and sequence.request.num_samples > 1)
             root = None
             if shares:
                 root = self._hasher.root(self.space, sequence.request, sequence.private)
@@ -95,6 +102,8 @@ class Replica:
 
     def cached_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks that hold its prefix, leaving at least its last token to compute."""
+        if sequence.request.needs_every_position:
+            return []
         limit = (sequence.num_known_tokens - 1) // self.block_size
         return self.pool.match(self.chain_of(sequence).keys, limit)
 
@@ -162,13 +171,13 @@ class Replica:
 
     def catch_up(self) -> None:
         """Sequences whose known tokens are all planned decode from the step after `next_step` on,
-        unless the token that `next_step` samples is their last."""
+        unless what `next_step` yields, a token or a vector, is their last."""
         caught_up = [
             s for s in self.prefilling.values() if s.num_computed_tokens == s.num_known_tokens
         ]
         for sequence in caught_up:
             del self.prefilling[sequence.slot]
-            position, last_position = sequence.num_computed_tokens, sequence.max_total_tokens - 2
+            position, last_position = sequence.num_computed_tokens, sequence.num_positions - 1
             if position <= last_position:
                 self.calendar.enter(
                     sequence.slot,
@@ -180,7 +189,7 @@ class Replica:
     def depart(self, slot: int) -> None:
         """A decoding slot reached its limit: only its results are missing."""
         sequence = self.slots.tenant(slot)
-        sequence.num_computed_tokens = sequence.max_total_tokens - 1
+        sequence.num_computed_tokens = sequence.num_positions
         sequence.last_step = self.next_step - 1
         self.calendar.leave(slot)
 
@@ -305,7 +314,9 @@ class Replica:
             num_waiting=len(self.queue),
             num_in_flight=len(self.sent),
             num_wasted_token_slots=sum(
-                len(s.blocks) * self.block_size - self.num_computed(s) for s in running
+                len(s.blocks) * self.block_size - self.num_computed(s)
+                for s in running
+                if self.keeps_kv
             ),
             num_prefix_query_tokens=counters.num_prefix_query_tokens,
             num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
@@ -313,4 +324,5 @@ class Replica:
             num_overrun_tokens=counters.num_overrun_tokens,
             num_replays=counters.num_replays,
             num_generated_tokens=counters.num_generated_tokens,
+            num_vectors=counters.num_vectors,
         )

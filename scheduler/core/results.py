@@ -25,13 +25,18 @@ class Confirmed:
     token_id: Int32Column
     result_row: Int32Column
     ended: list[tuple[Sequence, FinishReason]]
+    embedded: list[tuple[Sequence, FinishReason, int]]
+    """Who ended by a vector, with its row among the result's."""
 
 
 def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     """Apply the result of the oldest plan in flight. Raises ValueError for any other result."""
     slots = replica.slots
-    if len(result.slot) and not 0 <= result.slot.min() <= result.slot.max() < slots.num_slots:
-        raise ValueError(f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}")
+    for column in (result.slot, result.vector_slot):
+        if len(column) and not 0 <= column.min() <= column.max() < slots.num_slots:
+            raise ValueError(
+                f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
+            )
     replica.settle(result.step_id)
     live = slots.are_held(result.slot, result.generation)
     # Rows whose logits were not finite have no token.
@@ -46,6 +51,8 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
 
     ended = []
     full = num_tokens >= slots.max_total_tokens[slot]
+    if (num_tokens > slots.max_total_tokens[slot]).any():
+        raise ValueError(f"step {result.step_id} sampled for a prompt that wants its vector alone")
     for i in np.flatnonzero((finish != 0) | full).tolist():
         reason = FinishReason(finish[i]) if finish[i] else FinishReason.LENGTH
         ended.append((slots.tenant(slot[i]), reason))
@@ -58,7 +65,22 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         token_id=token,
         result_row=row.astype(np.int32),
         ended=ended,
+        embedded=_confirm_vectors(replica, result),
     )
+
+
+def _confirm_vectors(
+    replica: Replica, result: StepResult
+) -> list[tuple[Sequence, FinishReason, int]]:
+    if not len(result.vector_slot):
+        return []
+    row = np.flatnonzero(replica.slots.are_held(result.vector_slot, result.vector_generation))
+    reasons = [FinishReason(finish) for finish in result.vector_finish[row].tolist()]
+    replica.counters.num_vectors += reasons.count(FinishReason.STOP)
+    tenants = [replica.slots.tenant(slot) for slot in result.vector_slot[row].tolist()]
+    if any(tenant.request.max_tokens > 0 for tenant in tenants):
+        raise ValueError(f"step {result.step_id} has a vector for a sequence that wants tokens")
+    return list(zip(tenants, reasons, row.tolist(), strict=True))
 
 
 def _append(replica: Replica, slot: Int32Column, token: Int32Column) -> Int32Column:

@@ -65,7 +65,7 @@ class Scheduler:
         samples = self._make_samples(request, now)
         self._sequences.setdefault(request.router, {}).update(zip(ids, samples, strict=True))
         self._place(samples)
-        if len(request.token_ids) == request.num_prompt_tokens + request.max_tokens:
+        if 0 < request.max_tokens == len(request.token_ids) - request.num_prompt_tokens:
             return self._end_all(samples, FinishReason.LENGTH, now)
         return Outputs()
 
@@ -154,6 +154,8 @@ class Scheduler:
                 home.distrust(sequence)
                 message = _NOT_FINITE
             finished.append(self._end(sequence, reason, now, message=message))
+        for sequence, reason, row in confirmed.embedded:
+            finished.append(self._end_embedded(home, sequence, reason, row, now))
         return Outputs(
             router=confirmed.router,
             sequence_id=confirmed.sequence_id,
@@ -161,6 +163,14 @@ class Scheduler:
             result_row=confirmed.result_row,
             finished=tuple(finished),
         )
+
+    def _end_embedded(
+        self, home: Replica, sequence: Sequence, reason: FinishReason, row: int, now: float
+    ) -> Finished:
+        if reason is FinishReason.ERROR:
+            home.distrust(sequence)
+            return self._end(sequence, reason, now, message=_NOT_FINITE)
+        return self._end(sequence, reason, now, vector_row=row)
 
     def in_flight(self, replica: str) -> int:
         """Plans sent to the replica without a result. Raises KeyError if it is not attached."""
@@ -250,6 +260,7 @@ class Scheduler:
         *,
         max_output_tokens: int | None = None,
         message: str = "",
+        vector_row: int | None = None,
     ) -> Finished:
         """The one way out for an accepted sequence."""
         replica = self._home(sequence)
@@ -263,4 +274,10 @@ class Scheduler:
         del mine[sequence.sequence_id]
         if not mine:
             del self._sequences[sequence.request.router]
-        return sequence.finished(reason, now, max_output_tokens=max_output_tokens, message=message)
+        return sequence.finished(
+            reason,
+            now,
+            max_output_tokens=max_output_tokens,
+            message=message,
+            vector_row=vector_row,
+        )

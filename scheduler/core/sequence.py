@@ -2,7 +2,8 @@
 
 A sequence is WAITING in one queue, RUNNING in one slot of one replica, or FINISHED. It has no
 prefill or decode mode: it runs until the positions computed have caught up with the tokens known,
-and each sampled token is one more to catch up with.
+and each sampled token is one more to catch up with. One that wants its prompt's vector samples
+nothing: it ends when its prompt is computed.
 
     tokens known   request.token_ids | output
     while running  the newest tokens, less than a block of them, are in the slot table's tail
@@ -84,7 +85,11 @@ class Sequence:
 
     @property
     def max_total_tokens(self) -> int:
-        return self.request.num_prompt_tokens + self.request.max_tokens
+        return self.request.max_total_tokens
+
+    @property
+    def num_positions(self) -> int:
+        return self.request.num_positions
 
     def tokens(self) -> Int32Column:
         """A new column of all tokens in this record, prompt first."""
@@ -103,6 +108,7 @@ class Sequence:
         *,
         max_output_tokens: int | None = None,
         message: str = "",
+        vector_row: int | None = None,
     ) -> Finished:
         """Its end, as told to the router; the slot must have been vacated before."""
         admitted = self.admitted_at
@@ -123,4 +129,5 @@ class Sequence:
             decode_s=0.0 if first is None else now - first,
             message=message,
             probe=self.request.probe,
+            vector_row=vector_row,
         )

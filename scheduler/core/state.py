@@ -19,6 +19,8 @@ class Counters:
     """Sequences computed again because their replica was lost."""
     num_generated_tokens: int = 0
     """Confirmed output tokens."""
+    num_vectors: int = 0
+    """Confirmed vectors of prompts."""
 
     def add(self, other: "Counters") -> None:
         """Add every total of `other`."""
@@ -51,6 +53,7 @@ class ReplicaState:
     num_overrun_tokens: int
     num_replays: int
     num_generated_tokens: int
+    num_vectors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +76,4 @@ class CoreState:
     num_overrun_tokens: int
     num_replays: int
     num_generated_tokens: int
+    num_vectors: int

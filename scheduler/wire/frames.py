@@ -6,7 +6,7 @@ from protos.quire.v1 import sampling_pb2, scheduler_pb2, worker_pb2
 from scheduler.core.decisions import Finished
 from scheduler.core.events import Int32Column, Refused
 from scheduler.core.state import CoreState, ReplicaState
-from scheduler.messages import CellView, LogprobTable, ModelCard, ReplicaView
+from scheduler.messages import CellView, LogprobTable, ModelCard, ReplicaView, VectorTable
 
 
 def encode_welcome(incarnation: int) -> bytes:
@@ -35,8 +35,12 @@ def encode_frame(
     token_id: Int32Column,
     logprobs: LogprobTable | None,
     finished: Sequence[Finished],
+    vectors: VectorTable | None = None,
 ) -> bytes:
-    """A ConnectResponse with one step's news for one router; rows of logprobs index token_id."""
+    """A ConnectResponse with one step's news for one router; rows of logprobs index token_id.
+
+    `vectors` are the step's; the ends say which is whose.
+    """
     response = scheduler_pb2.ConnectResponse()
     frame = response.frame
     frame.SetInParent()
@@ -63,8 +67,16 @@ def encode_frame(
             prefill_s=end.prefill_s,
             decode_s=end.decode_s,
             message=end.message,
+            vector=_vector_of(end, vectors),
         )
     return response.SerializeToString()
+
+
+def _vector_of(end: Finished, vectors: VectorTable | None) -> bytes:
+    if end.vector_row is None or vectors is None:
+        return b""
+    data: bytes = vectors[end.vector_row].tobytes()
+    return data
 
 
 def status_of(view: CellView, state: CoreState) -> scheduler_pb2.CellStatus:
@@ -103,6 +115,7 @@ def _add_replica(
         step_age_s=replica.step_age_s,
         step_patience_s=replica.step_patience_s,
         num_generated_tokens=state.num_generated_tokens,
+        num_vectors=state.num_vectors,
     )
 
 
@@ -113,6 +126,9 @@ def _model_card(model: ModelCard) -> worker_pb2.ModelCard:
         max_model_len=model.max_model_len,
         vocab_size=model.vocab_size,
         dtype=model.dtype,
+        pooling=worker_pb2.Pooling.Name(model.pooling or 0),
+        embedding_dim=model.embedding_dim,
+        is_encoder=model.is_encoder,
     )
 
 

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from scheduler.core.events import Int32Column, Refused, Request
-from scheduler.messages import ModelCard
+from scheduler.messages import ModelCard, Pooling
 from scheduler.wire.columns import (
     MAX_INT32,
     MAX_LOGPROBS,
@@ -47,7 +47,8 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         raise Refused("token_id is empty; it must hold at least 1 token", field="token_id")
     _check_ids("token_id", token_ids, model)
     _check_range("num_prompt_tokens", submit.num_prompt_tokens, 1, token_ids.size)
-    _check_range("max_tokens", submit.max_tokens, 1, MAX_INT32)
+    _check_purpose(submit, model)
+    _check_range("max_tokens", submit.max_tokens, 0, MAX_INT32)
     num_output_tokens = token_ids.size - submit.num_prompt_tokens
     if num_output_tokens > submit.max_tokens:
         message = f"{num_output_tokens} output tokens were given; max_tokens is {submit.max_tokens}"
@@ -77,7 +78,22 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         sampling=sampling,
         request_id=submit.request_id,
         probe=submit.probe,
+        needs_every_position=submit.max_tokens == 0 and model.pooling is Pooling.MEAN,
     )
+
+
+def _check_purpose(submit: scheduler_pb2.Submit, model: ModelCard) -> None:
+    """Raises Refused if the model does not do what is asked: tokens, or a vector."""
+    if submit.max_tokens > 0:
+        if model.is_encoder:
+            message = f"max_tokens is {submit.max_tokens}; this model only embeds, so it must be 0"
+            raise Refused(message, field="max_tokens")
+    elif model.pooling is None:
+        message = "max_tokens is 0; it must be at least 1, since this model embeds nothing"
+        raise Refused(message, field="max_tokens")
+    elif submit.num_samples > 1:
+        message = f"num_samples is {submit.num_samples}; a prompt has one vector"
+        raise Refused(message, field="num_samples")
 
 
 def _check_sampling(

@@ -7,8 +7,16 @@ from google.protobuf.message import DecodeError
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from scheduler.core.decisions import Plan
-from scheduler.core.events import Capacity, FinishReason, StepResult
-from scheduler.messages import LogprobTable, ModelCard, Result, StepTiming, WorkerHello
+from scheduler.core.events import Capacity, FinishReason, Int32Column, StepResult, UInt8Column
+from scheduler.messages import (
+    LogprobTable,
+    ModelCard,
+    Pooling,
+    Result,
+    StepTiming,
+    VectorTable,
+    WorkerHello,
+)
 from scheduler.wire.columns import (
     MAX_INT32,
     MAX_LOGPROBS,
@@ -22,6 +30,9 @@ from scheduler.wire.columns import (
 
 _DEVICE_FINISHES = np.zeros(256, np.bool_)
 _DEVICE_FINISHES[[0, FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR]] = True
+
+_MAX_VECTOR_BYTES = 48 * 2**20
+"""Of one step's result, within the largest message that is received."""
 
 DRAIN = worker_pb2.AttachResponse(drain=worker_pb2.Drain()).SerializeToString()
 
@@ -42,12 +53,16 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
     card = hello.model
     _hello_range("world_size", hello.world_size, 1, 4096)
     _hello_range("rank", hello.rank, 0, hello.world_size - 1)
-    _hello_range("num_blocks", hello.num_blocks, 1, 2**26)
+    is_encoder = card.is_encoder
+    _hello_range("num_blocks", hello.num_blocks, 0 if is_encoder else 1, 0 if is_encoder else 2**26)
     _hello_range("block_size", hello.block_size, 1, 2**16)
     _hello_range("max_num_seqs", hello.max_num_seqs, 1, 2**16)
     _hello_range("max_num_batched_tokens", hello.max_num_batched_tokens, 1, 2**24)
     _hello_range("model.max_model_len", card.max_model_len, 1, 2**26)
     _hello_range("model.vocab_size", card.vocab_size, 1, MAX_INT32)
+    pooling = _pooling(card)
+    most_dims = _MAX_VECTOR_BYTES // (4 * hello.max_num_seqs) if pooling else 0
+    _hello_range("model.embedding_dim", card.embedding_dim, 1 if pooling else 0, most_dims)
     return WorkerHello(
         worker_id=checked_name("worker_id", hello.worker_id),
         replica_id=checked_name("replica_id", hello.replica_id),
@@ -59,6 +74,9 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
             max_model_len=card.max_model_len,
             vocab_size=card.vocab_size,
             dtype=card.dtype[:MAX_NAME_LENGTH],
+            pooling=pooling,
+            embedding_dim=card.embedding_dim,
+            is_encoder=is_encoder,
         ),
         capacity=Capacity(
             num_blocks=hello.num_blocks,
@@ -74,6 +92,15 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
     )
 
 
+def _pooling(card: worker_pb2.ModelCard) -> Pooling | None:
+    if card.pooling == worker_pb2.POOLING_UNSPECIFIED and not card.is_encoder:
+        return None
+    try:
+        return Pooling(card.pooling)
+    except ValueError as error:
+        raise Malformed(f"model.pooling is {card.pooling}; this scheduler knows no such") from error
+
+
 def _graph_buckets(hello: worker_pb2.Hello) -> tuple[int, ...]:
     buckets = tuple(hello.graph_bucket)
     for before, bucket in pairwise((0, *buckets)):
@@ -85,7 +112,9 @@ def _graph_buckets(hello: worker_pb2.Hello) -> tuple[int, ...]:
     return buckets
 
 
-def decode_result(result: worker_pb2.StepResult, *, num_slots: int, vocab_size: int) -> Result:
+def decode_result(
+    result: worker_pb2.StepResult, *, num_slots: int, vocab_size: int, embedding_dim: int = 0
+) -> Result:
     """What a step produced, with slots and tokens that exist. Raises Malformed."""
     slot = int32_column("slot", result.slot)
     generation = int32_column("generation", result.generation)
@@ -103,6 +132,9 @@ def decode_result(result: worker_pb2.StepResult, *, num_slots: int, vocab_size: 
         raise Malformed("a step result names a slot twice")
     if not _DEVICE_FINISHES[finish].all():
         raise Malformed("a step result has a finish that no device decides")
+    vector_slot, vector_generation, vector_finish, vectors = _decode_vectors(
+        result.vectors, num_slots, embedding_dim
+    )
     timing = result.timing
     return Result(
         epoch=result.epoch,
@@ -112,6 +144,9 @@ def decode_result(result: worker_pb2.StepResult, *, num_slots: int, vocab_size: 
             generation=generation,
             token_id=token_id,
             finish=finish,
+            vector_slot=vector_slot,
+            vector_generation=vector_generation,
+            vector_finish=vector_finish,
         ),
         logprobs=(
             _decode_logprobs(result.logprobs, slot.size) if result.HasField("logprobs") else None
@@ -122,7 +157,30 @@ def decode_result(result: worker_pb2.StepResult, *, num_slots: int, vocab_size: 
             forward_s=timing.forward_us / 1e6,
             sample_s=timing.sample_us / 1e6,
         ),
+        vectors=vectors,
     )
+
+
+def _decode_vectors(
+    columns: worker_pb2.VectorColumns, num_slots: int, embedding_dim: int
+) -> tuple[Int32Column, Int32Column, UInt8Column, VectorTable]:
+    slot = int32_column("vectors.slot", columns.slot)
+    generation = int32_column("vectors.generation", columns.generation)
+    finish = np.frombuffer(columns.finish, np.uint8)
+    value = float_column("vectors.value", columns.value)
+    if not slot.size == generation.size == finish.size:
+        raise Malformed("the columns of vectors differ in length")
+    if value.size != slot.size * embedding_dim:
+        raise Malformed(
+            f"{slot.size} vectors have {value.size} values; they must have {embedding_dim} each"
+        )
+    if not all_below(slot, num_slots):
+        raise Malformed(f"vectors name a slot that is not below {num_slots}")
+    if slot.size and int(np.bincount(slot).max()) > 1:
+        raise Malformed("vectors name a slot twice")
+    if not np.isin(finish, (FinishReason.STOP, FinishReason.ERROR)).all():
+        raise Malformed("a vector has a finish that is neither stop nor error")
+    return slot, generation, finish, value.reshape(slot.size, embedding_dim)
 
 
 def _decode_logprobs(columns: sampling_pb2.LogprobColumns, num_rows: int) -> LogprobTable:

@@ -29,6 +29,11 @@ def token_at(position: int) -> int:
     return 500 + position
 
 
+def vector_of(token_id: bytes) -> bytes:
+    """A fake rank's vector of a prompt: how many tokens, and their sum."""
+    return np.array([len(token_id) / 4, sum(ints(token_id))], "<f4").tobytes()
+
+
 def column(*values: int) -> bytes:
     return np.array(values, "<i4").tobytes()
 
@@ -276,6 +281,7 @@ class FakeRank(Peer):
             ints(plan.chunk_slot), ints(plan.chunk_start), ints(plan.chunk_length), strict=True
         )
         sampling += [slot for slot, start, length in chunks if start + length == self._known[slot]]
+        embedded = [slot for slot in sampling if self._wants_vector(slot)]
         rows = [slot for slot in sampling if self._is_live(slot)]
         tokens = [token_at(self._known[slot]) for slot in rows]
         for slot in rows:
@@ -288,7 +294,16 @@ class FakeRank(Peer):
             token_id=column(*tokens),
             finish=bytes(0 if self._is_live(slot) else 2 for slot in rows),
             timing=worker_pb2.StepTiming(wait_us=5, prepare_us=10, forward_us=100, sample_us=10),
+            vectors=worker_pb2.VectorColumns(
+                slot=column(*embedded),
+                generation=column(*(self._tenants[slot].generation for slot in embedded)),
+                finish=bytes(1 for _ in embedded),
+                value=b"".join(vector_of(self._tenants[slot].token_id) for slot in embedded),
+            ),
         )
+
+    def _wants_vector(self, slot: int) -> bool:
+        return self._tenants[slot].max_total_tokens == self._tenants[slot].num_prompt_tokens
 
     def _is_live(self, slot: int) -> bool:
         return self._known[slot] < self._tenants[slot].max_total_tokens

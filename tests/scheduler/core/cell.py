@@ -11,7 +11,13 @@ from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Finished, Outputs, Plan
 from scheduler.core.events import Capacity, FinishReason, Request
 from scheduler.core.scheduler import Scheduler
-from tests.scheduler.core.fake_worker import FakeSampling, FakeWorker, generate_alone, token_column
+from tests.scheduler.core.fake_worker import (
+    FakeSampling,
+    FakeWorker,
+    embed_alone,
+    generate_alone,
+    token_column,
+)
 
 Key = tuple[int, int]
 """(router, sequence id)."""
@@ -36,6 +42,8 @@ class Watched:
     sample: int
     output: list[int]
     finished: Finished | None = None
+    vector: int | None = None
+    told_to_finish: bool = False
 
 
 class Cell:
@@ -93,6 +101,7 @@ class Cell:
         eos_period: int = 0,
         broken_at: int | None = None,
         seed: int | None = None,
+        needs_every_position: bool = False,
     ) -> Key:
         """Accept a request; returns the key of its first sample. Raises Refused."""
         self._num_requests += 1
@@ -109,6 +118,7 @@ class Cell:
             cache_salt=cache_salt,
             adapter=adapter,
             sampling=FakeSampling(self._num_requests, adapter, eos_period, broken_at),
+            needs_every_position=needs_every_position,
         )
         outputs = self.scheduler.accept(request, self._tick())
         for sample in range(num_samples):
@@ -120,6 +130,7 @@ class Cell:
         return self._hear(self.scheduler.abort(*key, self._tick()))
 
     def finish(self, key: Key, num_tokens: int) -> list[Finished]:
+        self.watched[key].told_to_finish = True
         return self._hear(self.scheduler.finish(*key, num_tokens, self._tick()))
 
     def drop_router(self, router: int) -> list[Finished]:
@@ -140,7 +151,12 @@ class Cell:
         """Execute the oldest plan on its way and apply the result."""
         link = self.links[name]
         result = link.worker.execute(link.sent.popleft())
-        return self._hear(self.scheduler.apply(name, result, self._tick()))
+        outputs = self.scheduler.apply(name, result, self._tick())
+        for finished in outputs.finished:
+            if finished.vector_row is not None:
+                watched = self.watched[finished.router, finished.sequence_id]
+                watched.vector = link.worker.vectors[finished.vector_row]
+        return self._hear(outputs)
 
     def plan(self, name: str = "a") -> Plan:
         """Make a plan and send it; there is something to do."""
@@ -231,6 +247,10 @@ class Cell:
         watched = self.watched[finished.router, finished.sequence_id]
         assert watched.finished is None, "it ended twice"
         watched.finished = finished
+        if watched.request.max_tokens == 0:
+            self._check_embedded(watched, finished)
+            return
+        assert finished.vector_row is None
         alone = generate_alone(watched.request, watched.sample)
         assert watched.output == alone[: len(watched.output)], "other tokens than alone"
         assert finished.num_output_tokens <= len(watched.output)
@@ -239,3 +259,14 @@ class Cell:
         if finished.reason is FinishReason.LENGTH or watched.output[-1:] == [0]:
             assert watched.output == alone
             assert finished.num_output_tokens == len(alone)
+
+    @staticmethod
+    def _check_embedded(watched: Watched, finished: Finished) -> None:
+        assert watched.output == []
+        assert finished.num_output_tokens == 0
+        assert finished.reason is not FinishReason.LENGTH
+        if finished.reason is not FinishReason.STOP or watched.told_to_finish:
+            assert finished.vector_row is None
+        else:
+            assert watched.vector == embed_alone(watched.request)
+            assert finished.num_cached_tokens == 0 or not watched.request.needs_every_position

@@ -49,6 +49,15 @@ def next_token(sampling: FakeSampling, seed: int, prefix: int) -> int:
     return 1 + (draw >> 8) % 5
 
 
+def embed_alone(request: Request) -> int:
+    """What stands for the vector of a prompt: the name of its prefix."""
+    assert isinstance(request.sampling, FakeSampling)
+    prefix = root(request.sampling)
+    for token in request.token_ids.tolist():
+        prefix = extend(prefix, token)
+    return prefix
+
+
 def generate_alone(request: Request, sample: int) -> list[int]:
     """All output tokens of a sample, with nobody else in the world."""
     sampling = request.sampling
@@ -78,6 +87,10 @@ class Tenant:
     num_computed: int
     done: bool = False
 
+    @property
+    def wants_vector(self) -> bool:
+        return self.admission.max_total_tokens == self.admission.num_prompt_tokens
+
 
 @dataclass
 class FakeWorker:
@@ -89,6 +102,8 @@ class FakeWorker:
     num_steps: int = 0
     kv: dict[tuple[int, int], int] = field(default_factory=dict)
     """Prefix held by (block, offset)."""
+    vectors: list[int] = field(default_factory=list)
+    """Those of the newest result, by row."""
 
     def execute(self, plan: Plan) -> StepResult:
         """One step."""
@@ -104,6 +119,9 @@ class FakeWorker:
         for slot, span in rows:
             self._attend(self.tenants[slot], span)
         sampled = [(slot, *news) for slot, span in rows if (news := self._sample(slot, span))]
+        embedded = [(slot, *news) for slot, span in rows if (news := self._embed(slot, span))]
+        self.vectors = [vector for _, vector, _ in embedded]
+        whole = [slot for slot, _, _ in embedded]
         slots = [slot for slot, _, _ in sampled]
         return StepResult(
             step_id=plan.step_id,
@@ -111,6 +129,11 @@ class FakeWorker:
             generation=np.array([self.tenants[s].admission.generation for s in slots], np.int32),
             token_id=np.array([token for _, token, _ in sampled], np.int32),
             finish=np.array([finish for _, _, finish in sampled], np.uint8),
+            vector_slot=np.array(whole, np.int32),
+            vector_generation=np.array(
+                [self.tenants[s].admission.generation for s in whole], np.int32
+            ),
+            vector_finish=np.array([finish for _, _, finish in embedded], np.uint8),
         )
 
     def _mirror(self, plan: Plan) -> None:
@@ -130,7 +153,7 @@ class FakeWorker:
         assert admission.slot not in self.tenants, "the slot was not retired"
         assert 0 <= admission.slot < self.capacity.max_num_seqs
         assert admission.num_computed == len(admission.blocks) * self.capacity.block_size
-        assert admission.num_computed < len(admission.token_ids)
+        assert admission.num_computed < len(admission.token_ids) <= admission.max_total_tokens
         sampling = admission.sampling
         assert isinstance(sampling, FakeSampling)
         prefixes, prefix = [], root(sampling)
@@ -171,19 +194,21 @@ class FakeWorker:
         return tenant.table[index], offset
 
     def _write(self, tenant: Tenant, span: range) -> None:
-        if not tenant.done:
+        if self.capacity.num_blocks == 0:
+            assert span == range(len(tenant.tokens)), "a prompt is not computed whole"
+        elif not tenant.done:
             for position in span:
                 self.kv[self._place(tenant, position)] = tenant.prefixes[position]
 
     def _attend(self, tenant: Tenant, span: range) -> None:
-        if not tenant.done:
+        if not tenant.done and self.capacity.num_blocks:
             held = [self.kv.get(self._place(tenant, position)) for position in range(span.stop)]
             assert held == tenant.prefixes[: span.stop], "attends to somebody else's KV"
 
     def _sample(self, slot: int, span: range) -> tuple[int, int] | None:
         """(token, finish) if the row computes the newest known token."""
         tenant = self.tenants[slot]
-        if tenant.done or span.stop < len(tenant.tokens):
+        if tenant.done or tenant.wants_vector or span.stop < len(tenant.tokens):
             return None
         if tenant.sampling.broken_at == len(tenant.tokens):
             tenant.done = True
@@ -198,6 +223,15 @@ class FakeWorker:
             finish = FinishReason.LENGTH
         tenant.done = finish != 0
         return token, finish
+
+    def _embed(self, slot: int, span: range) -> tuple[int, int] | None:
+        """(vector, finish) if the row completes a prompt that wants its vector."""
+        tenant = self.tenants[slot]
+        if not tenant.wants_vector or span.stop < len(tenant.tokens):
+            return None
+        if tenant.sampling.broken_at is not None:
+            return 0, FinishReason.ERROR
+        return tenant.prefixes[-1], FinishReason.STOP
 
 
 def token_column(tokens: Sequence[int]) -> Int32Column:

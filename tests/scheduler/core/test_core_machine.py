@@ -23,6 +23,7 @@ class CoreMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         watermark=st.sampled_from([0.0, 0.1]),
         num_blocks=st.integers(6, 20),
+        keeps_kv=st.sampled_from([True, True, True, False]),
         block_size=st.sampled_from([1, 4]),
         budget=st.integers(3, 24),
     )
@@ -32,6 +33,7 @@ class CoreMachine(RuleBasedStateMachine):
         caching: bool,
         watermark: float,
         num_blocks: int,
+        keeps_kv: bool,
         block_size: int,
         budget: int,
     ) -> None:
@@ -43,7 +45,7 @@ class CoreMachine(RuleBasedStateMachine):
             max_crashes=2,
         )
         self.capacity = Capacity(
-            num_blocks=num_blocks * (4 // block_size),
+            num_blocks=num_blocks * (4 // block_size) if keeps_kv else 0,
             block_size=block_size,
             max_num_batched_tokens=budget,
             max_num_seqs=6,
@@ -74,6 +76,18 @@ class CoreMachine(RuleBasedStateMachine):
         broken_at = len(prefix) + len(suffix) + 1 if broken else None
         with suppress(Refused):  # it may never fit; then nothing of it is kept
             self.cell.submit(prefix + suffix, max_tokens, broken_at=broken_at, **options)
+
+    @rule(
+        prefix=st.sampled_from(PREFIXES),
+        suffix=st.lists(st.integers(1, 3), min_size=1, max_size=28),
+        router=st.integers(1, 2),
+        priority=st.integers(-1, 1),
+        needs_every_position=st.booleans(),
+        broken=st.sampled_from([False] * 7 + [True]),
+    )
+    def embed(self, prefix: list[int], suffix: list[int], broken: bool, **options: Any) -> None:
+        with suppress(Refused):
+            self.cell.submit(prefix + suffix, 0, broken_at=0 if broken else None, **options)
 
     @rule(replica=st.sampled_from(REPLICAS), count=st.integers(1, 3))
     def send_plans(self, replica: str, count: int) -> None:
@@ -133,9 +147,12 @@ class CoreMachine(RuleBasedStateMachine):
 
     def _fits(self, key: Key) -> bool:
         request = self.cell.watched[key].request
-        total = request.num_prompt_tokens + request.max_tokens
-        num_places = self.capacity.num_blocks * self.capacity.block_size
-        return total <= self.capacity.max_model_len and total - 1 <= num_places
+        if request.max_total_tokens > self.capacity.max_model_len:
+            return False
+        if self.capacity.num_blocks == 0:
+            whole = request.num_positions <= self.capacity.max_num_batched_tokens
+            return whole and request.max_tokens == 0
+        return request.num_positions <= self.capacity.num_blocks * self.capacity.block_size
 
 
 CoreMachine.TestCase.settings = settings(
