@@ -34,6 +34,14 @@ class Model(Protocol):
         """Logits of the sampled rows, [num_sampled, vocab_size] float32."""
         ...
 
+    def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        """What `logits` takes, of every token: [num_tokens, hidden_size]."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of some rows of `hidden`, [rows, vocab_size] float32; `forward` has them of the sampled."""
+        ...
+
 
 Deliver = Callable[[StepResult], None]
 """Takes the result of a plan, once, perhaps on another thread; in plan order."""

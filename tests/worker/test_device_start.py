@@ -70,6 +70,13 @@ class Weighed:
         self.steps.append((batch.num_tokens, len(batch.sample_index)))
         return self._model.forward(batch, kv)
 
+    def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        self.steps.append((batch.num_tokens, len(batch.sample_index)))
+        return self._model.hidden(batch, kv)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(hidden)
+
 
 @pytest.mark.parametrize("budget", [5, 16, 31, 64, 75])
 def test_the_largest_step_has_every_token_and_every_row(

@@ -117,6 +117,12 @@ class Broken:
             logits[self._row, 17] = math.nan
         return logits
 
+    def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        return self._model.hidden(batch, kv)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(hidden)
+
 
 def test_logits_that_are_not_finite_end_their_row_alone(
     make_runner: MakeRunner, tiny_model: LoadedModel

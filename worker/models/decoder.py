@@ -74,6 +74,27 @@ class Decoder:
         Returns:
             [num_sampled, vocab_size] float32.
         """
+        residual, hidden = self._layers(batch, kv)
+        sampled = residual[batch.sample_index] + hidden[batch.sample_index]
+        return self.logits(self.norm(sampled))
+
+    @torch.inference_mode()
+    def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        """One step, likewise, up to what the head reads: `forward` is `logits` of the sampled rows.
+
+        Returns:
+            [num_tokens, hidden_size], after the last norm.
+        """
+        residual, hidden = self._layers(batch, kv)
+        return self.norm(residual.add_(hidden))
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of some rows of `hidden`: [rows, vocab_size] float32."""
+        return self.head(hidden)
+
+    def _layers(self, batch: AttentionBatch, kv: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream, and what the last layer leaves to be added to it."""
         steps = [StepTensors(batch, kv.block_size, table) for table in self._rope_tables]
         residual = self.embedding(batch.token_ids)
         hidden = torch.zeros_like(residual)
@@ -81,5 +102,4 @@ class Decoder:
             self.layers, self._rope_of_layer, kv.keys, kv.values, strict=True
         ):
             hidden = layer(hidden, residual, steps[rope], keys, values)
-        sampled = residual[batch.sample_index] + hidden[batch.sample_index]
-        return self.head(self.norm(sampled))
+        return residual, hidden
