@@ -92,7 +92,10 @@ class OpenedModel:
     num_tensors: int
 
     def load(self) -> LoadedModel:
-        """Reads the weights."""
+        """Reads the weights; returns when every rank has.
+
+        Raises LostRankError.
+        """
         kernels = ops.select(self.device, self.dtype)
         with loading(self.path.resolve().name, self.num_tensors) as advance:
 
@@ -106,6 +109,7 @@ class OpenedModel:
         digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
         digest.update(str(self.dtype).encode())
         self.weights.update_digest(digest)
+        self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,
             share=self.share,

@@ -55,6 +55,9 @@ class Group:
         """[rows, columns] of each rank, as wide on all, side by side in rank order."""
         return x
 
+    def meet(self) -> None:
+        """Waits until every rank is here, however long one of them loads."""
+
     def least(self, value: int) -> int:
         """The least of the ranks' values."""
         return value
@@ -110,6 +113,10 @@ class Ranks(Group):
         parts = [torch.empty_like(x) for _ in range(self.world_size)]
         _together(lambda: self._dist.all_gather(parts, x, group=self._steps))
         return torch.cat(parts, dim=1)
+
+    def meet(self) -> None:
+        """`Group.meet`."""
+        self.least(0)
 
     def least(self, value: int) -> int:
         """`Group.least`."""

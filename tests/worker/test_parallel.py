@@ -175,6 +175,26 @@ def test_a_rank_reads_its_share_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     assert max(weight_bytes) < 0.65 * whole
 
 
+def test_ranks_meet_when_they_have_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's collectives wait for seconds: not for a rank whose disk is slower."""
+    directory = write_model(tmp_path / "model", SMALL | VARIANTS["llama-tied"])
+    events: list[str] = []
+    plain_read = Checkpoint.read
+
+    def read(*arguments: Any) -> torch.Tensor:
+        events.append("a tensor")
+        return plain_read(*arguments)
+
+    class Noted(Group):
+        def meet(self) -> None:
+            events.append("all are here")
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    load_model(directory, dtype="float32", device=CPU, group=Noted(Place(1, 2)))
+    assert events[-2:] == ["a tensor", "all are here"]
+    assert events.count("all are here") == 1
+
+
 def test_a_share_counts_the_kv_heads_that_it_holds(tmp_path: Path) -> None:
     directory = write_model(tmp_path / "model", SMALL | VARIANTS["llama-tied"])
     groups = [Group(Place(rank, 2)) for rank in range(2)]
