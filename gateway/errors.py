@@ -23,6 +23,7 @@ class Fault(Enum):
     UNKNOWN_MODEL = auto()
     UNKNOWN_PATH = auto()
     WRONG_METHOD = auto()
+    WRONG_CONTENT_TYPE = auto()
     UNAUTHENTICATED = auto()
     BODY_TOO_LARGE = auto()
     BODY_TOO_SLOW = auto()

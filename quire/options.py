@@ -54,6 +54,13 @@ class StackOptions:
     seed: int | None = None
     """Of the seeds that requests without one get."""
 
+    allowed_origins: str | None = None
+    """Whose pages may ask from a browser; None: nobody's."""
+
+    allowed_methods: str | None = None
+    allowed_headers: str | None = None
+    allow_credentials: bool = False
+
     @property
     def needs_weights(self) -> bool:
         """Whether the model's weights must be there."""
@@ -80,6 +87,8 @@ class StackOptions:
             arguments.append("--no-enable-prefix-caching")
         if role == "worker" and self.enforce_eager:
             arguments.append("--enforce-eager")
+        if role == "router" and self.allow_credentials:
+            arguments.append("--allow-credentials")
         return arguments
 
     @classmethod
@@ -120,5 +129,14 @@ _TAKES = {
         "max_num_seqs",
         "max_num_batched_tokens",
     ),
-    "router": ("served_model_name", "max_body_bytes", "max_in_flight", "seed", "drain_timeout"),
+    "router": (
+        "served_model_name",
+        "max_body_bytes",
+        "max_in_flight",
+        "seed",
+        "drain_timeout",
+        "allowed_origins",
+        "allowed_methods",
+        "allowed_headers",
+    ),
 }

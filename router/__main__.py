@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from router.cors import parse_cors
 from router.server import ConfigurationError, Settings, serve
 
 Option = typer.Option
@@ -38,8 +39,8 @@ def main(
         str | None,
         Option(
             envvar="QUIRE_API_KEY",
-            help="Clients must send it as a bearer token, to every route but /health, /ready and "
-            "/metrics.",
+            help="Clients must send it as a bearer token, or as x-api-key, to every route but "
+            "/health and /ready.",
         ),
     ] = None,
     max_body_bytes: Annotated[int, Option(help="Largest request body, in bytes.", min=1024)] = 8
@@ -63,6 +64,28 @@ def main(
             show_default=False,
         ),
     ] = None,
+    allowed_origins: Annotated[
+        str | None,
+        Option(
+            help="Origins whose pages may ask from a browser, like https://app.example or '*'; "
+            "several as a JSON array or with commas between them. Without it no page may.",
+            metavar="ORIGINS",
+            show_default=False,
+        ),
+    ] = None,
+    allowed_methods: Annotated[
+        str | None, Option(help="Methods they may use.", metavar="METHODS", show_default="all")
+    ] = None,
+    allowed_headers: Annotated[
+        str | None, Option(help="Headers they may send.", metavar="HEADERS", show_default="all")
+    ] = None,
+    allow_credentials: Annotated[
+        bool,
+        Option(
+            "--allow-credentials",
+            help="They may let the browser add what it holds for this server.",
+        ),
+    ] = False,
 ) -> None:
     """Serve OpenAI's API over HTTP, and InferenceService over gRPC.
 
@@ -70,6 +93,13 @@ def main(
     same scheduler.
     """
     _configure_log()
+    try:
+        cors = parse_cors(
+            allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
     settings = Settings(
         model=model,
         scheduler=scheduler,
@@ -84,6 +114,7 @@ def main(
         drain_timeout_s=drain_timeout,
         scheduler_timeout_s=scheduler_timeout,
         seed=seed,
+        cors=cors,
     )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,10 +1,13 @@
 """The HTTP routes.
 
 POST /v1/chat/completions   POST /v1/completions
+POST /tokenize              POST /detokenize
 GET  /v1/models             GET  /v1/models/{name}
 GET  /health    this process is alive
 GET  /ready     a request would be answered: see router.readiness
+GET  /load      requests that this process is answering
 GET  /version   GET /metrics
+GET  /openapi.json   GET /docs   what is written in `ENDPOINTS` below, for programs and people
 """
 
 import logging
@@ -13,37 +16,35 @@ import time
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from gateway.errors import Fault, RequestError, quote
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
 from gateway.openai.models import model_body, models_body
+from gateway.openai.schema import ChatBody, CompletionBody
 from router.answers import GenerationResponse
 from router.backend import Backend
+from router.cors import CorsPolicy
+from router.docs_page import page
+from router.endpoints import Endpoint
 from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
+from router.openapi import document
 from router.responses import error_response
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(backend: Backend) -> Starlette:
-    """The ASGI application."""
+def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
+    """The ASGI application; `cors` says which other origins' pages may ask, and None: none."""
     app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", _chat, methods=["POST"]),
-            Route("/v1/completions", _completions, methods=["POST"]),
-            Route("/v1/models", _models, methods=["GET"]),
-            Route("/v1/models/{name:path}", _model, methods=["GET"]),
-            Route("/health", _health, methods=["GET"]),
-            Route("/ready", _ready, methods=["GET"]),
-            Route("/version", _version, methods=["GET"]),
-            Route("/metrics", _metrics, methods=["GET"]),
-        ],
+        routes=[endpoint.route for endpoint in ENDPOINTS],
         middleware=[
             Middleware(RequestIdMiddleware),
+            # Before the key is asked for: a browser's preflight has none.
+            *([Middleware(CORSMiddleware, **cors.arguments())] if cors else []),
             Middleware(AuthenticationMiddleware, api_key=backend.api_key),
         ],
         exception_handlers={
@@ -88,7 +89,12 @@ async def _ready(request: Request) -> Response:
     reason = _backend(request).readiness.why_not()
     if reason is None:
         return JSONResponse({"status": "ready"})
-    return error_response(RequestError(Fault.UNAVAILABLE, reason, retry_after_s=2))
+    error = RequestError(Fault.UNAVAILABLE, reason, retry_after_s=2)
+    return error_response(error, request.scope)
+
+
+async def _load(request: Request) -> Response:
+    return JSONResponse({"server_load": _backend(request).permits.num_taken})
 
 
 async def _version(request: Request) -> Response:
@@ -100,6 +106,105 @@ async def _metrics(request: Request) -> Response:
     return PlainTextResponse(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def _openapi(request: Request) -> Response:
+    backend = _backend(request)
+    needs_key = backend.api_key is not None
+    return JSONResponse(document(ENDPOINTS, backend.version, needs_key=needs_key))
+
+
+async def _docs(request: Request) -> Response:
+    backend = _backend(request)
+    needs_key = backend.api_key is not None
+    return HTMLResponse(page(document(ENDPOINTS, backend.version, needs_key=needs_key)))
+
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=_chat,
+        summary="Answer a conversation.",
+        body=ChatBody,
+        answer="OpenAI's CreateChatCompletionResponse, or chunks of it.",
+        streams=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/completions",
+        handler=_completions,
+        summary="Continue a text, or several.",
+        body=CompletionBody,
+        answer="OpenAI's CreateCompletionResponse, or chunks of it.",
+        streams=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/models",
+        handler=_models,
+        summary="List the models served here.",
+        answer="OpenAI's ListModelsResponse, with `max_model_len` for each model.",
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/models/{name:path}",
+        handler=_model,
+        summary="Describe one model.",
+        answer="OpenAI's Model, with `max_model_len`.",
+    ),
+    Endpoint(
+        method="GET",
+        path="/health",
+        handler=_health,
+        summary="Say that this process is alive.",
+        answer='{"status": "alive"}',
+    ),
+    Endpoint(
+        method="GET",
+        path="/ready",
+        handler=_ready,
+        summary="Say whether a request would be answered; 503 and why, if not.",
+        answer='{"status": "ready"}',
+    ),
+    Endpoint(
+        method="GET",
+        path="/load",
+        handler=_load,
+        summary="Count the requests that this process is answering.",
+        answer='{"server_load": count}',
+    ),
+    Endpoint(
+        method="GET",
+        path="/version",
+        handler=_version,
+        summary="Say this server's version.",
+        answer='{"version": version}',
+    ),
+    Endpoint(
+        method="GET",
+        path="/metrics",
+        handler=_metrics,
+        summary="Measure: latencies, tokens, requests.",
+        answer="Prometheus' text format.",
+        media_type="text/plain",
+    ),
+    Endpoint(
+        method="GET",
+        path="/openapi.json",
+        handler=_openapi,
+        summary="Describe these endpoints, for programs.",
+        answer="An OpenAPI 3.1 document.",
+    ),
+    Endpoint(
+        method="GET",
+        path="/docs",
+        handler=_docs,
+        summary="Describe these endpoints, for people.",
+        answer="A page.",
+        media_type="text/html",
+    ),
+)
+
+
 def _backend(request: Request) -> Backend:
     backend: Backend = request.app.state.backend
     return backend
@@ -107,7 +212,7 @@ def _backend(request: Request) -> Backend:
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -116,13 +221,16 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     method, path = request.method, quote(request.url.path)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
         message = f"{method} is not allowed on {path}; it must be one of: {allowed}"
-        return error_response(RequestError(Fault.WRONG_METHOD, message), {"allow": allowed})
-    return error_response(
-        RequestError(Fault.UNKNOWN_PATH, f"there is no {path} here; see /v1/models")
-    )
+        wrong = RequestError(Fault.WRONG_METHOD, message)
+        return error_response(wrong, request.scope, {"allow": allowed})
+    unknown = RequestError(Fault.UNKNOWN_PATH, f"there is no {path} here; see /docs")
+    return error_response(unknown, request.scope)
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:
     """The traceback goes to the log; the client learns only that it was not its fault."""
-    return error_response(RequestError(Fault.INTERNAL, "the server failed; see its log"))
+    failed = RequestError(Fault.INTERNAL, "the server failed; see its log")
+    return error_response(failed, request.scope)

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.errors import Fault, RequestError
+from gateway.errors import Fault, RequestError, quote
 
 BODY_S = 60.0
 """A body that is not here after so long is given up."""
@@ -17,7 +17,9 @@ sending would not see the answer."""
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises RequestError if it is too large, too slow or never complete."""
+    """The whole body. Raises RequestError if it is not said to be JSON, too large, too slow or
+    never complete."""
+    _check_content_type(request)
     chunks: list[bytes] = []
     num_bytes = 0
     clock = asyncio.get_running_loop().time
@@ -49,3 +51,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             f"{num_bytes} bytes; this server accepts at most {max_bytes}",
         )
     return b"".join(chunks)
+
+
+def _check_content_type(request: Request) -> None:
+    """A page of another origin may send forms and plain text without asking, but no JSON."""
+    said = request.headers.get("content-type")
+    media_type = (said or "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise RequestError(
+            Fault.WRONG_CONTENT_TYPE,
+            f"Content-Type is {'missing' if said is None else quote(said)}; "
+            "it must be application/json",
+            field="Content-Type",
+        )

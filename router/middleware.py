@@ -11,8 +11,8 @@ from gateway.errors import Fault, RequestError
 from gateway.request import check_request_id
 from router.responses import error_response
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""What probes and Prometheus ask: no key needed, and nothing of any request in the answers."""
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""What probes ask: no key needed, and nothing but yes or no in the answers."""
 
 
 class ApiKey:
@@ -21,14 +21,16 @@ class ApiKey:
     def __init__(self, key: str) -> None:
         self._digest = hashlib.sha256(key.encode()).digest()
 
-    def check(self, authorization: str | None) -> None:
-        """Raises RequestError unless the header's value is "Bearer" and the key."""
-        scheme, _, given = (authorization or "").partition(" ")
+    def check(self, authorization: str | None, x_api_key: str | None = None) -> None:
+        """Raises RequestError unless a header's value is the key: after "Bearer" in OpenAI's
+        header, alone in Anthropic's, which counts where there is no other."""
+        scheme, _, given = (authorization or f"bearer {x_api_key or ''}").partition(" ")
         digest = hashlib.sha256(given.strip().encode()).digest()
         if scheme.lower() != "bearer" or not hmac.compare_digest(digest, self._digest):
             raise RequestError(
                 Fault.UNAUTHENTICATED,
-                "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+                "the API key is missing or wrong; "
+                "send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'",
             )
 
 
@@ -59,7 +61,7 @@ class RequestIdMiddleware:
             try:
                 state["request_id"] = check_request_id("X-Request-Id", given)
             except RequestError as error:
-                await error_response(error)(scope, receive, send_named)
+                await error_response(error, scope)(scope, receive, send_named)
                 return
         await self._app(scope, receive, send_named)
 
@@ -76,8 +78,9 @@ class AuthenticationMiddleware:
         is_open = scope["type"] != "http" or scope["path"] in OPEN_PATHS
         if self._api_key is not None and not is_open:
             try:
-                self._api_key.check(Headers(scope=scope).get("authorization"))
+                headers = Headers(scope=scope)
+                self._api_key.check(headers.get("authorization"), headers.get("x-api-key"))
             except RequestError as error:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

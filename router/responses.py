@@ -1,16 +1,26 @@
-"""Errors as HTTP responses."""
+"""Errors as HTTP responses, in the dialect of the path that was asked."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
+from gateway.anthropic import errors as anthropic
 from gateway.errors import Fault, RequestError
-from gateway.openai.errors import ERROR_KINDS, error_body
+from gateway.openai import errors as openai
+
+ANTHROPIC_PATH = "/v1/messages"
+"""It and what is below it speak Anthropic's dialect."""
 
 _HANGS_UP = (Fault.BODY_TOO_LARGE, Fault.BODY_TOO_SLOW)
 """The rest of the body is not worth reading."""
 
 
-def error_response(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """OpenAI's error body, with its status and the headers that belong to it."""
+def error_response(
+    error: RequestError, scope: Scope, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The error's body, with its status and the headers that belong to it."""
     headers = dict(headers or {})
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
@@ -18,4 +28,11 @@ def error_response(error: RequestError, headers: dict[str, str] | None = None) -
         headers["www-authenticate"] = "Bearer"
     if error.fault in _HANGS_UP:
         headers["connection"] = "close"
-    return JSONResponse(error_body(error), ERROR_KINDS[error.fault].status, headers)
+    return JSONResponse(_body(error, scope), openai.ERROR_KINDS[error.fault].status, headers)
+
+
+def _body(error: RequestError, scope: Scope) -> dict[str, Any]:
+    path: str = scope["path"]
+    if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
+        return anthropic.error_body(error, scope["state"]["request_id"])
+    return openai.error_body(error)

@@ -30,6 +30,7 @@ from gateway.errors import ModelError
 from gateway.model import Model, load_model
 from router.app import create_app
 from router.backend import Backend
+from router.cors import CorsPolicy
 from router.engine import Engine
 from router.http_protocol import BoundedHttpProtocol
 from router.link import Link
@@ -73,6 +74,8 @@ class Settings:
     scheduler_timeout_s: float
     seed: int | None
     """Of the seeds given to requests that bring none; None: they are random."""
+    cors: CorsPolicy | None = None
+    """None: closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
     with _http_socket(settings) as http_socket:
         grpc_server = create_server(backend)
         grpc_address = _bind_grpc(grpc_server, settings.grpc_listen)
-        http_server = _HttpServer(backend)
+        http_server = _HttpServer(backend, settings.cors)
         await grpc_server.start()
         serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
         tasks = (
@@ -155,10 +158,10 @@ def create_backend(settings: Settings, model: Model) -> Backend:
 class _HttpServer(uvicorn.Server):
     """uvicorn, with the signals left to us, and quiet while nothing happens."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cors: CorsPolicy | None) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(backend),
+                create_app(backend, cors),
                 http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="off",

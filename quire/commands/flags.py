@@ -133,7 +133,7 @@ MetricsPort = Annotated[
 ]
 ApiKey = Annotated[
     str | None,
-    _router("Bearer token that clients must send.", "KEY", envvar="QUIRE_API_KEY"),
+    _router("Bearer token, or x-api-key, that clients must send.", "KEY", envvar="QUIRE_API_KEY"),
 ]
 ServedModelName = Annotated[
     str | None, _router("What clients put in `model` (else MODEL's name).", "NAME")
@@ -149,6 +149,25 @@ Seed = Annotated[
         "Requests without a seed get theirs from a generator seeded with this: the same again for "
         "the same order of arrival. Without it they are random.",
         "N",
+    ),
+]
+
+AllowedOrigins = Annotated[
+    str | None,
+    _router(
+        "Origins whose pages may ask from a browser, like https://app.example or '*'; several as a "
+        "JSON array or with commas between them. Without it no page may.",
+        "ORIGINS",
+    ),
+]
+AllowedMethods = Annotated[str | None, _router("Methods they may use (else all).", "METHODS")]
+AllowedHeaders = Annotated[str | None, _router("Headers they may send (else all).", "HEADERS")]
+AllowCredentials = Annotated[
+    bool,
+    typer.Option(
+        "--allow-credentials",
+        help="They may let the browser add what it holds for this server.",
+        rich_help_panel="Router",
     ),
 ]
 

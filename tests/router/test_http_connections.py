@@ -17,7 +17,10 @@ from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
-POST_CHUNKS = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+POST_CHUNKS = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+    b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 
 
 @asynccontextmanager
@@ -63,7 +66,9 @@ async def test_a_body_of_many_chunks_is_not_headers(http: httpx.AsyncClient) -> 
         for byte in body:
             yield bytes([byte])
 
-    assert (await http.post("/v1/completions", content=chunks())).status_code == 200
+    json_headers = {"content-type": "application/json"}
+    response = await http.post("/v1/completions", content=chunks(), headers=json_headers)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("before", [b"", GET], ids=["a new connection", "an old one"])

@@ -17,6 +17,7 @@ from tests.router.fake_scheduler import FakeScheduler
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 PATH = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -49,7 +50,7 @@ async def serves(http: httpx.AsyncClient) -> bool:
 async def test_bad_bodies(
     http: httpx.AsyncClient, body: bytes, status: int, param: str | None
 ) -> None:
-    assert error_of(await http.post(PATH, content=body), status)["param"] == param
+    assert error_of(await http.post(PATH, content=body, headers=JSON), status)["param"] == param
     assert await serves(http)
 
 
@@ -71,7 +72,7 @@ async def test_a_body_over_the_limit(start_router: StartRouter, declared: bool) 
         httpx.AsyncClient(base_url=router.address) as http,
     ):
         content = b"x" * 2_000_000 if declared else chunks()
-        response = await http.post(PATH, content=content)
+        response = await http.post(PATH, content=content, headers=JSON)
         error = error_of(response, 413)
         assert error["message"] == (
             "the body has 2000000 bytes; this server accepts at most 1000000"
@@ -103,9 +104,18 @@ async def test_an_unknown_path(http: httpx.AsyncClient, path: str) -> None:
 async def test_the_api_key_guards_all_but_probes(start_router: StartRouter) -> None:
     async with start_router(api_key="secret") as router:
         async with httpx.AsyncClient(base_url=router.address) as http:
-            for path in ("/health", "/ready", "/metrics"):
+            for path in ("/health", "/ready"):
                 assert (await http.get(path)).status_code == 200
-            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            for path in ("/v1/models", "/metrics", "/load", "/docs", "/openapi.json"):
+                assert (await http.get(path)).status_code == 401
+                assert (await http.get(path, headers={"x-api-key": "secret"})).status_code == 200
+            for headers in (
+                {},
+                {"authorization": "Bearer wrong"},
+                {"authorization": "secret"},
+                {"x-api-key": "wrong"},
+                {"x-api-key": "secret", "authorization": "Bearer wrong"},
+            ):
                 response = await http.get("/v1/models", headers=headers)
                 assert error_of(response, 401)["code"] == "invalid_api_key"
                 assert response.headers["www-authenticate"] == "Bearer"
@@ -260,3 +270,45 @@ async def test_a_unix_socket_serves_too(start_router: StartRouter, tmp_path: Pat
         async with httpx.AsyncClient(transport=transport, base_url="http://router") as http:
             assert await serves(http)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("said", [None, "text/plain", "multipart/form-data; boundary=x"])
+async def test_a_body_that_is_not_said_to_be_json(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, said: str | None
+) -> None:
+    """A browser sends such bodies to any server without asking it first."""
+    headers = {} if said is None else {"content-type": said}
+    response = await http.post(PATH, content=json.dumps(CHAT).encode(), headers=headers)
+    error = error_of(response, 415)
+    assert (error["param"], error["code"]) == ("Content-Type", "unsupported_media_type")
+    assert (said or "missing") in error["message"]
+    assert scheduler.submits == []
+
+
+@pytest.mark.parametrize("said", ["application/json; charset=utf-8", "Application/JSON"])
+async def test_json_by_any_of_its_spellings(http: httpx.AsyncClient, said: str) -> None:
+    content = json.dumps(CHAT).encode()
+    response = await http.post(PATH, content=content, headers={"content-type": said})
+    assert response.status_code == 200
+
+
+async def test_options_and_head(http: httpx.AsyncClient) -> None:
+    options = await http.options(PATH)
+    assert (options.status_code, options.headers["allow"]) == (204, "POST, OPTIONS")
+    head = await http.head("/v1/models")
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) == len((await http.get("/v1/models")).content)
+    assert (await http.options("/nothing")).status_code == 404
+
+
+async def test_errors_below_messages_speak_anthropics_dialect(http: httpx.AsyncClient) -> None:
+    response = await http.get("/v1/messages/nothing", headers={"x-request-id": "abc"})
+    assert response.status_code == 404
+    assert response.json() == {
+        "type": "error",
+        "error": {
+            "type": "not_found_error",
+            "message": 'there is no "/v1/messages/nothing" here; see /docs',
+        },
+        "request_id": "abc",
+    }

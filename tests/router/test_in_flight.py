@@ -309,8 +309,8 @@ async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
         host, _, port = router.address.removeprefix("http://").partition(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.write(
-            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
-            % (len(body), body)
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
         )
         async with httpx.AsyncClient(base_url=router.address, timeout=20) as http:
             assert (await http.post(PATH, json=XYZ)).status_code == 200
@@ -339,7 +339,7 @@ async def test_a_client_that_takes_nothing_is_hung_up_on(
         "type": "http",
         "method": "POST",
         "path": PATH,
-        "headers": [],
+        "headers": [(b"content-type", b"application/json")],
         "extensions": {HANG_UP: {"call": hung_up.set}},
     }
     async with asyncio.timeout(20):

@@ -1,0 +1,1 @@
+"""Anthropic's dialect: request bodies in, responses, stream events and errors out."""

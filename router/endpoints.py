@@ -1,0 +1,32 @@
+"""What an endpoint is: its route, and what the OpenAPI document says of it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One method of one path."""
+
+    method: str
+    path: str
+    """As starlette writes it: "/v1/models/{name:path}"."""
+    handler: Callable[[Request], Awaitable[Response]]
+    summary: str
+    body: type[BaseModel] | None = None
+    """None: it takes no body."""
+    answer: str
+    """What a response is, in a line."""
+    media_type: str = "application/json"
+    streams: bool = False
+    """Whether `"stream": true` makes the answer server-sent events."""
+
+    @property
+    def route(self) -> Route:
+        """For the application."""
+        return Route(self.path, self.handler, methods=[self.method])

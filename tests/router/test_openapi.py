@@ -1,0 +1,111 @@
+"""The OpenAPI document and its page say what the server does."""
+
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from router.app import ENDPOINTS
+from tests.router.conftest import StartRouter
+
+
+@pytest.fixture
+async def told(http: httpx.AsyncClient) -> dict[str, Any]:
+    document: dict[str, Any] = (await http.get("/openapi.json")).json()
+    return document
+
+
+def refs(value: Any) -> set[str]:
+    """Every reference in a document."""
+    if isinstance(value, list):
+        return set().union(*map(refs, value))
+    if isinstance(value, dict):
+        own = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return own.union(*map(refs, value.values()))
+    return set()
+
+
+async def test_every_endpoint_is_in_it(told: dict[str, Any]) -> None:
+    said = {(method, path) for path, methods in told["paths"].items() for method in methods}
+    served = {(e.method.lower(), e.path.replace(":path}", "}")) for e in ENDPOINTS}
+    assert said == served
+    names = [o["operationId"] for methods in told["paths"].values() for o in methods.values()]
+    assert len(set(names)) == len(names)
+
+
+async def test_its_references_lead_somewhere(told: dict[str, Any]) -> None:
+    schemas = told["components"]["schemas"]
+    assert refs(told) <= {f"#/components/schemas/{name}" for name in schemas}
+    assert "#/components/schemas/ChatBody" in refs(told)
+    for schema in schemas.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_what_is_sent_and_refused_is_valid_by_it(
+    http: httpx.AsyncClient, told: dict[str, Any]
+) -> None:
+    def validate(value: Any, name: str) -> None:
+        schema = {"$ref": f"#/components/schemas/{name}", "components": told["components"]}
+        jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
+
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "stop": ["x"]}
+    validate(body, "ChatBody")
+    refused = body | {"temperature": "warm"}
+    with pytest.raises(jsonschema.ValidationError):
+        validate(refused, "ChatBody")
+    response = await http.post("/v1/chat/completions", json=refused)
+    statuses = told["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert str(response.status_code) in statuses
+    validate(response.json(), "Error")
+    unknown = await http.get("/v1/messages/x")
+    validate(unknown.json(), "AnthropicError")
+
+
+async def test_it_asks_for_a_key_where_the_server_does(
+    told: dict[str, Any], start_router: StartRouter
+) -> None:
+    assert "security" not in told
+    async with (
+        start_router(api_key="secret") as router,
+        httpx.AsyncClient(base_url=router.address, headers={"x-api-key": "secret"}) as http,
+    ):
+        guarded = (await http.get("/openapi.json")).json()
+    assert guarded["security"] == [{"bearer": []}, {"x-api-key": []}]
+
+
+class _Page(HTMLParser):
+    """What a page shows and what it would load or run."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {name: value or "" for name, value in attrs}
+        self.ids.add(said.get("id", ""))
+        if tag == "a":
+            self.links.append(said["href"])
+        if tag in ("script", "link", "img", "iframe") or "src" in said:
+            self.loads.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+async def test_the_page_shows_it_alone(http: httpx.AsyncClient, told: dict[str, Any]) -> None:
+    response = await http.get("/docs")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    page = _Page(response.text)
+    assert page.loads == []
+    assert "url(" not in response.text
+    for path, methods in told["paths"].items():
+        assert path in page.text
+        assert all(operation["summary"] in page.text for operation in methods.values())
+    for link in page.links:
+        assert link == "/openapi.json" or link.removeprefix("#") in page.ids
