@@ -14,10 +14,18 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Triton reads this when it is imported first, which transformers does; so it is not left to the
 # tests of kernels. Without a GPU those run in Triton's interpreter.
-if not Path("/dev/nvidiactl").exists():
+HAS_GPU = Path("/dev/nvidiactl").exists()
+if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # Some platforms have no Triton at all.
 collect_ignore = [] if find_spec("triton") else ["kernels/gpu"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
