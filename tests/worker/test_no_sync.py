@@ -230,7 +230,6 @@ ALLOWED: dict[Call, str] = {
     ("worker/lane.py", "HostLane.upload", "from_numpy"): HOST,
     ("worker/lane.py", "_InFlight.wait", "numpy"): ELSEWHERE,
     ("worker/lane.py", "_InFlight.wait", "synchronize"): ELSEWHERE,
-    ("worker/models/fields.py", "Fields.positive_float", "float"): "of the model's configuration",
     ("worker/models/layers.py", "Embedding.read", "item"): START,
     ("worker/models/layers.py", "Embedding.read", "tensor"): START,
 }
