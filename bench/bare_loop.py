@@ -16,6 +16,7 @@ import numpy as np
 import typer
 
 from bench.mixed_requests import uniform_requests
+from worker.constraints import Constraints
 from worker.cores import size_thread_pools
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
 
@@ -69,7 +70,8 @@ class _Loop:
         )
         kv = KVCache(loaded.config, num_blocks, BLOCK_SIZE, loaded.dtype, device)
         sampler = Sampler(max_num_seqs=concurrency, vocab_size=vocab_size, device=device)
-        self._runner = HostRunner(loaded.model, kv, state, sampler)
+        constraints = Constraints(concurrency, vocab_size, None)
+        self._runner = HostRunner(loaded.model, kv, state, sampler, constraints)
         self._requests = uniform_requests(
             concurrency, input_len=input_len, output_len=output_len, seed=7
         )

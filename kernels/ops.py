@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 
 from kernels import reference, step_sampling, step_tables
 from kernels.batch import HeadNorms, Scoring, StepTensors
+from kernels.step_sampling import GrammarMasks
 from kernels.step_tables import SlotSampling, SlotTables, StepInputs
 
 Tensor = torch.Tensor
@@ -34,6 +36,24 @@ class Ops:
     gelu_tanh_mul: Callable[[Tensor], Tensor]
 
 
+class SampleAndCommit(Protocol):
+    """`kernels.step_sampling.sample_and_commit`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        slot: Tensor,
+        new_position: Tensor,
+        sampling: SlotSampling,
+        slots: SlotTables,
+        token_id: Tensor,
+        finish: Tensor,
+        *,
+        grammar: GrammarMasks | None = None,
+    ) -> None:
+        """One token for each row, stored where the next step finds it."""
+
+
 @dataclass(frozen=True)
 class DeviceStepOps:
     """What begins and ends a step on a device that works while the host goes on.
@@ -44,9 +64,7 @@ class DeviceStepOps:
     apply_writes: Callable[[Tensor, Tensor], None]
     decode_inputs: Callable[[Tensor, SlotTables, StepInputs], None]
     chunk_inputs: Callable[[int, int, SlotTables, StepInputs], None]
-    sample_and_commit: Callable[
-        [Tensor, Tensor, Tensor, SlotSampling, SlotTables, Tensor, Tensor], None
-    ]
+    sample_and_commit: SampleAndCommit
 
 
 DEVICE_STEP_REFERENCE = DeviceStepOps(

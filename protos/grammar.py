@@ -5,12 +5,24 @@ router passes at every rank of every worker. Together they allow some tens of mi
 compiling a grammar and about ten for one mask.
 """
 
-from collections.abc import Mapping
+from typing import TypedDict
 
 MAX_GRAMMAR_BYTES = 1 << 17
 """Of `SamplingParams.grammar`."""
 
-GRAMMAR_LIMITS: Mapping[str, int] = {
+
+class GrammarLimits(TypedDict):
+    """Limits of one grammar, as llguidance names them."""
+
+    max_items_in_row: int
+    initial_lexer_fuel: int
+    step_lexer_fuel: int
+    step_max_items: int
+    max_lexer_states: int
+    max_grammar_size: int
+
+
+GRAMMAR_LIMITS: GrammarLimits = {
     "max_items_in_row": 10_000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,

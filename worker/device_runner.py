@@ -1,11 +1,15 @@
 """Plans on a device that works while the host goes on: launches, and nothing that waits.
 
     plan ─▶ counts (host) ─▶ writes ─▶ upload ─▶ inputs ─▶ forward ─▶ sample ─▶ fetch ─▶ completion
-                                       └──────── one CUDA graph per decode bucket ───┘
+                                       └─ two CUDA graphs per bucket ──┘
 
 Values feed the next step on the device: tokens, positions and ends are in `DeviceTables`. The host
 knows the shape of every step from the plans alone. What a step yields reaches it later, on a thread
 that waits for the copy and sends the result; results come in plan order.
+
+Only rules that follow the output make the host wait: a step some of whose rows have a grammar is
+launched up to its forward pass; while that runs, the host reads the tokens of the step before,
+makes the masks and launches the sampler behind them.
 """
 
 import queue
@@ -13,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,12 +25,22 @@ from kernels import sampling
 from kernels.batch import AttentionBatch
 from kernels.ops import DeviceStepOps
 from kernels.step_sampling import count_known_tokens
+from worker.constraints import Constraints
 from worker.device_tables import DeviceTables, Writes
 from worker.executor import Deliver, Model
 from worker.kv_cache import KVCache
 from worker.lane import Array, Fetched, Lane
 from worker.plans import BatchPlan, Int32Column, Logprobs, StepResult, Timing
 from worker.slot_counts import Int64Column, SlotCounts
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step yields, on its way; slots and generations share an index with its columns."""
+
+    slots: Int64Column
+    generation: Int32Column
+    fetched: Fetched
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,33 @@ class _Launched:
     deliver: Deliver
 
 
+class _DecodeStep:
+    """A decode step of so many rows, in halves that can each be replayed.
+
+    Attributes:
+        logits: of the newest forward pass.
+    """
+
+    def __init__(self, runner: "DeviceRunner", num_rows: int) -> None:
+        self._runner = runner
+        self._num_rows = num_rows
+        self.logits = torch.empty(0)
+        self.forward: Callable[[], torch.Tensor] = self._forward
+        self.sample: Callable[[], torch.Tensor] = self._sample
+
+    def record(self, lane: Lane) -> None:
+        """From now on both halves are replayed."""
+        self.forward = lane.record(self._forward)
+        self.sample = lane.record(self._sample)
+
+    def _forward(self) -> torch.Tensor:
+        self.logits = self._runner.decode(self._num_rows)
+        return self.logits
+
+    def _sample(self) -> torch.Tensor:
+        return self._runner.sample_decodes(self.logits, self._num_rows)
+
+
 class DeviceRunner:
     """Executes plans through the tables on a device.
 
@@ -55,6 +95,7 @@ class DeviceRunner:
         tables: the device's; rows for as many slots.
         lane: the device's queue.
         step_ops: the step's ends: inputs and sampling.
+        constraints: what may come next in each slot.
         max_num_seqs: slots, the null slot not counted.
     """
 
@@ -66,6 +107,7 @@ class DeviceRunner:
         tables: DeviceTables,
         lane: Lane,
         step_ops: DeviceStepOps,
+        constraints: Constraints,
         max_num_seqs: int,
     ) -> None:
         self._model = model
@@ -74,13 +116,16 @@ class DeviceRunner:
         self._tables = tables
         self._lane = lane
         self._ops = step_ops
+        self._constraints = constraints
+        # Steps whose tokens the constraints have not heard of: one, but for a moment.
+        self._unheard: list[_Outcome] = []
         device = tables.arena.device
         self._row_bounds = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
         self._out_token = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._out_finish = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._wants_logprobs = np.zeros(max_num_seqs, np.bool_)
         self._num_logprobs = np.zeros(max_num_seqs, np.int64)
-        self._graphs: dict[int, Callable[[], torch.Tensor]] = {}
+        self._graphs: dict[int, _DecodeStep] = {}
         self._num_ordered = 0
         self._completion = _Completion(counts)
         lane.drain()  # weights, cache and tables were not made on the lane
@@ -100,6 +145,8 @@ class DeviceRunner:
         self._lane.drain()
         self._completion.drain()
         self._counts.reset()
+        self._constraints.reset()
+        self._unheard.clear()
         self._num_ordered = 0
 
     def close(self) -> None:
@@ -118,9 +165,12 @@ class DeviceRunner:
                 writes = Writes()
                 self._tables.set_order(writes, np.empty(0, np.int64), bucket)
                 self._upload(writes)
-                self._decode(bucket)  # compiles what is not compiled yet
+                step = _DecodeStep(self, bucket)
+                step.forward()  # compiles what is not compiled yet
+                step.sample()
                 self._lane.drain()
-                self._graphs[bucket] = self._lane.record(partial(self._decode, bucket))
+                step.record(self._lane)
+                self._graphs[bucket] = step
         self._num_ordered = 0
 
     @torch.inference_mode()
@@ -138,6 +188,7 @@ class DeviceRunner:
         writes = Writes()
         had_work = self._counts.num_live > 0
         self._counts.apply(plan)
+        self._constraints.apply(plan)
         positions = self._admit(writes, plan)
         self._tables.append(writes, plan.append_slot, plan.append_index, plan.append_block)
         with self._lane.active():
@@ -145,10 +196,12 @@ class DeviceRunner:
                 slots, fetched = self._launch_mixed(writes, plan, positions)
             else:
                 slots, fetched = self._launch_decodes(writes, plan, positions)
+        generation = self._counts.generation[slots]
+        self._follow(slots, generation, fetched)
         launched = _Launched(
             plan=plan,
             slots=slots,
-            generation=self._counts.generation[slots],
+            generation=generation,
             logprob_rows=np.flatnonzero(self._wants_logprobs[slots]),
             num_top=self._num_logprobs[slots][self._wants_logprobs[slots]],
             fetched=fetched,
@@ -186,14 +239,17 @@ class DeviceRunner:
         self._count_known_tokens(plan)
         if not len(slots):
             return slots, self._lane.fetch(())
-        logits = graph() if graph is not None else self._decode(num_rows)
+        step = graph or _DecodeStep(self, num_rows)
+        logits = step.forward()
+        self._restrict(slots)
+        step.sample()
         return slots, self._fetch(logits, slots)
 
-    def _decode(self, num_rows: int) -> torch.Tensor:
+    def decode(self, num_rows: int) -> torch.Tensor:
         """The launches of a decode step; no size in them depends on anything but `num_rows`."""
         tables = self._tables
-        order, inputs = tables.order[:num_rows], tables.inputs
-        self._ops.decode_inputs(order, tables.slots, inputs)
+        inputs = tables.inputs
+        self._ops.decode_inputs(tables.order[:num_rows], tables.slots, inputs)
         batch = AttentionBatch(
             token_ids=inputs.token_ids[:num_rows],
             positions=inputs.positions[:num_rows],
@@ -204,9 +260,12 @@ class DeviceRunner:
             sample_index=self._row_bounds[:num_rows],
             row_slot=inputs.row_slot[:num_rows],
         )
-        logits = self._model.forward(batch, self._kv)
-        self._sample(logits, order)
-        return logits
+        return self._model.forward(batch, self._kv)
+
+    def sample_decodes(self, logits: torch.Tensor, num_rows: int) -> torch.Tensor:
+        """What follows `decode`: the tokens of its rows."""
+        self._sample(logits, self._tables.order[:num_rows])
+        return self._out_token[:num_rows]
 
     # --- chunks among them -----------------------------------------------------------------------
 
@@ -252,6 +311,7 @@ class DeviceRunner:
         )
         logits = self._model.forward(batch, self._kv)
         if len(slots):
+            self._restrict(slots)
             self._sample(logits, tables.sample_slot[: len(slots)])
         return slots, self._fetch(logits, slots)
 
@@ -300,6 +360,31 @@ class DeviceRunner:
                     tables.sampling, admission.slot, known, admission.num_prompt_tokens
                 )
 
+    def _follow(self, slots: Int64Column, generation: Int32Column, fetched: Fetched) -> None:
+        """Keeps an outcome that masks of later steps depend on."""
+        constrained = slots[self._constraints.among(slots)]
+        if self._constraints.follow_output(constrained):
+            self._unheard.append(_Outcome(slots, generation, fetched))
+
+    def _restrict(self, slots: Int64Column) -> None:
+        """Makes the masks of the rows that sample those of their newest tokens."""
+        if self._constraints.follow_output(slots[self._constraints.among(slots)]):
+            for outcome in self._unheard:
+                token_id, finish = outcome.fetched.wait()[:2]
+                rows = np.flatnonzero(token_id >= 0)
+                self._constraints.advance(
+                    outcome.slots[rows], outcome.generation[rows], token_id[rows], finish[rows]
+                )
+            self._unheard.clear()
+        constrained = slots[self._constraints.among(slots)]
+        changed = self._constraints.refresh(constrained)
+        if len(changed):
+            rows = np.column_stack((changed, self._constraints.masks[changed]))
+            self._lane.upload_rows(rows.astype(np.int32, copy=False), self._set_masks)
+
+    def _set_masks(self, rows: torch.Tensor) -> None:
+        self._tables.masks.allowed.index_copy_(0, rows[:, 0].long(), rows[:, 1:])
+
     def _sample(self, logits: torch.Tensor, slot: torch.Tensor) -> None:
         tables, num_rows = self._tables, slot.shape[0]
         self._ops.sample_and_commit(
@@ -310,6 +395,7 @@ class DeviceRunner:
             tables.slots,
             self._out_token[:num_rows],
             self._out_finish[:num_rows],
+            grammar=tables.masks,
         )
 
     def _fetch(self, logits: torch.Tensor, slots: Int64Column) -> Fetched:

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from kernels.ops import DeviceStepOps
+from worker.constraints import Constraints
 from worker.device_runner import DeviceRunner
 from worker.device_tables import DeviceTables, Layout
+from worker.grammars import Grammars
 from worker.kv_cache import KVCache
 from worker.lane import Lane
 from worker.ledger import Claims
@@ -36,6 +38,7 @@ class DeviceStart:
         lane: the device's queue.
         step_ops: the step's ends.
         device: where the tables go.
+        grammars: the compiler of the model's grammars.
 
     Attributes:
         seconds: how long each phase took, by name.
@@ -48,12 +51,14 @@ class DeviceStart:
         lane: Lane,
         step_ops: DeviceStepOps,
         device: torch.device,
+        grammars: Grammars | None = None,
     ) -> None:
         self._loaded = loaded
         self._sizes = sizes
         self._lane = lane
         self._step_ops = step_ops
         self._device = device
+        self._grammars = grammars
         self.seconds: dict[str, float] = {}
 
     def rehearse(self, spared_bytes: float) -> Claims:
@@ -121,6 +126,7 @@ class DeviceStart:
             DeviceTables(layout, self._device, loaded.config.vocab_size),
             self._lane,
             self._step_ops,
+            Constraints(sizes.max_num_seqs, loaded.config.vocab_size, self._grammars),
             sizes.max_num_seqs,
         )
         limits = {

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.step_sampling import GrammarMasks, num_words
 from kernels.step_tables import SlotSampling, SlotTables, StepInputs
 from worker.plans import Admission, Float32Column, Int32Column
 
@@ -88,8 +89,10 @@ class Layout:
         self.stop_ids = self._region(slots, MAX_STOP_IDS)
         self.bias_ids = self._region(slots, MAX_BIASES)
         self.bias = self._region(slots, MAX_BIASES)
-        self.in_prompt = self._region(slots, -(-vocab_size // 32))
+        self.in_prompt = self._region(slots, num_words(vocab_size))
         self.output_count = self._region(slots, vocab_size)
+        self.constrained = self._region(slots)
+        self.allowed = self._region(slots, num_words(vocab_size))
         self.order = self._region(rows)
         self.token_ids = self._region(tokens)
         self.positions = self._region(tokens)
@@ -152,6 +155,7 @@ class DeviceTables:
         arena: [words] int32.
         slots: what each sequence is.
         sampling: how each chooses its tokens.
+        masks: which tokens each may choose.
         order: [rows] the decode set.
         sample_slot: [rows] of a mixed step, slot of each row that samples.
         sample_index: [rows] of a mixed step, token row of each row that samples.
@@ -188,6 +192,9 @@ class DeviceTables:
             in_prompt=table(layout.in_prompt),
             output_count=table(layout.output_count),
         )
+        self.masks = GrammarMasks(
+            constrained=table(layout.constrained), allowed=table(layout.allowed)
+        )
         self.inputs = StepInputs(
             token_ids=table(layout.token_ids),
             positions=table(layout.positions),
@@ -220,7 +227,9 @@ class DeviceTables:
         writes.put_one(at.done.row(slot), 0)
         writes.put_one(at.invalid.row(slot), not (valid.all() and fits))
         writes.put_one(at.limit.row(slot), admission.max_total_tokens)
-        writes.put_one(at.ban_until.row(slot), admission.num_prompt_tokens + sampling.min_tokens)
+        writes.put_one(
+            at.ban_until.row(slot), admission.num_prompt_tokens + sampling.num_unstoppable
+        )
         writes.put_float(at.temperature.row(slot), sampling.temperature)
         writes.put_one(at.top_k.row(slot), sampling.top_k)
         writes.put_float(at.top_p.row(slot), sampling.top_p)
@@ -229,6 +238,7 @@ class DeviceTables:
         writes.put_float(at.repetition.row(slot), sampling.repetition_penalty)
         writes.put_float(at.presence.row(slot), sampling.presence_penalty)
         writes.put_float(at.frequency.row(slot), sampling.frequency_penalty)
+        writes.put_one(at.constrained.row(slot), sampling.is_constrained)
         self._put_lists(writes, admission)
 
     def _put_lists(self, writes: Writes, admission: Admission) -> None:

@@ -4,21 +4,30 @@ import time
 
 import torch
 
+from worker.constraints import Constraints
 from worker.executor import Deliver, Model
 from worker.kv_cache import KVCache
 from worker.plans import BatchPlan, StepResult, Timing
-from worker.sampler import Sampler, logprob_columns
-from worker.step_state import SampledColumns, StepState
+from worker.sampler import RowMasks, Sampler, logprob_columns
+from worker.step_state import SampledColumns, SampledRows, StepState
 
 
 class HostRunner:
     """Executes plans: the mirror, the model and the sampler joined into one step."""
 
-    def __init__(self, model: Model, kv: KVCache, state: StepState, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        model: Model,
+        kv: KVCache,
+        state: StepState,
+        sampler: Sampler,
+        constraints: Constraints,
+    ) -> None:
         self._model = model
         self._kv = kv
         self._state = state
         self._sampler = sampler
+        self._constraints = constraints
 
     @property
     def num_live(self) -> int:
@@ -33,6 +42,7 @@ class HostRunner:
     def reset(self) -> None:
         """Forgets every sequence."""
         self._state.reset()
+        self._constraints.reset()
 
     def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
         """`Runner.launch`; the result is delivered before it returns."""
@@ -48,6 +58,7 @@ class HostRunner:
         """
         started = time.perf_counter_ns()
         self._state.apply(plan)
+        self._constraints.apply(plan)
         for admission in plan.admit:
             self._sampler.admit(admission)
         batch, rows = self._state.next_batch(plan)
@@ -57,8 +68,11 @@ class HostRunner:
             logits = self._model.forward(batch, self._kv)
             forwarded = time.perf_counter_ns()
             if len(rows.slots):
-                sampled = self._sampler.sample(logits, rows)
+                sampled = self._sampler.sample(logits, rows, self._masks(rows))
                 columns = self._state.commit(rows, sampled.token_id, sampled.failed)
+                self._constraints.advance(
+                    columns.slot, columns.generation, columns.token_id, columns.finish
+                )
                 if sampled.logprobs is not None:
                     logprobs = logprob_columns(sampled.logprobs, columns)
         return StepResult(
@@ -76,3 +90,12 @@ class HostRunner:
                 sample_us=(time.perf_counter_ns() - forwarded) // 1000,
             ),
         )
+
+    def _masks(self, rows: SampledRows) -> RowMasks | None:
+        """What may come in the rows that have rules; a grammar may still have to be compiled."""
+        constrained = self._constraints.among(rows.slots)
+        if not len(constrained):
+            return None
+        slots = rows.slots[constrained]
+        self._constraints.refresh(slots)
+        return RowMasks(constrained, self._constraints.masks[slots])

@@ -48,6 +48,10 @@ class Lane(Protocol):
         """Brings [2, count] int32 to the device, in pieces if it is long; `apply` takes each."""
         ...
 
+    def upload_rows(self, rows: Array, apply: Callable[[torch.Tensor], None]) -> None:
+        """Brings [count, width] int32 to the device, some whole rows at a time, likewise."""
+        ...
+
     def begin(self) -> None:
         """Marks where a step's work begins."""
         ...
@@ -88,6 +92,11 @@ class HostLane:
         """`Lane.upload`."""
         if words.shape[1]:
             apply(torch.from_numpy(words))
+
+    def upload_rows(self, rows: Array, apply: Callable[[torch.Tensor], None]) -> None:
+        """`Lane.upload_rows`."""
+        if len(rows):
+            apply(torch.from_numpy(rows))
 
     def begin(self) -> None:
         """`Lane.begin`."""
@@ -162,6 +171,12 @@ class CudaLane:
         """`Lane.upload`."""
         for start in range(0, words.shape[1], RING_WORDS):
             self._upload_piece(words[:, start : start + RING_WORDS], apply)
+
+    def upload_rows(self, rows: Array, apply: Callable[[torch.Tensor], None]) -> None:
+        """`Lane.upload_rows`."""
+        at_once = max(1, 2 * RING_WORDS // rows.shape[1])
+        for start in range(0, len(rows), at_once):
+            self._upload_piece(rows[start : start + at_once], apply)
 
     def _upload_piece(self, words: Array, apply: Callable[[torch.Tensor], None]) -> None:
         turn, self._turn = self._turn, (self._turn + 1) % RING_BUFFERS

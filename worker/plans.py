@@ -23,6 +23,14 @@ class FinishReason(IntEnum):
     ERROR = 4
 
 
+class Pooling(IntEnum):
+    """Which hidden states of a prompt make its vector; the values of `quire.v1.Pooling`."""
+
+    LAST = 1
+    MEAN = 2
+    CLS = 3
+
+
 class PlanError(Exception):
     """A plan that contradicts the mirror: scheduler and worker no longer agree on the state."""
 
@@ -43,6 +51,22 @@ class Sampling:
     bias_token_ids: tuple[int, ...] = ()
     bias: tuple[float, ...] = ()
     num_logprobs: int | None = None
+    grammar: str = ""
+    """Empty: none."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Empty: all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Of at least one token each."""
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether there are tokens that may not come."""
+        return bool(self.grammar or self.allowed_token_ids or self.bad_words)
+
+    @property
+    def num_unstoppable(self) -> int:
+        """Output tokens before which the sampler bans stop tokens; a grammar sees to it itself."""
+        return 0 if self.grammar else self.min_tokens
 
     @property
     def is_penalized(self) -> bool:
@@ -66,6 +90,11 @@ class Admission:
     seed: int
     """Unsigned, 64 bits."""
     sampling: Sampling
+
+    @property
+    def wants_vector(self) -> bool:
+        """Nothing is sampled: the prompt's vector is wanted, and ends the sequence."""
+        return self.max_total_tokens == self.num_prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +142,18 @@ class Logprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Vectors:
+    """Vectors of the prompts that a step completed; see `VectorColumns` in worker.proto."""
+
+    slot: Int32Column
+    generation: Int32Column
+    finish: UInt8Column
+    """`FinishReason.STOP`, or ERROR: the vector is not finite and means nothing."""
+    value: npt.NDArray[np.float32]
+    """[rows, embedding_dim]"""
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Microseconds of one step."""
 
@@ -135,6 +176,8 @@ class StepResult:
     """0 where the row goes on, else its `FinishReason`; after an error the token means nothing."""
     logprobs: Logprobs | None
     timing: Timing
+    vectors: Vectors | None = None
+    """None: no prompt that wants its vector was completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +200,7 @@ class Hello:
     pid: int
     device: str
     graph_buckets: tuple[int, ...] = ()
+    pooling: Pooling | None = None
+    """None: no embeddings."""
+    embedding_dim: int = 0
+    is_encoder: bool = False

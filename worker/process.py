@@ -22,6 +22,7 @@ import torch
 from kernels.jit import set_threads
 from worker import wire
 from worker.executor import Executor, Runner
+from worker.grammars import Grammars
 from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
@@ -191,6 +192,9 @@ def _start(
             group=group,
         )
         KVNeed.of(opened, options.block_size).check(request)
+        grammars = Grammars(
+            options.model / "tokenizer.json", opened.config.vocab_size, options.num_threads
+        )
         loaded = opened.load()
         runner, ledger = start_runner(
             loaded,
@@ -201,6 +205,7 @@ def _start(
             device=device,
             utilization=options.gpu_memory_utilization,
             group=group,
+            grammars=grammars,
         )
     except (LoadError, MemoryShortError) as error:
         raise StartError(str(error)) from error

@@ -10,8 +10,10 @@ import time
 import torch
 
 from kernels.ops import select_step
+from worker.constraints import Constraints
 from worker.device_start import DeviceStart, bucket_range, phases
 from worker.executor import Runner
+from worker.grammars import Grammars
 from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
 from worker.lane import make_lane
@@ -34,6 +36,7 @@ def start_runner(
     device: torch.device,
     utilization: float,
     group: Group,
+    grammars: Grammars | None = None,
 ) -> tuple[Runner, Ledger]:
     """A runner that has computed already, and where the memory went.
 
@@ -44,6 +47,7 @@ def start_runner(
         device: where the model is.
         utilization: share of a device's memory that may be used, 0 to 1; a CPU's is not ours alone.
         group: the ranks; each gets as many blocks as the one with the fewest.
+        grammars: the compiler of the model's grammars; None: none can be served.
 
     Raises:
         MemoryShortError: KV for one sequence of full length does not fit.
@@ -53,9 +57,9 @@ def start_runner(
         ledger = settle(loaded, request, sizes, device=device)
         ledger = ledger.limited_to(group.least(ledger.num_blocks))
         _show(ledger)
-        return _host_runner(loaded, sizes, ledger, device), ledger
+        return _host_runner(loaded, sizes, ledger, device, grammars), ledger
     lane = make_lane(device)
-    start = DeviceStart(loaded, sizes, lane, step_ops, device)
+    start = DeviceStart(loaded, sizes, lane, step_ops, device, grammars)
     claims = start.rehearse(lane.total_bytes() * (1 - utilization))
     ledger = settle(loaded, request, sizes, device=device, claims=claims)
     ledger = ledger.limited_to(group.least(ledger.num_blocks))
@@ -72,7 +76,11 @@ def _show(ledger: Ledger) -> None:
 
 
 def _host_runner(
-    loaded: LoadedModel, sizes: Sizes, ledger: Ledger, device: torch.device
+    loaded: LoadedModel,
+    sizes: Sizes,
+    ledger: Ledger,
+    device: torch.device,
+    grammars: Grammars | None,
 ) -> HostRunner:
     began = time.perf_counter()
     vocab_size = loaded.config.vocab_size
@@ -88,6 +96,7 @@ def _host_runner(
             device=device,
         ),
         Sampler(max_num_seqs=sizes.max_num_seqs, vocab_size=vocab_size, device=device),
+        Constraints(sizes.max_num_seqs, vocab_size, grammars),
     )
     warm_up(runner, sizes, max_model_len=loaded.max_model_len, vocab_size=vocab_size)
     log.info("start-up: %s", phases({"warm-up": time.perf_counter() - began}))

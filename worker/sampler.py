@@ -13,6 +13,7 @@ import torch
 
 from kernels import sampling
 from kernels.sampling import DrawParams, PenaltyTables, TokenLogprobs
+from worker.grammars import Words
 from worker.plans import Admission, Float32Column, Logprobs, Sampling
 from worker.slot_counts import Int64Column
 from worker.step_state import SampledColumns, SampledRows
@@ -39,13 +40,27 @@ class Sampled:
 
     Attributes:
         token_id: [rows] int64.
-        failed: [rows] bool: the logits were not finite, the token means nothing.
+        failed: [rows] bool: the logits were not finite, or nothing may come; the token means
+            nothing.
         logprobs: of the rows that asked; None when none did.
     """
 
     token_id: torch.Tensor
     failed: torch.Tensor
     logprobs: RowLogprobs | None
+
+
+@dataclass(frozen=True)
+class RowMasks:
+    """What may come next in some rows.
+
+    Attributes:
+        rows: indices among the step's sampled rows.
+        allowed: [those rows, ceil(vocab_size / 32)] int32, bit t % 32 of word t // 32.
+    """
+
+    rows: Int64Column
+    allowed: Words
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ class Sampler:
         self._min_p[slot] = params.min_p
         self._seed[slot] = admission.seed
         self._is_biased[slot] = bool(params.bias)
-        self._ban_until[slot] = admission.num_prompt_tokens + params.min_tokens
+        self._ban_until[slot] = admission.num_prompt_tokens + params.num_unstoppable
         self._wants_logprobs[slot] = params.num_logprobs is not None
         self._num_logprobs[slot] = params.num_logprobs or 0
         self._penalties[:, slot] = (
@@ -148,12 +163,15 @@ class Sampler:
         self._tables.in_prompt[admission.slot] = torch.from_numpy(prompt)
         self._tables.output_count[admission.slot] = torch.from_numpy(output)
 
-    def sample(self, logits: torch.Tensor, rows: SampledRows) -> Sampled:
+    def sample(
+        self, logits: torch.Tensor, rows: SampledRows, masks: RowMasks | None = None
+    ) -> Sampled:
         """Chooses a token for every row.
 
         Args:
             logits: [rows, vocab_size] float32, contiguous; changed in place.
             rows: whose they are.
+            masks: what may come; None: anything.
         """
         needs = self._needs_for(rows)
         token_id = sampling.argmax(logits)
@@ -163,7 +181,11 @@ class Sampler:
         raw = None
         if len(needs.logprob_rows):
             raw = logits[self._upload(needs.logprob_rows)]
-        if self._adjust(logits, needs, rows):
+        changed = self._adjust(logits, needs, rows)
+        if masks is not None:
+            failed[self._upload(masks.rows)] |= self._mask(logits, masks)
+            changed = True
+        if changed:
             token_id = sampling.argmax(logits)
         if needs.random is not None and needs.draw is not None:
             token_id[needs.random] = self._draw(logits, needs.random, needs.draw, rows)
@@ -195,6 +217,20 @@ class Sampler:
             sampling.penalize_(logits, needs.penalized, slot, self._tables, needs.penalties)
             changed = True
         return changed
+
+    def _mask(self, logits: torch.Tensor, masks: RowMasks) -> torch.Tensor:
+        """Applies the masks in place; whether nothing is left, for each of their rows.
+
+        Such a row keeps one token, so that whatever is drawn from it is a number.
+        """
+        bits = np.unpackbits(masks.allowed.view(np.uint8), axis=1, bitorder="little")
+        forbidden = self._upload(bits[:, : self._vocab_size] == 0)
+        rows = self._upload(masks.rows)
+        masked = logits[rows].masked_fill_(forbidden, -torch.inf)
+        nothing = masked.amax(dim=1) == -torch.inf
+        masked[nothing, 0] = 0.0
+        logits[rows] = masked
+        return nothing
 
     def _draw(
         self, logits: torch.Tensor, random: torch.Tensor, draw: DrawParams, rows: SampledRows
@@ -270,7 +306,7 @@ class Sampler:
             self._upload(row), self._upload(token), self._upload(until[row]), row, until[row]
         )
 
-    def _upload(self, column: npt.NDArray[np.number]) -> torch.Tensor:
+    def _upload(self, column: npt.NDArray[np.number | np.bool_]) -> torch.Tensor:
         return torch.from_numpy(column).to(self._device, non_blocking=True)
 
 

@@ -51,6 +51,9 @@ def encode_hello(hello: Hello) -> bytes:
                 max_model_len=hello.max_model_len,
                 vocab_size=hello.vocab_size,
                 dtype=hello.dtype,
+                pooling=worker_pb2.Pooling.Name(hello.pooling or 0),
+                embedding_dim=hello.embedding_dim,
+                is_encoder=hello.is_encoder,
             ),
             num_blocks=hello.num_blocks,
             block_size=hello.block_size,
@@ -81,6 +84,11 @@ def encode_result(result: StepResult) -> bytes:
     )
     if result.logprobs is not None:
         message.logprobs.CopyFrom(_logprob_columns(result.logprobs))
+    if result.vectors is not None:
+        message.vectors.slot = result.vectors.slot.tobytes()
+        message.vectors.generation = result.vectors.generation.tobytes()
+        message.vectors.finish = result.vectors.finish.tobytes()
+        message.vectors.value = result.vectors.value.tobytes()
     return worker_pb2.AttachRequest(result=message).SerializeToString()
 
 
@@ -136,6 +144,18 @@ def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:
         bias_token_ids=tuple(_int32(params.logit_bias_token_id).tolist()),
         bias=tuple(np.frombuffer(params.logit_bias, "<f4").tolist()),
         num_logprobs=params.num_logprobs if params.HasField("num_logprobs") else None,
+        grammar=params.grammar,
+        allowed_token_ids=tuple(_int32(params.allowed_token_id).tolist()),
+        bad_words=_bad_words(params),
+    )
+
+
+def _bad_words(params: sampling_pb2.SamplingParams) -> tuple[tuple[int, ...], ...]:
+    if not params.bad_word_length:
+        return ()
+    ends = np.cumsum(_int32(params.bad_word_length))
+    return tuple(
+        tuple(word.tolist()) for word in np.split(_int32(params.bad_word_token_id), ends[:-1])
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from bench.gpu.device import Device
 from bench.gpu.scale import Load
 from kernels.ops import DEVICE_STEP_REFERENCE, select_step
+from worker.constraints import Constraints
 from worker.device_runner import DeviceRunner
 from worker.device_tables import DeviceTables, Layout
 from worker.kv_cache import KVCache
@@ -77,7 +78,14 @@ class Loop:
         step_ops = select_step(at, max_num_seqs, self._vocab_size) or DEVICE_STEP_REFERENCE
         tables = DeviceTables(layout, at, self._vocab_size)
         self.runner = DeviceRunner(
-            loaded.model, kv, counts, tables, device.lane, step_ops, max_num_seqs
+            loaded.model,
+            kv,
+            counts,
+            tables,
+            device.lane,
+            step_ops,
+            Constraints(max_num_seqs, self._vocab_size, None),
+            max_num_seqs,
         )
 
     def decodes(self, rows: int, context: int, num_steps: int, *, captured: bool) -> Steps:

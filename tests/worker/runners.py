@@ -7,9 +7,11 @@ import torch
 
 from kernels.ops import DEVICE_STEP_REFERENCE, DeviceStepOps
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE, admission, plan
+from worker.constraints import Constraints
 from worker.device_runner import DeviceRunner
 from worker.device_tables import DeviceTables, Layout
 from worker.executor import Model, Runner
+from worker.grammars import Grammars
 from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
 from worker.lane import make_lane
@@ -27,7 +29,9 @@ CPU = torch.device("cpu")
 MakeRunner = Callable[[LoadedModel, Model | None], Runner]
 
 
-def make_host_runner(loaded: LoadedModel, model: Model | None = None) -> HostRunner:
+def make_host_runner(
+    loaded: LoadedModel, model: Model | None = None, grammars: Grammars | None = None
+) -> HostRunner:
     """One that has finished a step when it returns."""
     return HostRunner(
         model or loaded.model,
@@ -41,6 +45,7 @@ def make_host_runner(loaded: LoadedModel, model: Model | None = None) -> HostRun
             device=CPU,
         ),
         Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE, device=CPU),
+        Constraints(NUM_SLOTS, VOCAB_SIZE, grammars),
     )
 
 
@@ -48,6 +53,7 @@ def make_device_runner(
     loaded: LoadedModel,
     model: Model | None = None,
     *,
+    grammars: Grammars | None = None,
     buckets: Sequence[int] = (),
     step_ops: DeviceStepOps = DEVICE_STEP_REFERENCE,
     device: torch.device = CPU,
@@ -73,6 +79,7 @@ def make_device_runner(
         DeviceTables(layout, device, VOCAB_SIZE),
         make_lane(device),
         step_ops,
+        Constraints(NUM_SLOTS, VOCAB_SIZE, grammars),
         NUM_SLOTS,
     )
     runner.capture(buckets)
