@@ -32,7 +32,7 @@ class StopMatcher:
             start, self._matched = match
             self._held = ""
             return text[: start + len(self._matched) if self._include else start]
-        shown = min((self._possible_start(text, stop) for stop in self._stops), default=len(text))
+        shown = min((possible_start(text, stop) for stop in self._stops), default=len(text))
         self._held = text[shown:]
         return text[:shown]
 
@@ -46,12 +46,12 @@ class StopMatcher:
         found = [(start, stop) for start, stop in found if start >= 0]
         return min(found, key=lambda match: (match[0] + len(match[1]), match[0]), default=None)
 
-    @staticmethod
-    def _possible_start(text: str, stop: str) -> int:
-        """Where the longest end of `text` begins that `stop` could complete; len(text) if none."""
-        start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-        while start >= 0:
-            if stop.startswith(text[start:]):
-                return start
-            start = text.find(stop[0], start + 1)
-        return len(text)
+
+def possible_start(text: str, wanted: str) -> int:
+    """Where the longest end of `text` begins that `wanted` could complete; len(text) if none."""
+    start = text.find(wanted[0], max(0, len(text) - len(wanted) + 1))
+    while start >= 0:
+        if wanted.startswith(text[start:]):
+            return start
+        start = text.find(wanted[0], start + 1)
+    return len(text)

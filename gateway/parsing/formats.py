@@ -1,0 +1,178 @@
+"""How the families of models write calls of tools, and what they think.
+
+    hermes       <tool_call>{"name": "f", "arguments": {...}}</tool_call>, again for each call
+    llama3_json  {"name": "f", "parameters": {...}}, several with ";" between them; perhaps after
+                 <|python_tag|>
+    mistral      [TOOL_CALLS][{"name": "f", "arguments": {...}}, ...] in earlier models,
+                 [TOOL_CALLS]f[ARGS]{...} for each call in later ones
+    pythonic     [f(a=1, b="x"), g()]
+
+Words may come before, between and after. What does not come out as a call is content, as it was
+written. Where calls have no marker of their own, only those of tools that there are count.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from gateway.parsing.deltas import Content, Reasoning
+from gateway.parsing.json_calls import checked_name, read_call, read_object
+from gateway.parsing.python_calls import read_python_calls
+from gateway.parsing.reader import Markers, NotACall, Reader, Steps
+
+ReadCalls = Callable[[Reader, str, Collection[str]], Steps[None]]
+"""Takes the calls after a marker, which is held; raises NotACall when there is none (any more),
+with what is not part of one held. The names are those of the tools there are."""
+
+_ID = re.compile(r"[A-Za-z0-9]")
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """How a model sets apart what it thinks."""
+
+    begin: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """How a model calls tools."""
+
+    name: str
+    markers: tuple[str, ...]
+    """What calls may begin with."""
+    tokens: tuple[str, ...]
+    """Of the format's own words, those that are special tokens in some vocabularies."""
+    read_calls: ReadCalls
+    short_ids: bool = False
+    """Its templates take only ids of nine letters and digits."""
+
+
+def read_answer(
+    reader: Reader,
+    thoughts: Thoughts | None,
+    starts_thinking: bool,
+    calls: CallFormat | None,
+    known: Collection[str],
+) -> Steps[None]:
+    """Reads all that a model says. `known` are the tools' names."""
+    if thoughts is not None:
+        yield from _read_thoughts(reader, thoughts, starts_thinking)
+    markers = Markers(calls.markers if calls is not None else ())
+    while (marker := (yield from reader.words(markers, Content))) is not None:
+        assert calls is not None
+        try:
+            yield from calls.read_calls(reader, marker, known)
+        except NotACall:
+            reader.release()
+        else:
+            yield from reader.skip_space()
+            reader.commit()
+
+
+def _read_thoughts(reader: Reader, thoughts: Thoughts, starts_thinking: bool) -> Steps[None]:
+    """They come first; a model whose prompt begins them may still write the marker once more."""
+    if (yield from reader.opens_with(thoughts.begin)) or starts_thinking:
+        yield from reader.skip_space()
+        yield from reader.words(Markers((thoughts.end,)), Reasoning)
+        yield from reader.skip_space()
+        reader.commit()
+
+
+def _read_hermes(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+    yield from reader.skip_space()
+    yield from reader.expect("{")
+    yield from read_call(reader, None)
+    reader.hold()
+    yield from reader.skip_space()
+    yield from reader.accept("</tool_call>")
+
+
+def _read_llama(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+    if marker != "{":
+        yield from reader.skip_space()
+        yield from reader.expect("{")
+    while True:
+        yield from read_call(reader, known)
+        yield from reader.skip_space()
+        reader.hold()
+        if (yield from reader.accept(";")) or (yield from reader.accept(",")):
+            yield from reader.skip_space()
+        yield from reader.expect("{")
+
+
+def _read_mistral(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+    yield from reader.skip_space()
+    match (yield from reader.peek()):
+        case "[":
+            yield from reader.expect("[")
+            yield from _read_json_list(reader)
+        case "{":
+            yield from reader.expect("{")
+            yield from read_call(reader, None)
+        case _:
+            yield from _read_named(reader)
+
+
+def _read_json_list(reader: Reader) -> Steps[None]:
+    while True:
+        yield from reader.skip_space()
+        yield from reader.expect("{")
+        yield from read_call(reader, None)
+        reader.hold()
+        yield from reader.skip_space()
+        if not (yield from reader.accept(",")):
+            break
+    yield from reader.expect("]")
+
+
+def _read_named(reader: Reader) -> Steps[None]:
+    """f[ARGS]{...}, perhaps with [CALL_ID] and an id before the arguments."""
+    name = checked_name((yield from reader.run_of(_NAME, 128)), None)
+    if (yield from reader.accept("[CALL_ID]")):
+        yield from reader.run_of(_ID, 64)
+    yield from reader.accept("[ARGS]")
+    yield from reader.skip_space()
+    if (yield from reader.peek()) != "{":
+        raise NotACall
+    reader.begin_call(name)
+    yield from read_object(reader, reader.say_arguments)
+
+
+def _read_pythonic(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+    if marker != "[":
+        yield from reader.skip_space()
+        yield from reader.expect("[")
+    yield from read_python_calls(reader, known)
+    reader.hold()
+    yield from reader.skip_space()
+    yield from reader.accept("<|python_end|>")
+
+
+CALL_FORMATS = {
+    form.name: form
+    for form in (
+        CallFormat("hermes", ("<tool_call>",), ("<tool_call>", "</tool_call>"), _read_hermes),
+        CallFormat("llama3_json", ("<|python_tag|>", "{"), ("<|python_tag|>",), _read_llama),
+        CallFormat(
+            "mistral",
+            ("[TOOL_CALLS]",),
+            ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
+            _read_mistral,
+            short_ids=True,
+        ),
+        CallFormat(
+            "pythonic",
+            ("<|python_start|>", "["),
+            ("<|python_start|>", "<|python_end|>"),
+            _read_pythonic,
+        ),
+    )
+}
+
+THOUGHTS = {
+    "think": Thoughts("<think>", "</think>"),
+    "mistral": Thoughts("[THINK]", "[/THINK]"),
+}

@@ -1,0 +1,53 @@
+"""The parser of one sample: a format's reading, fed with pieces of text."""
+
+from collections.abc import Collection
+
+from gateway.parsing.deltas import Delta
+from gateway.parsing.formats import CallFormat, Thoughts, read_answer
+from gateway.parsing.reader import Reader, call_id, short_call_id
+
+
+class AnswerParser:
+    """Implements `gateway.parsing.deltas.Parser` for models that reason or call tools."""
+
+    def __init__(
+        self,
+        *,
+        thoughts: Thoughts | None = None,
+        starts_thinking: bool = False,
+        calls: CallFormat | None = None,
+        tools: Collection[str] = (),
+        parallel: bool = True,
+    ) -> None:
+        """`starts_thinking` if the prompt ends inside thoughts; `calls` is None where none are to
+        be read. Unless `parallel`, calls after the first are left out."""
+        make_id = short_call_id if calls is not None and calls.short_ids else call_id
+        self._reader = Reader(parallel=parallel, make_id=make_id)
+        self._steps = read_answer(self._reader, thoughts, starts_thinking, calls, tools)
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that have begun."""
+        return self._reader.num_calls
+
+    @property
+    def num_unread(self) -> int:
+        """Characters that wait for what comes after them."""
+        return self._reader.num_unread
+
+    def feed(self, text: str) -> list[Delta]:
+        """What is certain now."""
+        if text:
+            self._reader.add(text)
+            next(self._steps, None)
+        return self._told()
+
+    def close(self) -> list[Delta]:
+        """What was held back, when the text has ended."""
+        self._reader.ended = True
+        next(self._steps, None)
+        return self._told()
+
+    def _told(self) -> list[Delta]:
+        deltas, self._reader.deltas = self._reader.deltas, []
+        return deltas
