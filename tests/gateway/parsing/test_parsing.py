@@ -318,9 +318,9 @@ ARGUMENTS = st.dictionaries(
 )
 
 
-def written(format_name: str, calls: list[tuple[str, Any]], *, ascii: bool) -> str:
+def written(format_name: str, calls: list[tuple[str, Any]], *, escaped: bool) -> str:
     objects = [
-        json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii)
+        json.dumps({"name": name, "arguments": arguments}, ensure_ascii=escaped)
         for name, arguments in calls
     ]
     match format_name:
@@ -328,7 +328,7 @@ def written(format_name: str, calls: list[tuple[str, Any]], *, ascii: bool) -> s
             return "\n".join([f"<tool_call>\n{call}\n</tool_call>" for call in objects])
         case "llama3_json":
             return "; ".join(objects)
-        case "mistral" if ascii:
+        case "mistral" if escaped:
             return "".join([f"[TOOL_CALLS]{name}[ARGS]{json.dumps(a)}" for name, a in calls])
         case "mistral":
             return f"[TOOL_CALLS][{', '.join(objects)}]"
@@ -351,11 +351,11 @@ def written(format_name: str, calls: list[tuple[str, Any]], *, ascii: bool) -> s
 def test_calls_come_out_as_they_went_in(
     format_name: str,
     calls: list[tuple[str, Any]],
-    ascii: bool,
+    escaped: bool,
     cuts: list[int],
     before: str,
 ) -> None:
-    text = before + written(format_name, calls, ascii=ascii)
+    text = before + written(format_name, calls, escaped=escaped)
     said = streamed(parser(format_name, thoughts=THINK), cut(text, cuts))
     assert calls_of(said) == calls
     assert said.content == before.partition("</think>\n\n")[2 if "think" in before else 0]
