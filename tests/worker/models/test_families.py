@@ -1,7 +1,7 @@
 """Each family against transformers, in float32, however its tokens are spread over steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from kernels import ops
 from kernels.batch import AttentionBatch
+from tests.worker.models.steps import Steps
 from tests.worker.models.variants import CPU, NUM_TOKENS, VARIANTS, Case
-from worker.kv_cache import KVCache
 from worker.loader import load_model
 from worker.models.registry import FAMILIES
 
@@ -22,42 +22,6 @@ def test_every_family_is_tried() -> None:
         type(AutoModelForCausalLM.from_config(config)).__name__ for config in VARIANTS.values()
     }
     assert tried == set(FAMILIES)
-
-
-@dataclass
-class Steps:
-    """Runs rows of one token sequence through a model; each name is a sequence with own blocks."""
-
-    case: Case
-    block_size: int = 8
-    kv: KVCache = field(init=False)
-
-    def __post_init__(self) -> None:
-        config = self.case.loaded.config
-        self.blocks_each = -(-NUM_TOKENS // self.block_size)
-        self.kv = KVCache(config, 4 * self.blocks_each, self.block_size, torch.float32, CPU)
-        for cache in (*self.kv.keys, *self.kv.values):
-            cache[1:] = float("nan")  # what was never written must never be read
-
-    def __call__(self, *rows: tuple[int, int, int], num_decodes: int = 0) -> torch.Tensor:
-        """Each row is (sequence, first token, end); logits of all tokens, [num_tokens, vocab]."""
-        counts = [end - start for _, start, end in rows]
-        tables = [self._table(sequence) for sequence, _, _ in rows]
-        batch = AttentionBatch(
-            token_ids=torch.cat([self.case.token_ids[start:end] for _, start, end in rows]),
-            positions=torch.cat([torch.arange(start, end) for _, start, end in rows]),
-            cu_seqlens=torch.tensor([0, *counts]).cumsum(0).to(torch.int32),
-            seq_lens=torch.tensor([end for _, _, end in rows], dtype=torch.int32),
-            block_table=torch.tensor(tables, dtype=torch.int32),
-            num_decodes=num_decodes,
-            sample_index=torch.arange(sum(counts)),
-        )
-        return self.case.loaded.model.forward(batch, self.kv)
-
-    def _table(self, sequence: int) -> list[int]:
-        """Blocks of a sequence, highest first, so that order in memory is not order in time."""
-        first = 1 + sequence * self.blocks_each
-        return list(range(first, first + self.blocks_each))[::-1]
 
 
 def assert_logits(got: torch.Tensor, expected: Sequence[torch.Tensor] | torch.Tensor) -> None:
@@ -115,7 +79,7 @@ def test_a_masked_row_leaves_the_others_alone(case: Case) -> None:
         positions=torch.tensor([0, 8]),
         cu_seqlens=torch.tensor([0, 1, 2], dtype=torch.int32),
         seq_lens=torch.tensor([1, 9], dtype=torch.int32),
-        block_table=torch.tensor([[0] * steps.blocks_each, steps._table(0)], dtype=torch.int32),
+        block_table=torch.tensor([[0] * steps.blocks_each, steps.table(0)], dtype=torch.int32),
         num_decodes=2,
         sample_index=torch.tensor([1]),
     )
@@ -130,7 +94,7 @@ def test_only_the_wanted_rows_get_logits(case: Case) -> None:
         positions=torch.arange(3, 9),
         cu_seqlens=torch.tensor([0, 6], dtype=torch.int32),
         seq_lens=torch.tensor([9], dtype=torch.int32),
-        block_table=torch.tensor([steps._table(0)], dtype=torch.int32),
+        block_table=torch.tensor([steps.table(0)], dtype=torch.int32),
         num_decodes=0,
         sample_index=torch.tensor([5, 0]),
     )
@@ -143,7 +107,6 @@ def test_only_the_wanted_rows_get_logits(case: Case) -> None:
 def test_half_precision_is_as_near_as_transformers_half_precision(case: Case, dtype: str) -> None:
     loaded = load_model(case.directory, dtype=dtype, device=CPU)
     steps = Steps(replace(case, loaded=loaded))
-    steps.kv = KVCache(loaded.config, steps.blocks_each, 8, loaded.dtype, CPU)
     theirs = AutoModelForCausalLM.from_pretrained(
         case.directory, dtype=loaded.dtype, attn_implementation="eager"
     )

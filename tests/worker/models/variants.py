@@ -86,10 +86,11 @@ class Case:
 
     Attributes:
         directory: where it is saved.
-        theirs: transformers' model.
+        theirs: transformers' model, of the same weights; in float32, on the host.
         loaded: ours.
         token_ids: [NUM_TOKENS].
         expected: [NUM_TOKENS, vocab_size], transformers' logits.
+        device: where ours is.
     """
 
     directory: Path
@@ -97,20 +98,32 @@ class Case:
     loaded: LoadedModel
     token_ids: torch.Tensor
     expected: torch.Tensor
+    device: torch.device = CPU
 
 
 def make_case(variant: str, directory: Path) -> Case:
     """Builds, saves and loads the variant."""
-    config = VARIANTS[variant]
+    return build(VARIANTS[variant], directory, scale=0.7)
+
+
+def build(
+    config: Any,
+    directory: Path,
+    *,
+    scale: float,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> Case:
+    """Saves and loads a model whose weights are normally distributed, in a number format."""
     torch.manual_seed(8)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     for name, parameter in model.named_parameters():
         # Small embeddings: what layers add to them decides, not the token that came last.
         at_the_ends = "embed_tokens" in name or "lm_head" in name
-        torch.nn.init.normal_(parameter, std=0.02 if at_the_ends else 0.7)
-    model.save_pretrained(directory)
+        torch.nn.init.normal_(parameter, std=0.02 if at_the_ends else scale)
+    model.to(dtype).float().save_pretrained(directory)
     token_ids = torch.randint(0, config.vocab_size, (NUM_TOKENS,))
     with torch.inference_mode():
         expected = model(token_ids[None]).logits[0].clone()
-    loaded = load_model(directory, dtype="auto", device=CPU)
-    return Case(directory, model, loaded, token_ids, expected)
+    loaded = load_model(directory, dtype=str(dtype).removeprefix("torch."), device=device)
+    return Case(directory, model, loaded, token_ids, expected, device)
