@@ -209,12 +209,14 @@ START = "before the first plan, or after the last"
 ELSEWHERE = "on the thread that waits for results"
 RING = "of a buffer used several plans ago: guards pinned memory, and is long past"
 HOST = "the device is the host"
+GRAMMAR = "while the forward pass runs, and only with sequences whose masks follow their tokens"
 ALLOWED: dict[Call, str] = {
     ("kernels/batch.py", "AttentionBatch.chunks", "tolist"): "the CPU's ops ask, no kernel does",
     ("worker/device_runner.py", "DeviceRunner.__init__", "drain"): START,
     ("worker/device_runner.py", "DeviceRunner._fetch", "int"): NUMPY,
     ("worker/device_runner.py", "DeviceRunner._launch_mixed", "int"): NUMPY,
     ("worker/device_runner.py", "DeviceRunner._launch_mixed", "tolist"): NUMPY,
+    ("worker/device_runner.py", "DeviceRunner._restrict", "wait"): GRAMMAR,
     ("worker/device_runner.py", "DeviceRunner.capture", "drain"): START,
     ("worker/device_runner.py", "DeviceRunner.reset", "drain"): START,
     ("worker/device_runner.py", "_Completion._result", "wait"): ELSEWHERE,
@@ -228,6 +230,7 @@ ALLOWED: dict[Call, str] = {
     ("worker/lane.py", "CudaLane.total_bytes", "int"): START,
     ("worker/lane.py", "HostLane.fetch", "numpy"): HOST,
     ("worker/lane.py", "HostLane.upload", "from_numpy"): HOST,
+    ("worker/lane.py", "HostLane.upload_rows", "from_numpy"): HOST,
     ("worker/lane.py", "_InFlight.wait", "numpy"): ELSEWHERE,
     ("worker/lane.py", "_InFlight.wait", "synchronize"): ELSEWHERE,
     ("worker/models/layers.py", "Embedding.read", "item"): START,
