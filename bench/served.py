@@ -36,7 +36,7 @@ from bench.mixed_requests import MixedRequest, mixed_requests, uniform_requests
 from bench.recording import Target, report
 from quire import SamplingParams
 from quire.background import BackgroundStack
-from quire.client import InferenceClient
+from quire.client import AsyncClient
 from quire.http import Endpoint
 from quire.models import ResolvedModel, resolve
 from quire.options import StackOptions
@@ -142,12 +142,12 @@ class StackUnderTest:
         await asyncio.gather(*(one(request) for request in requests))
 
     async def _send_for_whole(self, requests: list[MixedRequest], gate: asyncio.Semaphore) -> None:
-        client = InferenceClient(self._background.stack.grpc)
+        client = AsyncClient(self._background.stack.grpc)
 
         async def one(request: MixedRequest) -> None:
             params = SamplingParams(temperature=0, max_tokens=request.output_len, ignore_eos=True)
             async with gate:
-                answer = await client.complete(request.token_ids, params)
+                answer = await client.generate(request.token_ids, params)
             assert len(answer.outputs[0].token_ids) == request.output_len
 
         try:

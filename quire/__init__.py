@@ -1,4 +1,4 @@
-"""What people import and type: `LLM`, `SamplingParams`, and the `quire` command.
+"""What people import and type: `LLM`, `Client`, `SamplingParams`, and the `quire` command.
 
 Names are resolved on first use, so that `import quire` (and `quire --help`) loads nothing heavy.
 """
@@ -7,14 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quire.client import AsyncClient, Client
     from quire.errors import QuireError
     from quire.llm import LLM
-    from quire.outputs import CompletionOutput, Logprob, RequestOutput
+    from quire.outputs import Chunk, CompletionOutput, Logprob, RequestOutput
     from quire.sampling import SamplingParams
     from quire.version import __version__
 
 __all__ = [
     "LLM",
+    "AsyncClient",
+    "Chunk",
+    "Client",
     "CompletionOutput",
     "Logprob",
     "QuireError",
@@ -26,6 +30,9 @@ __all__ = [
 _HOME = {
     "__version__": "quire.version",
     "LLM": "quire.llm",
+    "AsyncClient": "quire.client",
+    "Chunk": "quire.outputs",
+    "Client": "quire.client",
     "CompletionOutput": "quire.outputs",
     "Logprob": "quire.outputs",
     "QuireError": "quire.errors",

@@ -5,6 +5,13 @@ QuireError                  anything below; its text is fit to show as it is
 ├── ConfigurationError      flags or an environment that a restart cannot cure (exit code 2)
 ├── StackFailed             a process of the local stack could not be kept running
 └── RequestFailed           the router refused or could not finish a request
+    ├── InvalidRequest      it names the field, the limit and the value
+    ├── AuthenticationFailed
+    ├── ModelNotServed
+    ├── Overloaded          too much is in flight, or a message is too large
+    ├── Unavailable         nobody serves now
+    ├── DeadlineExceeded    it took longer than the caller gave it
+    └── Cancelled           the client was closed, or the call ended by it
 """
 
 
@@ -34,3 +41,36 @@ class StackFailed(QuireError):
 
 class RequestFailed(QuireError):
     """A request was refused or ended in an error."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """`retry_after_s`: when trying again may help; None: it would not, or nobody knows."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(RequestFailed):
+    """It can never be served as it is."""
+
+
+class AuthenticationFailed(RequestFailed):
+    """The API key is missing or wrong."""
+
+
+class ModelNotServed(RequestFailed):
+    """Another model is served there."""
+
+
+class Overloaded(RequestFailed):
+    """Too much is in flight; where `retry_after_s` is None, the message is too large instead."""
+
+
+class Unavailable(RequestFailed):
+    """Nobody answers, or nobody computes."""
+
+
+class DeadlineExceeded(RequestFailed):
+    """It took longer than its timeout; the server computes nothing more for it."""
+
+
+class Cancelled(RequestFailed):
+    """It was ended before it was complete."""

@@ -18,7 +18,9 @@ from types import TracebackType
 from typing import Any, TypeGuard
 
 from quire.background import BackgroundStack
-from quire.client import Completed, Conversation, InferenceClient, Prompt, fetch_state
+from quire.client import AsyncClient
+from quire.client.state import fetch_state
+from quire.client.wire import Conversation, Prompt
 from quire.models import resolve
 from quire.options import StackOptions
 from quire.outputs import RequestOutput
@@ -101,8 +103,8 @@ class LLM:
     ) -> None:
         self.close()
 
-    async def _dial(self) -> InferenceClient:
-        return InferenceClient(self._stack.stack.grpc)
+    async def _dial(self) -> AsyncClient:
+        return AsyncClient(self._stack.stack.grpc)
 
     async def _answer_all(
         self, prompts: Sequence[Any], params: Params, show: bool
@@ -133,21 +135,9 @@ class LLM:
             token_ids = await self._client.tokenize(prompt) if text is not None else None
             if text is None and not _is_conversation(prompt):
                 token_ids = [int(token_id) for token_id in prompt]
-            completed = await self._client.complete(token_ids or prompt, params)
-        advance(sum(len(output.token_ids) for output in completed.outputs))
-        return _request_output(text, token_ids, completed)
-
-
-def _request_output(
-    prompt: str | None, token_ids: list[int] | None, completed: Completed
-) -> RequestOutput:
-    return RequestOutput(
-        prompt=prompt,
-        prompt_token_ids=token_ids,
-        outputs=completed.outputs,
-        num_prompt_tokens=completed.num_prompt_tokens,
-        num_cached_tokens=completed.num_cached_tokens,
-    )
+            output = await self._client.generate(token_ids or prompt, params)
+        advance(sum(len(sample.token_ids) for sample in output.outputs))
+        return replace(output, prompt=text, prompt_token_ids=token_ids)
 
 
 def _one_per_prompt(params: Params, count: int) -> list[SamplingParams]:

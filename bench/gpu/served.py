@@ -35,7 +35,7 @@ from bench.mixed_requests import MixedRequest, uniform_requests
 from bench.recording import Target
 from quire import SamplingParams
 from quire.background import BackgroundStack
-from quire.client import InferenceClient
+from quire.client import AsyncClient
 from quire.models import ResolvedModel
 from quire.options import StackOptions
 
@@ -82,11 +82,11 @@ class Quire:
         self._background.close()
 
     async def _send(self, requests: list[MixedRequest]) -> None:
-        client = InferenceClient(self._background.stack.grpc)
+        client = AsyncClient(self._background.stack.grpc)
 
         async def one(request: MixedRequest) -> None:
             params = SamplingParams(temperature=0, max_tokens=request.output_len, ignore_eos=True)
-            answer = await client.complete(request.token_ids, params)
+            answer = await client.generate(request.token_ids, params)
             if len(answer.outputs[0].token_ids) != request.output_len:
                 raise RuntimeError("an answer is too short")
 

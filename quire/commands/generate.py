@@ -1,6 +1,5 @@
 """`quire generate`: continue one prompt and stop."""
 
-import contextlib
 import sys
 from typing import Annotated
 
@@ -54,16 +53,15 @@ def generate(
     with BackgroundStack(resolved, StackOptions.among(context.params)) as background:
 
         async def stream() -> None:
-            from quire.client import InferenceClient
+            from quire.client import AsyncClient
 
-            client = InferenceClient(background.stack.grpc)
-            try:
-                async with contextlib.aclosing(client.stream(text, params)) as pieces:
-                    async for piece in pieces:
-                        sys.stdout.write(piece)
-                        sys.stdout.flush()
-            finally:
-                await client.close()
+            async with (
+                AsyncClient(background.stack.grpc) as client,
+                client.stream(text, params) as chunks,
+            ):
+                async for chunk in chunks:
+                    sys.stdout.write(chunk.text)
+                    sys.stdout.flush()
             sys.stdout.write("\n")
 
         background.run(stream())

@@ -27,7 +27,7 @@ def state(
     quire state
     quire state --address 127.0.0.1:50051 --json
     """
-    from quire.client import fetch_state
+    from quire.client.state import fetch_state
 
     totals = asyncio.run(fetch_state(address or _only_scheduler()))
     if as_json:

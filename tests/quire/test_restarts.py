@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quire import LLM
-from quire.client import fetch_state
+from quire.client.state import fetch_state
 from quire.process import ChildSpec
 from quire.registry import ProcessRecord, running_stacks
 from quire.supervisor import Restarts, Supervisor
