@@ -14,8 +14,13 @@ from tests.kernels.gpu.conftest import INTERPRETED
 from tests.kernels.gpu.guarded import Guarded, random
 
 FLOAT8 = torch.float8_e4m3fn
-# Of the order of a sum, and of one rounding of the weights and one of the outcome.
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# Of the order of a sum, and of one rounding of the weights and one of the outcome. A GPU's exp2 is
+# good to two units in the last place, and each of its sums is in an order of its own.
+TOLERANCE = {
+    torch.float32: 2e-6 if INTERPRETED else 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}
 NAN = float("nan")
 
 needs_float8 = pytest.mark.skipif(
@@ -273,8 +278,7 @@ def test_tokens_that_no_row_owns_are_passed_over(rows: Rows, device: torch.devic
     padded = replace(step.batch, token_ids=torch.zeros(64, dtype=torch.int32, device=device))
     out = attention.paged_attention(query, keys, values, replace(step, batch=padded), scoring)
     close(out[:count], own, torch.float32)
-    if INTERPRETED:  # On a GPU memory is not poisoned.
-        assert out[count:].isnan().all(), "nothing was written"
+    assert out[count:].isnan().all(), "nothing was written"
 
 
 @pytest.mark.parametrize("splits", [1, 3])
