@@ -27,6 +27,14 @@ class LoadFormat(StrEnum):
     DUMMY = "dummy"
 
 
+class Pooling(StrEnum):
+    """Which hidden states of a prompt make its vector."""
+
+    LAST = "last"
+    MEAN = "mean"
+    CLS = "cls"
+
+
 class Device(StrEnum):
     """Where the model runs."""
 
@@ -85,6 +93,14 @@ def main(
         LoadFormat,
         typer.Option(help="Read the directory's weights, or make random ones (for benchmarks)."),
     ] = LoadFormat.AUTO,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            help="Which token's hidden state is a prompt's embedding, or their mean. "
+            r"\[default: what the model says; else last, and mean of an encoder]",
+            show_default=False,
+        ),
+    ] = None,
     enforce_eager: Annotated[
         bool, typer.Option("--enforce-eager", help="Capture no steps as CUDA graphs.")
     ] = False,
@@ -167,6 +183,7 @@ def main(
         max_num_batched_tokens=max_num_batched_tokens,
         dtype=dtype.value,
         load_format=load_format.value,
+        pooling=pooling.value if pooling else None,
         enforce_eager=enforce_eager,
         device=device.value,
         gpu_memory_utilization=gpu_memory_utilization,

@@ -31,6 +31,7 @@ from worker.executor import Deliver, Model
 from worker.kv_cache import KVCache
 from worker.lane import Array, Fetched, Lane
 from worker.plans import BatchPlan, Int32Column, Logprobs, PlanError, StepResult, Timing
+from worker.pooling import PooledRows, Pooler
 from worker.slot_counts import Int64Column, SlotCounts
 
 
@@ -53,6 +54,7 @@ class _Launched:
     logprob_rows: Int64Column
     num_top: Int64Column
     fetched: Fetched
+    pooled: PooledRows | None
     had_work: bool
     prepare_us: int
     deliver: Deliver
@@ -96,6 +98,7 @@ class DeviceRunner:
         lane: the device's queue.
         step_ops: the step's ends: inputs and sampling.
         constraints: what may come next in each slot.
+        pooler: who wants a vector.
         max_num_seqs: slots, the null slot not counted.
     """
 
@@ -108,6 +111,7 @@ class DeviceRunner:
         lane: Lane,
         step_ops: DeviceStepOps,
         constraints: Constraints,
+        pooler: Pooler,
         max_num_seqs: int,
     ) -> None:
         self._model = model
@@ -117,6 +121,7 @@ class DeviceRunner:
         self._lane = lane
         self._ops = step_ops
         self._constraints = constraints
+        self._pooler = pooler
         # Steps whose tokens the constraints have not heard of: one, but for a moment.
         self._unheard: list[_Outcome] = []
         device = tables.arena.device
@@ -191,9 +196,12 @@ class DeviceRunner:
         self._constraints.apply(plan)
         positions = self._admit(writes, plan)
         self._tables.append(writes, plan.append_slot, plan.append_index, plan.append_block)
+        pooled = None
         with self._lane.active():
+            for admission in plan.admit:
+                self._pooler.admit(admission)
             if len(plan.chunk_slot):
-                slots, fetched = self._launch_mixed(writes, plan, positions)
+                slots, fetched, pooled = self._launch_mixed(writes, plan, positions)
             else:
                 slots, fetched = self._launch_decodes(writes, plan, positions)
         generation = self._counts.generation[slots]
@@ -205,6 +213,7 @@ class DeviceRunner:
             logprob_rows=np.flatnonzero(self._wants_logprobs[slots]),
             num_top=self._num_logprobs[slots][self._wants_logprobs[slots]],
             fetched=fetched,
+            pooled=pooled,
             had_work=had_work,
             prepare_us=(time.perf_counter_ns() - started) // 1000,
             deliver=deliver,
@@ -273,7 +282,7 @@ class DeviceRunner:
 
     def _launch_mixed(
         self, writes: Writes, plan: BatchPlan, positions: dict[int, int]
-    ) -> tuple[Int64Column, Fetched]:
+    ) -> tuple[Int64Column, Fetched, PooledRows | None]:
         decode = self._counts.decode_slots
         computed = self._counts.advance_decodes()
         chunks = self._counts.advance_chunks(plan)
@@ -312,11 +321,21 @@ class DeviceRunner:
             host_cu_seqlens=tuple(cu_seqlens.tolist()),
             host_seq_lens=tuple((computed + 1).tolist() + chunks.end.tolist()),
         )
-        logits = self._model.forward(batch, self._kv)
+        logits, pooled = self._forward(plan, batch)
         if len(slots):
             self._restrict(slots)
             self._sample(logits, tables.sample_slot[: len(slots)])
-        return slots, self._fetch(logits, slots)
+        return slots, self._fetch(logits, slots, pooled), pooled
+
+    def _forward(
+        self, plan: BatchPlan, batch: AttentionBatch
+    ) -> tuple[torch.Tensor, PooledRows | None]:
+        """Logits of the rows that sample, and the prompts that have their vector by now."""
+        if not self._pooler.wants(plan):
+            return self._model.forward(batch, self._kv), None
+        hidden = self._model.hidden(batch, self._kv)
+        logits = self._model.logits(hidden[batch.sample_index])
+        return logits, self._pooler.pool(plan, hidden)
 
     def _check_fits(self, num_rows: int, num_tokens: int) -> None:
         """Raises `PlanError` for a step that would be written past the ends of its buffers."""
@@ -411,9 +430,14 @@ class DeviceRunner:
             grammar=tables.masks,
         )
 
-    def _fetch(self, logits: torch.Tensor, slots: Int64Column) -> Fetched:
+    def _fetch(
+        self, logits: torch.Tensor, slots: Int64Column, pooled: PooledRows | None = None
+    ) -> Fetched:
+        """Tokens and finishes; then vectors, if there are any; then logprobs, likewise."""
         count = len(slots)
         outcome = [self._out_token[:count], self._out_finish[:count]]
+        if pooled is not None:
+            outcome.append(pooled.value)
         asks = self._wants_logprobs[slots]
         if asks.any():
             row = self._tables.logprob_row[: int(asks.sum())].long()
@@ -466,6 +490,11 @@ class _Completion:
         arrays = launched.fetched.wait()
         idle_us, busy_us = launched.fetched.device_us()
         token_id, finish = arrays[:2] if arrays else (np.empty(0, np.int32),) * 2
+        arrays, vectors = arrays[2:], None
+        if launched.pooled is not None:
+            vectors = launched.pooled.vectors(arrays[0])
+            arrays = arrays[1:]
+            self._counts.end(vectors.slot, vectors.generation, vectors.finish)
         rows = np.flatnonzero(token_id >= 0)
         slots = launched.slots[rows]
         self._counts.end(slots, launched.generation[rows], finish[rows])
@@ -476,7 +505,7 @@ class _Completion:
             generation=launched.generation[rows],
             token_id=token_id[rows],
             finish=finish[rows].astype(np.uint8),
-            logprobs=_logprobs(launched, rows, arrays[2:]),
+            logprobs=_logprobs(launched, rows, arrays),
             timing=Timing(
                 # Without live sequences the device was idle for want of work, not of a plan.
                 wait_us=idle_us if launched.had_work else 0,
@@ -484,6 +513,7 @@ class _Completion:
                 forward_us=busy_us,
                 sample_us=0,
             ),
+            vectors=vectors,
         )
 
 

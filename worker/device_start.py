@@ -127,6 +127,7 @@ class DeviceStart:
             self._lane,
             self._step_ops,
             Constraints(sizes.max_num_seqs, loaded.config.vocab_size, self._grammars),
+            loaded.pooler(sizes.max_num_seqs, self._device, self._lane),
             sizes.max_num_seqs,
         )
         limits = {

@@ -39,7 +39,7 @@ class Model(Protocol):
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of some rows of `hidden`, [rows, vocab_size] float32; `forward` has them of the sampled."""
+        """Of some rows of `hidden`, [rows, vocab_size] float32; `forward` has the sampled ones'."""
         ...
 
 

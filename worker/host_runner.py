@@ -4,10 +4,12 @@ import time
 
 import torch
 
+from kernels.batch import AttentionBatch
 from worker.constraints import Constraints
 from worker.executor import Deliver, Model
 from worker.kv_cache import KVCache
-from worker.plans import BatchPlan, StepResult, Timing
+from worker.plans import BatchPlan, StepResult, Timing, Vectors
+from worker.pooling import Pooler
 from worker.sampler import RowMasks, Sampler, logprob_columns
 from worker.step_state import SampledColumns, SampledRows, StepState
 
@@ -22,12 +24,14 @@ class HostRunner:
         state: StepState,
         sampler: Sampler,
         constraints: Constraints,
+        pooler: Pooler,
     ) -> None:
         self._model = model
         self._kv = kv
         self._state = state
         self._sampler = sampler
         self._constraints = constraints
+        self._pooler = pooler
 
     @property
     def num_live(self) -> int:
@@ -61,11 +65,12 @@ class HostRunner:
         self._constraints.apply(plan)
         for admission in plan.admit:
             self._sampler.admit(admission)
+            self._pooler.admit(admission)
         batch, rows = self._state.next_batch(plan)
         prepared = forwarded = time.perf_counter_ns()
-        columns, logprobs = SampledColumns.none(), None
+        columns, logprobs, vectors = SampledColumns.none(), None, None
         if batch.num_tokens:
-            logits = self._model.forward(batch, self._kv)
+            logits, vectors = self._forward(plan, batch)
             forwarded = time.perf_counter_ns()
             if len(rows.slots):
                 sampled = self._sampler.sample(logits, rows, self._masks(rows))
@@ -89,7 +94,22 @@ class HostRunner:
                 forward_us=(forwarded - prepared) // 1000,
                 sample_us=(time.perf_counter_ns() - forwarded) // 1000,
             ),
+            vectors=vectors,
         )
+
+    def _forward(
+        self, plan: BatchPlan, batch: AttentionBatch
+    ) -> tuple[torch.Tensor, Vectors | None]:
+        """Logits of the rows that sample, and vectors of the prompts that want one."""
+        if not self._pooler.wants(plan):
+            return self._model.forward(batch, self._kv), None
+        hidden = self._model.hidden(batch, self._kv)
+        pooled = self._pooler.pool(plan, hidden)
+        vectors = None
+        if pooled is not None:
+            vectors = pooled.vectors(pooled.value.cpu().numpy())
+            self._state.end(vectors)
+        return self._model.logits(hidden[batch.sample_index]), vectors
 
     def _masks(self, rows: SampledRows) -> RowMasks | None:
         """What may come in the rows that have rules; a grammar may still have to be compiled."""

@@ -16,6 +16,7 @@ import torch
 from kernels import ops
 from kernels.warm_up import warm_up
 from worker.checkpoint import Checkpoint, CheckpointError
+from worker.lane import Lane
 from worker.loading_progress import loading
 from worker.models.config import DTYPES, ModelConfig
 from worker.models.decoder import Decoder
@@ -23,7 +24,10 @@ from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model, checkpoint_tensors, parse_config
 from worker.models.weights import Part, Weights
 from worker.parallel import ALONE, Group
+from worker.plans import Pooling
+from worker.pooling import Pooler
 from worker.random_weights import RandomWeights
+from worker.sentences import SentencePooling, read_pooling
 
 
 class LoadError(Exception):
@@ -54,6 +58,7 @@ class LoadedModel:
         max_model_len: the longest sequence served, in tokens.
         revision: changes whenever configuration or weights do.
         weight_bytes: memory that the weights occupy.
+        pooling: how prompts become vectors.
     """
 
     config: ModelConfig
@@ -63,6 +68,23 @@ class LoadedModel:
     max_model_len: int
     revision: str
     weight_bytes: int
+    pooling: SentencePooling
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers in a vector."""
+        return self.config.hidden_size
+
+    def pooler(self, max_num_seqs: int, device: torch.device, lane: Lane | None = None) -> Pooler:
+        """For so many slots; see `Pooler`."""
+        return Pooler(
+            self.pooling,
+            max_num_seqs=max_num_seqs,
+            hidden_size=self.config.hidden_size,
+            vocab_size=self.config.vocab_size,
+            device=device,
+            lane=lane,
+        )
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,7 @@ class OpenedModel:
         device: where the weights will go.
         weights: unread.
         num_tensors: so many are to be read.
+        pooling: how prompts become vectors.
     """
 
     path: Path
@@ -90,6 +113,7 @@ class OpenedModel:
     device: torch.device
     weights: WeightSource
     num_tensors: int
+    pooling: SentencePooling
 
     def load(self) -> LoadedModel:
         """Reads the weights; returns when every rank has.
@@ -106,9 +130,6 @@ class OpenedModel:
 
             model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
         warm_up(kernels, self.device, self.dtype)
-        digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
-        digest.update(str(self.dtype).encode())
-        self.weights.update_digest(digest)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,
@@ -116,8 +137,9 @@ class OpenedModel:
             model=model,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
-            revision=digest.hexdigest(),
+            revision=revision_of(self.path, self.dtype, self.weights),
             weight_bytes=model.weight_bytes,
+            pooling=self.pooling,
         )
 
 
@@ -129,6 +151,7 @@ def open_model(
     max_model_len: int | None = None,
     load_format: str = "auto",
     group: Group = ALONE,
+    pooling: Pooling | None = None,
 ) -> OpenedModel:
     """Opens a Hugging Face directory.
 
@@ -140,26 +163,27 @@ def open_model(
         max_model_len: tokens; None for the model's own limit.
         load_format: "auto" reads safetensors, "dummy" makes random weights.
         group: the ranks that share the model; each reads its part.
+        pooling: of embeddings; None for what the model says.
 
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
     """
     try:
-        raw = _read_json(path, "config.json")
-        config = parse_config(raw)
+        config = parse_config(read_config(path))
+        how = read_pooling(path, is_encoder=False, asked=pooling)
         share = config.share(group.shard)
-        length = _model_length(config, max_model_len)
+        length = model_length(config.max_position, max_model_len)
         shapes = checkpoint_tensors(config)
         weights = (
             RandomWeights(shapes)
             if load_format == "dummy"
-            else _checked_checkpoint(path, config, shapes)
+            else checked_checkpoint(path, shapes, _ignored_tensors(config))
         )
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
-    weight_dtype = _weight_dtype(config, dtype, device)
+    number_format = weight_dtype(config.dtype, dtype, device)
     return OpenedModel(
-        path, config, share, group, weight_dtype, length, device, weights, len(shapes)
+        path, config, share, group, number_format, length, device, weights, len(shapes), how
     )
 
 
@@ -171,6 +195,7 @@ def load_model(
     max_model_len: int | None = None,
     load_format: str = "auto",
     group: Group = ALONE,
+    pooling: Pooling | None = None,
 ) -> LoadedModel:
     """Opens a Hugging Face directory and reads its weights; see `open_model`."""
     opened = open_model(
@@ -180,45 +205,64 @@ def load_model(
         max_model_len=max_model_len,
         load_format=load_format,
         group=group,
+        pooling=pooling,
     )
     return opened.load()
 
 
-def _checked_checkpoint(
-    path: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+def checked_checkpoint(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], ignored: set[str]
 ) -> Checkpoint:
+    """The checkpoint in a directory, which has the tensors of these shapes; others may be ignored.
+
+    Raises `CheckpointError`.
+    """
     checkpoint = Checkpoint.open(path)
-    checkpoint.check_shapes(shapes, _ignored_tensors(config))
+    checkpoint.check_shapes(shapes, ignored)
     return checkpoint
 
 
-def _read_json(path: Path, name: str) -> Mapping[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The object in a directory's config.json. Raises `LoadError`."""
     if not path.is_dir():
         raise LoadError(f"model {path}: no such directory")
-    file = path / name
+    file = path / "config.json"
     if not file.is_file():
-        raise LoadError(f"model {path}: no {name} in it")
+        raise LoadError(f"model {path}: no {file.name} in it")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise LoadError(f"model {path}: {name} is not valid JSON: {error}") from error
+        raise LoadError(f"model {path}: {file.name} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise LoadError(f"model {path}: {name} is not a JSON object")
+        raise LoadError(f"model {path}: {file.name} is not a JSON object")
     return raw
 
 
-def _model_length(config: ModelConfig, asked: int | None) -> int:
-    limit = config.max_position
-    length = limit if asked is None else asked
+def model_length(limit: int, asked: int | None, usual: int | None = None) -> int:
+    """Tokens of the longest sequence served: what was asked for, else the usual, else the limit.
+
+    Raises `UnsupportedModelError` for more than the limit.
+    """
+    length = min(usual or limit, limit) if asked is None else asked
     if not 1 <= length <= limit:
         raise UnsupportedModelError(f"max_model_len is {length}; this model has 1 to {limit}")
     return length
 
 
-def _weight_dtype(config: ModelConfig, asked: str, device: torch.device) -> torch.dtype:
+def weight_dtype(declared: torch.dtype, asked: str, device: torch.device) -> torch.dtype:
+    """Number format of the weights: what was asked for; "auto" is float32 on a CPU and what the
+    checkpoint declares elsewhere."""
     if asked != "auto":
         return DTYPES[asked]
-    return torch.float32 if device.type == "cpu" else config.dtype
+    return torch.float32 if device.type == "cpu" else declared
+
+
+def revision_of(path: Path, dtype: torch.dtype, weights: WeightSource) -> str:
+    """Changes whenever configuration or weights do."""
+    digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
+    digest.update(str(dtype).encode())
+    weights.update_digest(digest)
+    return digest.hexdigest()
 
 
 def _ignored_tensors(config: ModelConfig) -> set[str]:

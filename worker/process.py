@@ -21,15 +21,17 @@ import torch
 
 from kernels.jit import set_threads
 from worker import wire
+from worker.encoder_loader import LoadedEncoder, holds_encoder, load_encoder
+from worker.encoder_runner import start_encoder
 from worker.executor import Executor, Runner
 from worker.grammars import Grammars
-from worker.ledger import KVNeed, KVRequest, Ledger, MemoryShortError, parse_size
+from worker.ledger import KVNeed, KVRequest, MemoryShortError, parse_size
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
 from worker.parallel import Group, LostRankError, form
 from worker.pipe import LOST, REFUSED, Pipe, PipeClosedError
 from worker.place import SOLE, Place
-from worker.plans import Hello, PlanError
+from worker.plans import Hello, PlanError, Pooling
 from worker.runners import start_runner
 from worker.sizes import Sizes, default_buckets
 
@@ -60,6 +62,8 @@ class Options:
     replica_id: str | None
     metrics_host: str
     metrics_port: int
+    pooling: str | None = None
+    """last, mean or cls."""
     place: Place = SOLE
     """Among the ranks of the replica."""
 
@@ -105,12 +109,13 @@ def run(options: Options) -> int:
 def _run_in(group: Group, options: Options, device: torch.device) -> int:
     totals = StepTotals()
     metrics_url = _serve_metrics(options, totals)
-    runner, ledger, loaded = _start(options, device, group)
-    hello = _hello(options, loaded, ledger, runner, device, group)
+    served = _start_encoder if _holds_encoder(options) else _start
+    runner, num_blocks, loaded = served(options, device, group)
+    hello = _hello(options, loaded, num_blocks, runner, device, group)
     stop = _StopSignal()
     child, pipe = _start_link(options, group, stop.wake)
     pipe.send(wire.encode_hello(hello))
-    say_ready = _ready_once(options, metrics_url, ledger.num_blocks)
+    say_ready = _ready_once(options, metrics_url, num_blocks)
     executor = Executor(runner, pipe, totals, say_ready, answers=group.rank == 0)
     exit_code = _serve(executor, pipe, child, stop)
     group.leave()
@@ -174,9 +179,47 @@ def _serve_metrics(options: Options, totals: StepTotals) -> str:
     return f"http://{host}:{port}/metrics"
 
 
-def _start(
+def _holds_encoder(options: Options) -> bool:
+    try:
+        return holds_encoder(options.model)
+    except LoadError as error:
+        raise StartError(str(error)) from error
+
+
+def _start_encoder(
     options: Options, device: torch.device, group: Group
-) -> tuple[Runner, Ledger, LoadedModel]:
+) -> tuple[Runner, int, LoadedEncoder]:
+    """Reads the weights and warms up; an encoder has no KV, and so no blocks."""
+    for flag, value in (
+        ("--num-blocks", options.num_blocks),
+        ("--kv-cache-memory", options.kv_cache_memory),
+    ):
+        if value is not None:
+            raise StartError(f"{flag} is {value}; this model is an encoder, which keeps no KV")
+    if group.world_size > 1:
+        raise StartError(
+            f"--tensor-parallel-size is {group.world_size}; an encoder runs on one rank"
+        )
+    try:
+        loaded = load_encoder(
+            options.model,
+            dtype=options.dtype,
+            device=device,
+            max_model_len=options.max_model_len,
+            load_format=options.load_format,
+            pooling=_pooling(options),
+        )
+    except LoadError as error:
+        raise StartError(str(error)) from error
+    sizes = Sizes(options.block_size, options.max_num_seqs, options.max_num_batched_tokens)
+    return start_encoder(loaded, sizes), 0, loaded
+
+
+def _pooling(options: Options) -> Pooling | None:
+    return None if options.pooling is None else Pooling[options.pooling.upper()]
+
+
+def _start(options: Options, device: torch.device, group: Group) -> tuple[Runner, int, LoadedModel]:
     """Reads the weights, once it is known that what was asked for can be had, and warms up."""
     request = _kv_request(options)
     buckets: tuple[int, ...] = ()
@@ -190,6 +233,7 @@ def _start(
             max_model_len=options.max_model_len,
             load_format=options.load_format,
             group=group,
+            pooling=_pooling(options),
         )
         KVNeed.of(opened, options.block_size).check(request)
         grammars = Grammars(
@@ -209,7 +253,7 @@ def _start(
         )
     except (LoadError, MemoryShortError) as error:
         raise StartError(str(error)) from error
-    return runner, ledger, loaded
+    return runner, ledger.num_blocks, loaded
 
 
 def _kv_request(options: Options) -> KVRequest:
@@ -222,8 +266,8 @@ def _kv_request(options: Options) -> KVRequest:
 
 def _hello(
     options: Options,
-    loaded: LoadedModel,
-    ledger: Ledger,
+    loaded: LoadedModel | LoadedEncoder,
+    num_blocks: int,
     runner: Runner,
     device: torch.device,
     group: Group,
@@ -244,13 +288,16 @@ def _hello(
         max_model_len=loaded.max_model_len,
         vocab_size=loaded.config.vocab_size,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        num_blocks=ledger.num_blocks,
-        block_size=ledger.block_size,
+        num_blocks=num_blocks,
+        block_size=options.block_size,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
         pid=os.getpid(),
         device=name,
         graph_buckets=runner.graph_buckets,
+        pooling=loaded.pooling.pooling,
+        embedding_dim=loaded.embedding_dim,
+        is_encoder=isinstance(loaded, LoadedEncoder),
     )
 
 
@@ -297,7 +344,7 @@ def _ready_once(options: Options, metrics_url: str, num_blocks: int) -> Callable
             "world_size": options.place.world_size,
             "address": options.scheduler,
             "metrics": metrics_url,
-            "restart_arguments": ["--num-blocks", str(num_blocks)],
+            "restart_arguments": ["--num-blocks", str(num_blocks)] if num_blocks else [],
         }
         sys.stdout.write(f"quire-ready {json.dumps(ready)}\n")
         sys.stdout.flush()

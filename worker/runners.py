@@ -97,6 +97,7 @@ def _host_runner(
         ),
         Sampler(max_num_seqs=sizes.max_num_seqs, vocab_size=vocab_size, device=device),
         Constraints(sizes.max_num_seqs, vocab_size, grammars),
+        loaded.pooler(sizes.max_num_seqs, device),
     )
     warm_up(runner, sizes, max_model_len=loaded.max_model_len, vocab_size=vocab_size)
     log.info("start-up: %s", phases({"warm-up": time.perf_counter() - began}))

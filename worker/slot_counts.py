@@ -25,7 +25,8 @@ class ChunkRows:
         start: position of each chunk's first token.
         length: tokens.
         end: start + length.
-        samples: whether the chunk computes its slot's newest known token, so that the row samples.
+        samples: whether the chunk computes its slot's newest known token, so that the row samples;
+            never where the prompt's vector is wanted.
     """
 
     slots: Int64Column
@@ -67,6 +68,7 @@ class SlotCounts:
         self._num_known: Int64Column = np.zeros(max_num_seqs, np.int64)
         self._num_allocated: Int64Column = np.zeros(max_num_seqs, np.int64)
         self._max_total: Int64Column = np.zeros(max_num_seqs, np.int64)
+        self._samples_nothing: BoolColumn = np.zeros(max_num_seqs, np.bool_)
 
     @property
     def num_live(self) -> int:
@@ -118,7 +120,10 @@ class SlotCounts:
         slot, num_tokens = admission.slot, len(admission.token_ids)
         if not 0 <= slot < len(self._admitted) or self._admitted[slot]:
             raise PlanError(f"slot {slot} is admitted, but it is not free")
-        if not 0 <= admission.num_computed < num_tokens < admission.max_total_tokens:
+        room = admission.max_total_tokens - num_tokens
+        if not 0 <= admission.num_computed < num_tokens or (
+            room != 0 if admission.wants_vector else room < 1
+        ):
             raise PlanError(
                 f"slot {slot} is admitted with {num_tokens} tokens, {admission.num_computed} of "
                 f"them computed, and room for {admission.max_total_tokens}"
@@ -135,6 +140,7 @@ class SlotCounts:
         self._num_known[slot] = num_tokens
         self._num_allocated[slot] = 0
         self._max_total[slot] = admission.max_total_tokens
+        self._samples_nothing[slot] = admission.wants_vector
         index = np.arange(len(admission.blocks), dtype=np.int32)
         self._append(np.full_like(index, slot), index, admission.blocks)
 
@@ -186,7 +192,7 @@ class SlotCounts:
             raise PlanError("a chunk reaches beyond its sequence's known tokens")
         if (end > self._num_allocated[slots] * self._block_size).any():
             raise PlanError("a chunk covers positions that have no block")
-        samples = end == self._num_known[slots]
+        samples = (end == self._num_known[slots]) & ~self._samples_nothing[slots]
         self._num_computed[slots] = end
         self._num_known[slots] += samples
         return ChunkRows(slots, start, length, end, samples)

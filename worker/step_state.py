@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from kernels.batch import AttentionBatch
-from worker.plans import Admission, BatchPlan, FinishReason, Int32Column, UInt8Column
+from worker.plans import Admission, BatchPlan, FinishReason, Int32Column, UInt8Column, Vectors
 from worker.slot_counts import ChunkRows, Int64Column, SlotCounts
 
 _NONE = np.empty(0, np.int32)
@@ -290,6 +290,10 @@ class StepState:
         )
         self._counts.end(slot, columns.generation, columns.finish)
         return columns
+
+    def end(self, vectors: Vectors) -> None:
+        """Sequences that have their vector, and so have ended."""
+        self._counts.end(vectors.slot, vectors.generation, vectors.finish)
 
     def _upload(self, column: npt.NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(column)).to(self._device, non_blocking=True)

@@ -46,6 +46,7 @@ def make_host_runner(
         ),
         Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE, device=CPU),
         Constraints(NUM_SLOTS, VOCAB_SIZE, grammars),
+        loaded.pooler(NUM_SLOTS, CPU),
     )
 
 
@@ -72,14 +73,16 @@ def make_device_runner(
         max_num_batched_tokens=256,
         vocab_size=VOCAB_SIZE,
     )
+    lane = make_lane(device)
     runner = DeviceRunner(
         model or loaded.model,
         KVCache(loaded.config, NUM_BLOCKS, BLOCK_SIZE, loaded.dtype, device),
         counts,
         DeviceTables(layout, device, VOCAB_SIZE),
-        make_lane(device),
+        lane,
         step_ops,
         Constraints(NUM_SLOTS, VOCAB_SIZE, grammars),
+        loaded.pooler(NUM_SLOTS, device, lane),
         NUM_SLOTS,
     )
     runner.capture(buckets)

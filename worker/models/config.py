@@ -136,7 +136,7 @@ def parse_common(
         max_position=fields.positive_int("max_position_embeddings", max_position),
         rms_norm_eps=fields.positive_float("rms_norm_eps", 1e-6),
         tied_embeddings=fields.flag("tie_word_embeddings", tied_embeddings),
-        dtype=_dtype(fields),
+        dtype=parse_dtype(fields),
         attention_scale=head_dim**-0.5,
     )
     if config.num_heads % config.num_kv_heads:
@@ -178,7 +178,8 @@ def require_activation(fields: Fields, name: str, only: str) -> None:
         raise UnsupportedModelError(f"{name} is {fields.raw[name]!r}; only {only!r} is supported")
 
 
-def _dtype(fields: Fields) -> torch.dtype:
+def parse_dtype(fields: Fields) -> torch.dtype:
+    """What the checkpoint declares; raises `UnsupportedModelError`."""
     name = fields.raw.get("dtype", fields.raw.get("torch_dtype")) or "float32"
     if name not in DTYPES:
         raise UnsupportedModelError(f"dtype is {name!r}; known: {', '.join(DTYPES)}")
