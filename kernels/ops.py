@@ -115,6 +115,14 @@ def select(device: torch.device, dtype: torch.dtype) -> Ops:
     return REFERENCE
 
 
+def check_head_dim(device: torch.device, head_dim: int) -> None:
+    """Raises ValueError unless the device's attention takes heads of this size."""
+    if device.type == "cuda":
+        from kernels.gpu import attention
+
+        attention.check_head_dim(head_dim)
+
+
 def select_step(device: torch.device, max_rows: int, vocab_size: int) -> DeviceStepOps | None:
     """The ends of a step on a device that works on its own; None where that is the host itself.
 

@@ -170,6 +170,7 @@ def open_model(
     """
     try:
         config = parse_config(read_config(path))
+        _check_device(config, device)
         how = read_pooling(path, is_encoder=False, asked=pooling)
         share = config.share(group.shard)
         length = model_length(config.max_position, max_model_len)
@@ -263,6 +264,13 @@ def revision_of(path: Path, dtype: torch.dtype, weights: WeightSource) -> str:
     digest.update(str(dtype).encode())
     weights.update_digest(digest)
     return digest.hexdigest()
+
+
+def _check_device(config: ModelConfig, device: torch.device) -> None:
+    try:
+        ops.check_head_dim(device, config.head_dim)
+    except ValueError as error:
+        raise UnsupportedModelError(f"on {device.type}, {error}") from error
 
 
 def _ignored_tensors(config: ModelConfig) -> set[str]:

@@ -430,6 +430,14 @@ def _tiled(chosen: Tiling) -> dict[str, int]:
     }
 
 
+def check_head_dim(head_dim: int) -> None:
+    """Raises ValueError unless heads of this size can be attended."""
+    if head_dim > MAX_HEAD_DIM or head_dim % 16:
+        raise ValueError(
+            f"head_dim is {head_dim}; it must be a multiple of 16, at most {MAX_HEAD_DIM}"
+        )
+
+
 def _check(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -443,10 +451,7 @@ def _check(
     num_blocks, num_kv_heads, block_size, _ = keys.shape
     if num_heads % num_kv_heads:
         raise ValueError(f"query has {num_heads} heads; keys have {num_kv_heads}, no divisor of it")
-    if head_dim > MAX_HEAD_DIM or head_dim % 16:
-        raise ValueError(
-            f"head_dim is {head_dim}; it must be a multiple of 16, at most {MAX_HEAD_DIM}"
-        )
+    check_head_dim(head_dim)
     if block_size != step.block_size:
         raise ValueError(
             f"keys have blocks of {block_size} tokens; the step's have {step.block_size}"
