@@ -2,10 +2,40 @@
 
 `response_format`, `structured_outputs` and the older `guided_*` fields, and tools that must be
 called, all become a `GrammarSpec`; the worker lets no token come that has no place in it.
+
+A grammar is compiled here once, only to know that it can be: over a vocabulary of 256 bytes, with
+the limits that hold at the worker. It is refused if the library does not know a keyword, if it
+costs too much, or if nothing is in it.
 """
 
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache, lru_cache
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from gateway.errors import invalid, quote
+from protos.grammar import GRAMMAR_LIMITS, MAX_GRAMMAR_BYTES
+
+MAX_TEXT_BYTES = 1 << 16
+MAX_SCHEMA_DEPTH = 32
+MAX_SCHEMA_NODES = 2000
+MAX_CHOICES = 1000
+
+_MAX_REASON = 300
+_END = 256
+_TOKEN = re.compile(r"<\[[0-9]+\]>")
+_JSON_OPTIONS: Mapping[str, Any] = {
+    # A model that goes on indenting would never come to the point.
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
+    # A schema may bring options of its own: not those that let pass what it forbids.
+    "lenient": False,
+    "coerce_one_of": False,
+}
 
 
 class GrammarKind(StrEnum):
@@ -19,9 +49,169 @@ class GrammarKind(StrEnum):
     """A context-free grammar in llguidance's Lark; its rule `start` is the whole answer."""
 
 
+_NAMES = {
+    GrammarKind.JSON_SCHEMA: "JSON schema",
+    GrammarKind.REGEX: "regular expression",
+    GrammarKind.LARK: "grammar",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
     """The language of a whole answer."""
 
     kind: GrammarKind
     text: str
+    field: str = "grammar"
+    """Where the client said it."""
+    has_tokens: bool = False
+    """For LARK: what it writes as <[5]> is that token of the model's."""
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any], field: str) -> "GrammarSpec":
+        """That of a schema. Raises RequestError if it is too large or nested too deeply."""
+        _check_schema(schema, field)
+        text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+        return cls(GrammarKind.JSON_SCHEMA, text, field)
+
+    @classmethod
+    def choice(cls, texts: Sequence[str], field: str) -> "GrammarSpec":
+        """One of some texts. Raises RequestError if there are none, or too many."""
+        if not 1 <= len(texts) <= MAX_CHOICES:
+            raise invalid(
+                field, f"{field} has {len(texts)} entries; it must have 1 to {MAX_CHOICES}"
+            )
+        quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        quoted = quoted.replace("\x7f", "\\u007f")  # which JSON may have as it is, and Lark may not
+        return cls(GrammarKind.LARK, f"start: {quoted}", field)
+
+
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+"""The schema of `json_object`."""
+
+
+def compiled(spec: GrammarSpec) -> str:
+    """The grammar in the form that the worker takes.
+
+    Raises RequestError naming the field: it is too large, cannot be read, costs too much, or no
+    answer is in it.
+    """
+    try:
+        size = len(spec.text.encode())
+    except UnicodeEncodeError as error:
+        raise invalid(
+            spec.field, f"{spec.field} has a lone surrogate; it must be Unicode"
+        ) from error
+    if size > MAX_TEXT_BYTES:
+        raise invalid(
+            spec.field, f"{spec.field} has {size} bytes; it must have at most {MAX_TEXT_BYTES}"
+        )
+    source, reason = _compiled(spec.kind, spec.text, spec.has_tokens)
+    if reason:
+        name = _NAMES[spec.kind]
+        raise invalid(spec.field, f"{spec.field} is not a {name} that can be enforced: {reason}")
+    if len(source.encode()) > MAX_GRAMMAR_BYTES:
+        raise invalid(
+            spec.field,
+            f"{spec.field} has {len(source.encode())} bytes with what stands for its special "
+            f"characters; it must have at most {MAX_GRAMMAR_BYTES}",
+        )
+    return source
+
+
+def matcher_of(source: str) -> LLMatcher:
+    """A reader of UTF-8 bytes in place of tokens; it may have failed already."""
+    limits = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)
+    return LLMatcher(_bytes_tokenizer(), source, log_level=0, limits=limits)
+
+
+@lru_cache(maxsize=64)
+def _compiled(kind: GrammarKind, text: str, has_tokens: bool) -> tuple[str, str]:
+    """The grammar as it travels, and why it cannot."""
+    try:
+        source = _source(kind, text)
+        # the vocabulary it is tried on has a single token that is no byte: it stands for any
+        tried = _source(kind, _TOKEN.sub(f"<[{_END}]>", text)) if has_tokens else source
+    except ValueError as error:
+        return "", _reason(str(error))
+    matcher = matcher_of(tried)
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # fails if nothing may come
+    if matcher.is_error():
+        return "", _reason(matcher.get_error())
+    return source, ""
+
+
+def _source(kind: GrammarKind, text: str) -> str:
+    """Raises ValueError."""
+    match kind:
+        case GrammarKind.JSON_SCHEMA:
+            return LLMatcher.grammar_from_json_schema(text, overrides=dict(_JSON_OPTIONS))  # type: ignore[arg-type]
+        case GrammarKind.REGEX:
+            return LLMatcher.grammar_from_regex(text)
+        case GrammarKind.LARK:
+            return LLMatcher.grammar_from_lark(text)
+
+
+def _reason(error: str) -> str:
+    """One line: the library draws where in the text it is."""
+    lines = error.splitlines() or ["it cannot be read"]
+    told = next((line for line in lines if line.startswith("error: ")), lines[0])
+    told = told.removeprefix("error: ")
+    if told.startswith("NoExtension"):
+        told = "no answer is in it"
+    return told[:_MAX_REASON]
+
+
+class _Bytes:
+    """A vocabulary of all bytes and an end, for `TokenizerWrapper`."""
+
+    eos_token_id = _END
+    bos_token_id = None
+    tokens = (*(bytes([value]) for value in range(256)), b"<end>")
+    special_token_ids = (_END,)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+@cache
+def _bytes_tokenizer() -> LLTokenizer:
+    return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
+
+
+def _check_schema(schema: Mapping[str, Any], field: str) -> None:
+    """Counts without recursion."""
+    left: list[tuple[Any, int]] = [(schema, 1)]
+    num_nodes = 0
+    while left:
+        node, depth = left.pop()
+        num_nodes += 1
+        if depth > MAX_SCHEMA_DEPTH:
+            raise invalid(
+                field, f"{field} is nested too deeply; it must be at most {MAX_SCHEMA_DEPTH} deep"
+            )
+        if num_nodes > MAX_SCHEMA_NODES:
+            raise invalid(
+                field,
+                f"{field} has more values in it than the {MAX_SCHEMA_NODES} that it may have",
+            )
+        if isinstance(node, Mapping):
+            left += [(child, depth + 1) for child in node.values()]
+        elif isinstance(node, list):
+            left += [(child, depth + 1) for child in node]
+
+
+def checked_schema(value: object, field: str) -> GrammarSpec:
+    """The language of a schema that a client sent, as an object or as its text.
+
+    Raises RequestError.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise invalid(field, f"{field} is a string, but not JSON") from error
+    if not isinstance(value, dict):
+        raise invalid(field, f"{field} is {quote(value)}; it must be an object")
+    return GrammarSpec.json_schema(value, field)

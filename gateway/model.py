@@ -24,6 +24,7 @@ from gateway.request import (
     Options,
     SamplingDefaults,
     build_request,
+    check_bad_words,
     check_token_ids,
     too_long,
 )
@@ -104,7 +105,15 @@ class Model:
             dice=dice,
             request_id=request_id,
             prompt_field=prompt_field,
+            bad_words=self._bad_words(options.bad_words),
         )
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """How each may be written: at the start of a text, and after a space."""
+        check_bad_words(words)
+        spellings = (text for word in words for text in (word.strip(), f" {word.strip()}"))
+        tokens = (self.tokenizer.encode(text, add_special_tokens=False) for text in spellings)
+        return tuple(dict.fromkeys(map(tuple, tokens)))
 
     def _check_length(self, num_characters: int, max_model_len: int, field: str) -> None:
         """Megabytes that cannot fit are refused before they are tokenized."""

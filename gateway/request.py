@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.errors import Fault, RequestError, invalid, quote
-from gateway.grammar import GrammarSpec
+from gateway.grammar import GrammarSpec, compiled
 
 Int32Column = npt.NDArray[np.int32]
 
@@ -25,6 +25,8 @@ MAX_STOP_CHARACTERS = 1024
 MAX_STOP_TOKENS = 128
 MAX_BIASED_TOKENS = 1024
 MAX_LOGPROBS = 20
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARACTERS = 256
 
 LEAST_TEMPERATURE = 1e-3
 """Anything colder is greedy: dividing float32 logits by less could overflow."""
@@ -52,8 +54,12 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...]
     num_logprobs: int | None
     """None: no logprobs. 0: the chosen token's alone."""
-    grammar: GrammarSpec | None = None
-    """What the whole output must be; None: anything."""
+    grammar: str = ""
+    """What the whole output must be, as the worker takes it; empty: anything."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Empty: all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """What the output must not contain, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +110,7 @@ class Options:
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
+    stop_field: str = "stop"
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
@@ -117,6 +124,9 @@ class Options:
     truncate_prompt_tokens: int | None = None
     """The last so many tokens of the prompt are kept; -1: as many as leave room for max_tokens."""
     grammar: GrammarSpec | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    """Tokenized by whoever has the tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +159,11 @@ def build_request(
     dice: random.Random,
     request_id: str,
     prompt_field: str,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> GenerateRequest:
     """Checks everything and fills in the defaults; `dice` give a seed where none was said.
+
+    `bad_words` are those of the options, in tokens.
 
     Raises RequestError naming the field, the limit and the value given.
     """
@@ -173,7 +186,7 @@ def build_request(
         n=1 if options.n is None else options.n,
         max_tokens=max_tokens,
         seed=seed,
-        sampling=_sampling(options, defaults, limits, max_tokens),
+        sampling=_sampling(options, defaults, limits, max_tokens, bad_words),
         stop=tuple(options.stop),
         eos_token_ids=frozenset() if options.ignore_eos else limits.eos_token_ids,
         stop_token_ids=frozenset(options.stop_token_ids),
@@ -227,6 +240,21 @@ def check_request_id(name: str, value: str) -> str:
     return value
 
 
+def check_bad_words(words: Sequence[str]) -> None:
+    """Raises RequestError if there are too many, or one is empty or too long."""
+    if len(words) > MAX_BAD_WORDS:
+        raise invalid(
+            "bad_words", f"bad_words has {len(words)} words; it must have at most {MAX_BAD_WORDS}"
+        )
+    for word in words:
+        if not 1 <= len(word.strip()) <= MAX_BAD_WORD_CHARACTERS:
+            raise invalid(
+                "bad_words",
+                f"bad_words has a word of {len(word.strip())} characters; "
+                f"each must have 1 to {MAX_BAD_WORD_CHARACTERS}",
+            )
+
+
 def too_long(
     num_prompt_tokens: int, max_model_len: int, field: str, *, at_least: bool = False
 ) -> RequestError:
@@ -276,15 +304,16 @@ def _max_tokens(num_prompt: int, options: Options, limits: Limits, prompt_field:
 
 
 def _check_stop(options: Options, limits: Limits) -> None:
+    name = options.stop_field
     if len(options.stop) > MAX_STOP_STRINGS:
         raise invalid(
-            "stop", f"stop has {len(options.stop)} strings; it must have at most {MAX_STOP_STRINGS}"
+            name, f"{name} has {len(options.stop)} strings; it must have at most {MAX_STOP_STRINGS}"
         )
     for text in options.stop:
         if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
             raise invalid(
-                "stop",
-                f"stop has a string of {len(text)} characters; "
+                name,
+                f"{name} has a string of {len(text)} characters; "
                 f"each must have 1 to {MAX_STOP_CHARACTERS}",
             )
     if len(options.stop_token_ids) > MAX_STOP_TOKENS:
@@ -297,7 +326,11 @@ def _check_stop(options: Options, limits: Limits) -> None:
 
 
 def _sampling(
-    options: Options, defaults: SamplingDefaults, limits: Limits, max_tokens: int
+    options: Options,
+    defaults: SamplingDefaults,
+    limits: Limits,
+    max_tokens: int,
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> Sampling:
     check_range("temperature", options.temperature, 0, 2)
     check_range("top_k", options.top_k, -1, (1 << 31) - 1)
@@ -326,8 +359,38 @@ def _sampling(
         min_tokens=_said(options.min_tokens, 0),
         logit_bias=_logit_bias(options.logit_bias, limits.vocab_size),
         num_logprobs=options.num_logprobs,
-        grammar=options.grammar,
+        grammar=_grammar(options, limits),
+        allowed_token_ids=_allowed_token_ids(options.allowed_token_ids, limits.vocab_size),
+        bad_words=bad_words,
     )
+
+
+def _grammar(options: Options, limits: Limits) -> str:
+    spec = options.grammar
+    if spec is None:
+        return ""
+    if options.ignore_eos:
+        raise invalid(
+            "ignore_eos",
+            f"ignore_eos is true; an answer that {spec.field} describes ends where it is complete",
+        )
+    if not limits.eos_token_ids and not options.stop_token_ids:
+        raise invalid(
+            spec.field,
+            f"{spec.field} is given; this model has no end token, "
+            "so stop_token_ids must have at least 1 token",
+        )
+    return compiled(spec)
+
+
+def _allowed_token_ids(token_ids: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
+    name = "allowed_token_ids"
+    if token_ids is None:
+        return ()
+    if not 1 <= len(token_ids) <= vocab_size:
+        raise invalid(name, f"{name} has {len(token_ids)} tokens; it must have 1 to {vocab_size}")
+    check_token_ids(name, token_ids, vocab_size)
+    return tuple(sorted(set(token_ids)))
 
 
 def _logit_bias(bias: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

@@ -1,13 +1,14 @@
 """`InferenceService` messages to requests, and pieces of output to messages."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from gateway.conversation import ChatMessage, Conversation
 from gateway.errors import invalid
+from gateway.grammar import GrammarKind, GrammarSpec, checked_schema
 from gateway.model import Model
 from gateway.output import FinishReason, Piece, TokenLogprob
 from gateway.request import GenerateRequest, Options
@@ -20,6 +21,12 @@ _REASONS = {
     FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
     FinishReason.ABORT: sampling_pb2.FINISH_REASON_ABORT,
     FinishReason.ERROR: sampling_pb2.FINISH_REASON_ERROR,
+}
+
+_GRAMMAR_KINDS: Mapping[int, GrammarKind] = {
+    inference_pb2.GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.JSON_SCHEMA,
+    inference_pb2.GRAMMAR_KIND_REGEX: GrammarKind.REGEX,
+    inference_pb2.GRAMMAR_KIND_LARK: GrammarKind.LARK,
 }
 
 _OPTIONAL = (
@@ -99,8 +106,25 @@ def _options(sampling: inference_pb2.SamplingOptions) -> Options:
         ignore_eos=sampling.ignore_eos,
         logit_bias=dict(sampling.logit_bias),
         logprobs_field="num_logprobs",
+        grammar=_grammar(sampling),
+        allowed_token_ids=tuple(sampling.allowed_token_ids) or None,
+        bad_words=tuple(sampling.bad_words),
         **said,
     )
+
+
+def _grammar(sampling: inference_pb2.SamplingOptions) -> GrammarSpec | None:
+    if not sampling.HasField("grammar"):
+        return None
+    kind = _GRAMMAR_KINDS.get(sampling.grammar.kind)
+    if kind is None:
+        raise invalid(
+            "grammar.kind",
+            f"grammar.kind is {sampling.grammar.kind}; it must be one of {sorted(_GRAMMAR_KINDS)}",
+        )
+    if kind is GrammarKind.JSON_SCHEMA:
+        return checked_schema(sampling.grammar.text, "grammar.text")
+    return GrammarSpec(kind, sampling.grammar.text, "grammar.text")
 
 
 def _logprob_columns(rows: Sequence[TokenLogprob]) -> sampling_pb2.LogprobColumns:

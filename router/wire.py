@@ -49,11 +49,17 @@ def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
         stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
         min_tokens=sampling.min_tokens,
         num_logprobs=sampling.num_logprobs,
+        grammar=sampling.grammar,
+        allowed_token_id=np.array(sampling.allowed_token_ids, "<i4").tobytes(),
     )
     if sampling.logit_bias:
         biased, bias = zip(*sampling.logit_bias, strict=True)
         params.logit_bias_token_id = np.array(biased, "<i4").tobytes()
         params.logit_bias = np.array(bias, "<f4").tobytes()
+    if sampling.bad_words:
+        lengths = [len(word) for word in sampling.bad_words]
+        params.bad_word_length = np.array(lengths, "<i4").tobytes()
+        params.bad_word_token_id = np.concatenate(sampling.bad_words).astype("<i4").tobytes()
     return scheduler_pb2.ConnectRequest(
         submit=scheduler_pb2.Submit(
             sequence_id=submission.sequence_id,

@@ -31,7 +31,7 @@ class _Rules:
 
     Attributes:
         base: [words] what the rules that never change let through.
-        words: bad words of several tokens, by their last.
+        words: bad words of several tokens: the last one, by those before it.
         output: the output's last tokens, as many as the longest bad word has before its last.
         num_output: tokens of it.
         pending: the grammar, while it is being compiled.
@@ -41,7 +41,7 @@ class _Rules:
     sampling: Sampling
     generation: int
     base: Words
-    words: tuple[tuple[int, ...], ...]
+    words: dict[tuple[int, ...], list[int]]
     output: list[int]
     num_output: int
     pending: Future[Matcher] | None = None
@@ -100,13 +100,17 @@ class Constraints:
     def _rules_of(self, admission: Admission) -> _Rules:
         sampling = admission.sampling
         output = admission.token_ids[admission.num_prompt_tokens :]
-        longest = max((len(word) for word in sampling.bad_words), default=1)
+        words: dict[tuple[int, ...], list[int]] = {}
+        for *beginning, last in sampling.bad_words:
+            if beginning:
+                words.setdefault(tuple(beginning), []).append(last)
+        longest = max(map(len, words), default=0)
         rules = _Rules(
             sampling=sampling,
             generation=admission.generation,
             base=self._base(sampling),
-            words=tuple(word for word in sampling.bad_words if len(word) > 1),
-            output=output[len(output) - min(len(output), longest - 1) :].tolist(),
+            words=words,
+            output=output[len(output) - min(len(output), longest) :].tolist(),
             num_output=len(output),
         )
         if sampling.grammar and self._grammars is None:
@@ -160,8 +164,7 @@ class Constraints:
         rules.stale = True
         rules.num_output += 1
         if rules.words:
-            keep = max(len(word) for word in rules.words) - 1
-            rules.output = [*rules.output, token][-keep:]
+            rules.output = [*rules.output, token][-max(map(len, rules.words)) :]
         if rules.sampling.grammar:
             rules.unread.append(token)
 
@@ -233,12 +236,10 @@ class Constraints:
             _set(mask, stops)
 
     def _ban_words(self, slot: int, rules: _Rules) -> None:
-        banned = [
-            word[-1]
-            for word in rules.words
-            if tuple(rules.output[len(rules.output) - len(word) + 1 :]) == word[:-1]
-        ]
-        _clear(self.masks[slot], self._known(banned))
+        for length in {len(beginning) for beginning in rules.words}:
+            if length <= len(rules.output):
+                banned = rules.words.get(tuple(rules.output[-length:]), ())
+                _clear(self.masks[slot], self._known(banned))
 
 
 def _clear(mask: Words, token_ids: Int64Column) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.openai.structure import StructuredBody, requested_grammar
 from gateway.request import Options
 
 
@@ -25,10 +26,8 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(StructuredBody):
     """What both endpoints share."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
 
     model: str | None = None
     n: int | None = None
@@ -45,6 +44,8 @@ class GenerationBody(BaseModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -111,14 +112,6 @@ _EMPTY: tuple[Any, ...] = (None, [], {})
 
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": _EMPTY,
-    "guided_json": _EMPTY,
-    "guided_regex": (None, ""),
-    "guided_choice": _EMPTY,
-    "guided_grammar": (None, ""),
-    "allowed_token_ids": (None,),
-    "bad_words": _EMPTY,
     "prompt_logprobs": (None, 0),
     "use_beam_search": _NEITHER,
     "logits_processors": _EMPTY,
@@ -227,7 +220,11 @@ def options_of(body: GenerationBody, **said: Any) -> Options:
         "priority": body.priority,
         "cache_salt": body.cache_salt,
         "truncate_prompt_tokens": body.truncate_prompt_tokens,
+        "allowed_token_ids": body.allowed_token_ids,
+        "bad_words": [checked_text("bad_words", word) for word in body.bad_words or ()],
     }
+    if said.get("grammar") is None:
+        said["grammar"] = requested_grammar(body)
     return Options(**(options | said))
 
 

@@ -28,6 +28,7 @@ from scheduler.core.state import CoreState, Counters
 from scheduler.core.waiting import WaitingQueue
 
 _NOT_FINITE = "the model's output was not finite"
+_NO_TOKEN = f"{_NOT_FINITE}, or the request's own rules left no token that could come"
 
 
 class Scheduler:
@@ -152,7 +153,7 @@ class Scheduler:
             message = ""
             if reason is FinishReason.ERROR:
                 home.distrust(sequence)
-                message = _NOT_FINITE
+                message = _NO_TOKEN
             finished.append(self._end(sequence, reason, now, message=message))
         for sequence, reason, row in confirmed.embedded:
             finished.append(self._end_embedded(home, sequence, reason, row, now))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from protos.grammar import MAX_GRAMMAR_BYTES
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from scheduler.core.events import Int32Column, Refused, Request
 from scheduler.messages import ModelCard, Pooling
@@ -115,6 +116,7 @@ def _check_sampling(
     if sampling.stop_token_ids:
         stops = np.array(sampling.stop_token_ids, np.uint32).view(np.int32)
         _check_ids("stop_token_ids", stops, model)
+    _check_constraints(sampling, model)
     biased = _request_column("logit_bias_token_id", sampling.logit_bias_token_id)
     if len(sampling.logit_bias) != len(sampling.logit_bias_token_id):
         message = (
@@ -127,6 +129,27 @@ def _check_sampling(
     outside = np.flatnonzero(~(np.abs(bias) <= 100))
     if outside.size:
         _check_range("logit_bias", float(bias[outside[0]]), -100, 100)
+
+
+def _check_constraints(sampling: sampling_pb2.SamplingParams, model: ModelCard) -> None:
+    size = len(sampling.grammar.encode())
+    _check_range("grammar", size, 0, MAX_GRAMMAR_BYTES)
+    if size and not sampling.stop_token_ids:
+        message = "stop_token_ids is empty; with a grammar it must have at least 1 token"
+        raise Refused(message, field="stop_token_ids")
+    allowed = _request_column("allowed_token_id", sampling.allowed_token_id)
+    _check_ids("allowed_token_id", allowed, model)
+    words = _request_column("bad_word_token_id", sampling.bad_word_token_id)
+    _check_ids("bad_word_token_id", words, model)
+    lengths = _request_column("bad_word_length", sampling.bad_word_length)
+    if lengths.size and int(lengths.min()) < 1:
+        _check_range("bad_word_length", int(lengths.min()), 1, words.size)
+    if lengths.sum(dtype=np.int64) != words.size:
+        message = (
+            f"bad_word_token_id has {words.size} entries; "
+            f"bad_word_length counts {lengths.sum(dtype=np.int64)}"
+        )
+        raise Refused(message, field="bad_word_length")
 
 
 def _check_range(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:

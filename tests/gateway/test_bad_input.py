@@ -106,7 +106,7 @@ def test_json_that_is_not_an_object(model: Model, content: bytes) -> None:
         ({"prompt_logprobs": 1}, "prompt_logprobs is 1; it is not supported"),
         ({"prompt_logprobs": True}, "prompt_logprobs is true; it is not supported"),
         ({"tools": [{"type": "function"}]}, "tools is [{"),
-        ({"response_format": {"type": "json_object"}}, "response_format is {"),
+        ({"response_format": {"type": "xml"}}, 'response_format.type is "xml"; it must be one of'),
         ({"modalities": ["audio"]}, 'modalities is ["audio"]; it is not supported'),
         ({"chat_template": "{{ 1 }}"}, 'chat_template is "{{ 1 }}"; it is not supported'),
     ],

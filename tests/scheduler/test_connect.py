@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from protos.grammar import MAX_GRAMMAR_BYTES
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from tests.scheduler.conftest import Served
 from tests.scheduler.peers import FakeRank, FakeRouter, column, eventually, ints, token_at
@@ -208,6 +209,35 @@ def floats(*values: float) -> bytes:
             "logit_bias is -101",
         ),
         (sampling(logit_bias_token_id=b"a", logit_bias=b"a"), "logit_bias_token_id", "has 1 bytes"),
+        (
+            sampling(grammar="x" * (MAX_GRAMMAR_BYTES + 1), stop_token_ids=[2]),
+            "grammar",
+            f"grammar is {MAX_GRAMMAR_BYTES + 1}; it must be at least 0 and at most",
+        ),
+        (sampling(grammar="start: /a/"), "stop_token_ids", "with a grammar it must have at least"),
+        (sampling(allowed_token_id=b"abc"), "allowed_token_id", "has 3 bytes"),
+        (sampling(allowed_token_id=column(1000)), "allowed_token_id", "contains 1000"),
+        (
+            sampling(bad_word_token_id=column(-1), bad_word_length=column(1)),
+            "bad_word_token_id",
+            "contains -1",
+        ),
+        (
+            sampling(bad_word_token_id=column(1, 2), bad_word_length=column(2, 0)),
+            "bad_word_length",
+            "bad_word_length is 0; it must be at least 1",
+        ),
+        (
+            sampling(bad_word_token_id=column(1, 2), bad_word_length=column(3)),
+            "bad_word_length",
+            "has 2 entries; bad_word_length counts 3",
+        ),
+        (
+            sampling(bad_word_token_id=column(1, 2), bad_word_length=column(2**31 - 1) * 3),
+            "bad_word_length",
+            "has 2 entries; bad_word_length counts 6442450941",
+        ),
+        (sampling(bad_word_length=column(-1)), "bad_word_length", "bad_word_length is -1; it must"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, str) else "",
 )
@@ -244,6 +274,10 @@ async def test_every_value_at_its_limit_is_accepted(served: Served) -> None:
         stop_token_ids=[0, 999],
         logit_bias_token_id=column(0, 999),
         logit_bias=floats(-100, 100),
+        grammar="x" * MAX_GRAMMAR_BYTES,
+        allowed_token_id=column(0, 999),
+        bad_word_token_id=column(0, 999, 1),
+        bad_word_length=column(1, 2),
     )
     await router.submit(
         2**32 - 1, [0, 999, 1], max_tokens=125, seed=2**64 - 1, priority=-(2**31), **limits

@@ -57,6 +57,10 @@ def test_a_plan_with_every_field() -> None:
                         logit_bias_token_id=packed(8, 9),
                         logit_bias=np.array([1.5, -100], "<f4").tobytes(),
                         num_logprobs=0,
+                        grammar="start: /a/",
+                        allowed_token_id=packed(7, 8),
+                        bad_word_token_id=packed(4, 5, 6),
+                        bad_word_length=packed(1, 2),
                     ),
                 )
             ],
@@ -98,6 +102,9 @@ def test_a_plan_with_every_field() -> None:
         bias_token_ids=(8, 9),
         bias=(1.5, -100.0),
         num_logprobs=0,
+        grammar="start: /a/",
+        allowed_token_ids=(7, 8),
+        bad_words=((4,), (5, 6)),
     )
 
 
