@@ -20,6 +20,10 @@ MAX_TOOL_BYTES = 65_536
 MAX_TOOLS_BYTES = 1_048_576
 """Of all of them."""
 MAX_DESCRIPTION_CHARACTERS = 16_384
+MAX_DEPTH = 64
+"""Of the parameters' JSON, objects and arrays within one another."""
+MAX_ARGUMENTS_BYTES = 65_536
+"""Of what a client tells the template."""
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -65,7 +69,7 @@ class ToolMode(Enum):
     """Whether the model calls tools."""
 
     NONE = auto()
-    """It does not, though they may be described to it."""
+    """It does not, and is told of none."""
     AUTO = auto()
     """As it likes."""
     REQUIRED = auto()
@@ -131,6 +135,29 @@ def checked_tools(tools: Sequence[Tool], choice: ToolChoice, field: str = "tools
         )
 
 
+def checked_json(field: str, value: Any, max_bytes: int) -> int:
+    """Its size as JSON. Raises RequestError if it is larger, nested deeply, or not Unicode."""
+    _check_depth(field, value, MAX_DEPTH)
+    try:
+        num_bytes = len(json.dumps(value, ensure_ascii=False).encode())
+    except UnicodeEncodeError as error:
+        raise invalid(field, f"{field} has a lone surrogate; it must be Unicode") from error
+    if num_bytes > max_bytes:
+        raise invalid(field, f"{field} has {num_bytes} bytes; it must have at most {max_bytes}")
+    return num_bytes
+
+
+def _check_depth(field: str, value: Any, left: int) -> None:
+    if not isinstance(value, dict | list):
+        return
+    if left == 0:
+        raise invalid(
+            field, f"{field} is nested more than {MAX_DEPTH} deep; it must be at most {MAX_DEPTH}"
+        )
+    for inner in value.values() if isinstance(value, dict) else value:
+        _check_depth(field, inner, left - 1)
+
+
 def _tool_bytes(where: str, tool: Tool) -> int:
     described = len(tool.description or "")
     if described > MAX_DESCRIPTION_CHARACTERS:
@@ -144,10 +171,4 @@ def _tool_bytes(where: str, tool: Tool) -> int:
     said = tool.parameters.get("type", "object")
     if said != "object":
         raise invalid(where, f'{where} has parameters of type {quote(said)}; it must be "object"')
-    num_bytes = len(json.dumps(tool.parameters))
-    if num_bytes > MAX_TOOL_BYTES:
-        raise invalid(
-            where,
-            f"{where} has parameters of {num_bytes} bytes; it must have at most {MAX_TOOL_BYTES}",
-        )
-    return described + num_bytes
+    return described + checked_json(f"{where}.parameters", tool.parameters, MAX_TOOL_BYTES)

@@ -11,13 +11,24 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gateway.conversation import Conversation
+from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
+from gateway.parsing.call_grammars import required_calls
 from gateway.parsing.deltas import Parsing
+from gateway.parsing.formats import (
+    AUTO,
+    CallFormat,
+    Thoughts,
+    begins_thinking,
+    call_format,
+    thoughts_format,
+)
+from gateway.parsing.parser import AnswerParser
 from gateway.request import (
     GenerateRequest,
     Limits,
@@ -54,6 +65,12 @@ class Model:
     """None: a base model, which has no conversations."""
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
+    call_format: CallFormat | None = None
+    """How it calls tools; None: it does not, or in a way that is not known here."""
+    thoughts: Thoughts | None = None
+    """How it sets its thoughts apart from its answer, if it thinks."""
+    matryoshka_dimensions: frozenset[int] | None = None
+    """Lengths to which its vectors may be cut: these, or any if there are none; None: no other."""
 
     def check_name(self, name: str | None) -> None:
         """Raises RequestError if a client asks for another model; not asking means this one."""
@@ -71,9 +88,30 @@ class Model:
             raise invalid(
                 field, f"model {quote(self.name)} has no chat template; use /v1/completions"
             )
-        pieces = self.template.render(conversation.messages)
-        self._check_length(sum(map(len, pieces)), max_model_len, field)
-        return ChatPrompt(self.tokenizer.encode_pieces(pieces))
+        tools = self._tools(conversation)
+        rendered = self.template.render(conversation)
+        self._check_length(sum(map(len, rendered.pieces)), max_model_len, field)
+        tokens = self.tokenizer.encode_pieces(rendered.pieces)
+        calls = self.call_format if tools else None
+        thoughts = self.thoughts
+        if calls is None and thoughts is None:
+            return ChatPrompt(tokens)
+        starts_thinking = thoughts is not None and begins_thinking(
+            thoughts, rendered.tail, inside=conversation.continue_final_message
+        )
+        make_parser = partial(
+            AnswerParser,
+            thoughts=thoughts,
+            starts_thinking=starts_thinking,
+            calls=calls,
+            tools=frozenset(tool.name for tool in tools),
+            parallel=conversation.parallel_tool_calls,
+        )
+        return ChatPrompt(
+            tokens,
+            Parsing(make_parser, self._shown_tokens(thoughts, calls)),
+            self._required_calls(conversation, starts_thinking),
+        )
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:
         """Tokens of a raw prompt, with the special tokens the model begins with."""
@@ -115,6 +153,51 @@ class Model:
         tokens = (self.tokenizer.encode(text, add_special_tokens=False) for text in spellings)
         return tuple(dict.fromkeys(map(tuple, tokens)))
 
+    def _tools(self, conversation: Conversation) -> Sequence[Tool]:
+        """Those that may be called. Raises RequestError if the model has no way to do that."""
+        tools, choice = conversation.tools, conversation.tool_choice
+        checked_tools(tools, choice)
+        if not tools or choice.mode is ToolMode.NONE:
+            return ()
+        assert self.template is not None
+        if not self.template.knows_tools:
+            raise invalid(
+                "tools",
+                f"tools has {len(tools)} entries; "
+                f"the chat template of model {quote(self.name)} knows no tools",
+            )
+        if self.call_format is None:
+            raise invalid(
+                "tools",
+                f"tools has {len(tools)} entries; "
+                f"this server does not know how model {quote(self.name)} writes calls",
+            )
+        return tools
+
+    def _required_calls(
+        self, conversation: Conversation, starts_thinking: bool
+    ) -> GrammarSpec | None:
+        choice = conversation.tool_choice
+        if choice.mode not in (ToolMode.REQUIRED, ToolMode.NAMED):
+            return None
+        assert self.call_format is not None
+        named = choice.mode is ToolMode.NAMED
+        return required_calls(
+            self.call_format,
+            [tool for tool in conversation.tools if not named or tool.name == choice.name],
+            self.tokenizer.special_token,
+            several=conversation.parallel_tool_calls and not named,
+            thoughts=self.thoughts,
+            starts_thinking=starts_thinking,
+        )
+
+    def _shown_tokens(self, thoughts: Thoughts | None, calls: CallFormat | None) -> frozenset[int]:
+        words = [*(calls.tokens if calls else ())]
+        if thoughts is not None:
+            words += [thoughts.begin, thoughts.end]
+        tokens = map(self.tokenizer.special_token, words)
+        return frozenset(token for token in tokens if token is not None)
+
     def _check_length(self, num_characters: int, max_model_len: int, field: str) -> None:
         """Megabytes that cannot fit are refused before they are tokenized."""
         least = self.tokenizer.least_tokens(num_characters)
@@ -122,10 +205,19 @@ class Model:
             raise too_long(least, max_model_len, field, at_least=True)
 
 
-def load_model(directory: Path, name: str | None = None) -> Model:
+def load_model(
+    directory: Path,
+    name: str | None = None,
+    *,
+    chat_template: Path | None = None,
+    tool_call_parser: str = AUTO,
+    reasoning_parser: str = AUTO,
+) -> Model:
     """Reads a model directory in Hugging Face's layout.
 
-    `name` is what clients ask for; the directory's own name if it is None.
+    `name` is what clients ask for; the directory's own name if it is None. `chat_template` is a
+    file in place of the directory's own template. The parsers are names of formats, see
+    `gateway.parsing.formats`.
 
     Raises ModelError, with a message for the operator.
     """
@@ -144,15 +236,30 @@ def load_model(directory: Path, name: str | None = None) -> Model:
         if (text := _token_text(tokenizer_config.get(role))) is not None
     }
     special = frozenset(tokenizer.special_tokens.values())
-    source = _template_source(directory, tokenizer_config)
-    template = ChatTemplate(source, variables, special) if source else None
+    sources = _template_sources(directory, tokenizer_config, chat_template)
+    template = None
+    if source := sources.get("default"):
+        tool_source = sources.get("tool_use")
+        template = ChatTemplate(source, variables, special, tool_source=tool_source)
+    shown = template.tool_source if template is not None else ""
     return Model(
         name=name or directory.resolve().name,
         tokenizer=tokenizer,
         template=template,
         eos_token_ids=_eos_token_ids(config, generation, tokenizer, variables.get("eos_token")),
         defaults=_defaults(generation),
+        call_format=call_format(tool_call_parser, shown),
+        thoughts=thoughts_format(reasoning_parser, shown),
+        matryoshka_dimensions=_matryoshka_dimensions(config),
     )
+
+
+def _matryoshka_dimensions(config: Mapping[str, Any]) -> frozenset[int] | None:
+    """As vLLM reads config.json."""
+    said = config.get("matryoshka_dimensions")
+    if isinstance(said, list):
+        return frozenset(said)
+    return frozenset() if config.get("is_matryoshka") is True else None
 
 
 def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -176,15 +283,21 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _template_source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+def _template_sources(
+    directory: Path, tokenizer_config: Mapping[str, Any], chosen: Path | None
+) -> dict[str, str]:
+    """Templates by name: "default", and "tool_use" if there is another for that."""
+    path = chosen or directory / "chat_template.jinja"
+    if chosen is not None or path.is_file():
+        try:
+            return {"default": path.read_text(encoding="utf-8")}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {error}") from error
     template = tokenizer_config.get("chat_template")
-    if isinstance(template, list):  # several, by name
+    if isinstance(template, list):
         by_name = {entry.get("name"): entry.get("template") for entry in template}
-        template = by_name.get("default")
-    return template if isinstance(template, str) else None
+        return {name: source for name, source in by_name.items() if isinstance(source, str)}
+    return {"default": template} if isinstance(template, str) else {}
 
 
 def _eos_token_ids(

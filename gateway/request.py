@@ -72,7 +72,8 @@ class GenerateRequest:
     """At least one."""
     n: int
     max_tokens: int
-    """At least one; prompt and output fit into the model's length."""
+    """At least one; prompt and output fit into the model's length. 0: nothing is generated, the
+    answer is the prompt's vector."""
     seed: int
     """0 to 2**64 - 1."""
     sampling: Sampling

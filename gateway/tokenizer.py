@@ -4,6 +4,7 @@ Encoding and decoding are safe to call from threads, and release the interpreter
 """
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,12 +50,21 @@ class Tokenizer:
         for token in self.special_tokens:
             self.visible_bytes_of[token] = b""
         self._shown: dict[frozenset[int], list[bytes]] = {frozenset(): self.visible_bytes_of}
-        self._longest = max(map(len, self.bytes_of))
+        # A WordPiece tokenizer drops what is no word, and makes one token of a word too long.
+        drops = (layout.get("decoder") or {}).get("type") == "WordPiece"
+        self._longest = sys.maxsize if drops else max(map(len, self.bytes_of))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokens of `text`; special tokens written out in it become special tokens."""
         encoding = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding[0].ids
+
+    def encode_start(self, text: str, num_tokens: int) -> list[int]:
+        """At most so many tokens: the model's special ones, and what fits of the text between."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        num_special = self._tokenizer.num_special_tokens_to_add(False)
+        encoding.truncate(max(0, num_tokens - num_special))
+        return self._tokenizer.post_process(encoding).ids[:num_tokens]
 
     def encode_pieces(self, pieces: Iterable[str]) -> list[int]:
         """Tokens of the pieces one after another; no token spans two pieces."""
@@ -86,3 +96,8 @@ class Tokenizer:
     def token_id(self, content: str) -> int | None:
         """The token written exactly so, if there is one."""
         return self._tokenizer.token_to_id(content)
+
+    def special_token(self, content: str) -> int | None:
+        """The special token written exactly so, if there is one."""
+        token = self.token_id(content)
+        return token if token in self.special_tokens else None

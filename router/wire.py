@@ -115,7 +115,7 @@ def frame_logprobs(frame: scheduler_pb2.Frame, token_ids: list[int]) -> Mapping[
 def sequence_finished(message: scheduler_pb2.Finished) -> Finished:
     """The end of a sequence; a reason that this version does not know is an error."""
     reason = _REASONS.get(message.reason, FinishReason.ERROR)
-    return Finished(reason, message.num_cached_tokens, message.message)
+    return Finished(reason, message.num_cached_tokens, message.message, message.vector)
 
 
 def refusal_of(message: scheduler_pb2.Refusal) -> Refusal:
@@ -129,7 +129,9 @@ def cell_status(message: scheduler_pb2.CellStatus, received_at: float) -> CellSt
     model = None
     if message.HasField("model"):
         card = message.model
-        model = ServedModel(card.name, card.vocab_size, card.max_model_len)
+        model = ServedModel(
+            card.name, card.vocab_size, card.max_model_len, card.embedding_dim, card.is_encoder
+        )
     return CellStatus(
         received_at=received_at,
         model=model,
@@ -147,4 +149,5 @@ def _replica_status(message: scheduler_pb2.ReplicaStatus) -> ReplicaStatus:
         step_age_s=message.step_age_s if message.HasField("step_age_s") else None,
         step_patience_s=message.step_patience_s,
         num_generated_tokens=message.num_generated_tokens,
+        num_vectors=message.num_vectors,
     )

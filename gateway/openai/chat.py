@@ -4,19 +4,20 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.conversation import ChatMessage, Conversation
-from gateway.errors import invalid, quote
+from gateway.conversation import MAX_ARGUMENTS_BYTES, Conversation, checked_json
+from gateway.errors import invalid
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
+from gateway.openai.messages import chat_message
 from gateway.openai.schema import (
     REFUSED_IN_CHAT,
     ChatBody,
-    MessageBody,
     checked_text,
     options_of,
     parse_body,
     refuse_unserved,
 )
+from gateway.openai.tools import chat_tool_choice, chat_tools
 from gateway.output import Finish, FinishReason, Piece, TokenLogprob
 from gateway.parsing.deltas import (
     CallArguments,
@@ -29,21 +30,6 @@ from gateway.parsing.deltas import (
 )
 from gateway.request import check_request_id
 
-_ROLES = {
-    # OpenAI's newer word for the same thing; templates know only the older
-    "developer": "system",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
-
-_REFUSED_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "tool_calls": (None, []),
-    "function_call": (None,),
-    "audio": (None,),
-    "tool_call_id": (None,),
-}
-
 
 def parse_chat(
     content: bytes, model: Model, max_model_len: int, request_id: str, dice: random.Random
@@ -54,17 +40,14 @@ def parse_chat(
     """
     body = parse_body(content, ChatBody)
     model.check_name(body.model)
-    refuse_unserved(body, REFUSED_IN_CHAT)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
-    if not body.messages:
-        raise invalid("messages", "messages has 0 entries; it must have at least 1")
-    messages = [_message(index, message) for index, message in enumerate(body.messages)]
-    prompt = model.chat(Conversation(messages), max_model_len)
+    prompt = model.chat(conversation_of(body), max_model_len)
     request = model.build(
         prompt.token_ids,
         options_of(
             body,
+            grammar=prompt.grammar,
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
             num_logprobs=_num_logprobs(body),
             logprobs_field="top_logprobs",
@@ -84,6 +67,34 @@ def parse_chat(
         wants_logprobs=request.sampling.num_logprobs is not None,
         wants_token_ids=bool(body.return_token_ids),
         parsing=prompt.parsing,
+    )
+
+
+def conversation_of(body: ChatBody) -> Conversation:
+    """What the model is to go on with. Raises RequestError."""
+    refuse_unserved(body, REFUSED_IN_CHAT)
+    if not body.messages:
+        raise invalid("messages", "messages has 0 entries; it must have at least 1")
+    continues = bool(body.continue_final_message)
+    if continues and body.add_generation_prompt:
+        raise invalid(
+            "continue_final_message",
+            "continue_final_message is true and add_generation_prompt is true; "
+            "an answer can do only one of the two",
+        )
+    arguments = dict(body.chat_template_kwargs or {})
+    checked_json("chat_template_kwargs", arguments, MAX_ARGUMENTS_BYTES)
+    if body.reasoning_effort is not None:
+        effort = checked_text("reasoning_effort", body.reasoning_effort)
+        arguments.setdefault("reasoning_effort", effort)
+    return Conversation(
+        messages=[chat_message(index, message) for index, message in enumerate(body.messages)],
+        tools=chat_tools(body.tools),
+        tool_choice=chat_tool_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        template_arguments=arguments,
+        add_generation_prompt=body.add_generation_prompt is not False and not continues,
+        continue_final_message=continues,
     )
 
 
@@ -238,40 +249,3 @@ def _num_logprobs(body: ChatBody) -> int | None:
             "top_logprobs", f"top_logprobs is {body.top_logprobs}; it needs logprobs to be true"
         )
     return None
-
-
-def _message(index: int, body: MessageBody) -> ChatMessage:
-    field = f"messages[{index}]"
-    role = _ROLES.get(body.role)
-    if role is None:
-        raise invalid(
-            f"{field}.role", f"{field}.role is {quote(body.role)}; it must be one of {list(_ROLES)}"
-        )
-    refuse_unserved(body, _REFUSED_IN_MESSAGE, prefix=f"{field}.")
-    name = body.name if body.name is None else checked_text(f"{field}.name", body.name)
-    return ChatMessage(role, _content(f"{field}.content", body.content, role), name)
-
-
-def _content(field: str, content: Any, role: str) -> str:
-    """Text, or parts of type text, which are joined by line breaks."""
-    if isinstance(content, str):
-        return checked_text(field, content)
-    if content is None and role == "assistant":
-        return ""
-    if not isinstance(content, list):
-        raise invalid(
-            field, f"{field} is {quote(content)}; it must be a string or an array of text parts"
-        )
-    return "\n".join(_text_part(f"{field}[{index}]", part) for index, part in enumerate(content))
-
-
-def _text_part(field: str, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        raise invalid(
-            f"{field}.type", f"{field}.type is {quote(kind)}; this server accepts only text parts"
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise invalid(f"{field}.text", f"{field}.text is {quote(text)}; it must be a string")
-    return checked_text(f"{field}.text", text)

@@ -86,6 +86,10 @@ class MessageBody(BaseModel):
     role: str
     content: Any = None
     name: str | None = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class ChatBody(GenerationBody):
@@ -95,6 +99,13 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class CompletionBody(GenerationBody):
@@ -119,8 +130,6 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 REFUSED_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
     **_REFUSED,
-    "tools": _EMPTY,
-    "tool_choice": (None, "none", "auto"),
     "functions": _EMPTY,
     "function_call": (None, "none", "auto"),
     "audio": (None,),
@@ -129,9 +138,8 @@ REFUSED_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (None,),
     "documents": _EMPTY,
     "chat_template": (None,),
-    "chat_template_kwargs": _EMPTY,
-    "add_generation_prompt": (None, True),
-    "continue_final_message": _NEITHER,
+    "echo": _NEITHER,
+    "include_reasoning": (None, True),
 }
 
 REFUSED_IN_COMPLETION: Mapping[str, tuple[Any, ...]] = {
@@ -160,7 +168,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 def parse_body(content: bytes, schema: type[Body]) -> Body:
     """Reads a request body. Raises RequestError: not JSON, or a field of a wrong type."""
-    value = _parse_json(content)
+    value = parse_json(content)
     if not isinstance(value, dict):
         raise RequestError(Fault.INVALID, f"the body is {quote(value)}; it must be a JSON object")
     try:
@@ -228,7 +236,8 @@ def options_of(body: GenerationBody, **said: Any) -> Options:
     return Options(**(options | said))
 
 
-def _parse_json(content: bytes) -> Any:
+def parse_json(content: bytes) -> Any:
+    """The value a body is. Raises RequestError: not JSON."""
     try:
         return json.loads(content, parse_constant=_refuse_constant)
     except RecursionError as error:

@@ -12,13 +12,20 @@ written. Where calls have no marker of their own, only those of tools that there
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+from gateway.errors import ModelError, quote
 from gateway.parsing.deltas import Content, Reasoning
 from gateway.parsing.json_calls import checked_name, read_call, read_object
 from gateway.parsing.python_calls import read_python_calls
 from gateway.parsing.reader import Markers, NotACall, Reader, Steps
+
+T = TypeVar("T")
+
+AUTO = "auto"
+NONE = "none"
 
 ReadCalls = Callable[[Reader, str, Collection[str]], Steps[None]]
 """Takes the calls after a marker, which is held; raises NotACall when there is none (any more),
@@ -172,7 +179,63 @@ CALL_FORMATS = {
     )
 }
 
+_OTHER_NAMES = {
+    # what other servers call the same
+    "qwen": "hermes",
+    "llama3": "llama3_json",
+    "llama4_json": "llama3_json",
+    "llama4_pythonic": "pythonic",
+    "deepseek_r1": "think",
+    "qwen3": "think",
+}
+
 THOUGHTS = {
     "think": Thoughts("<think>", "</think>"),
     "mistral": Thoughts("[THINK]", "[/THINK]"),
 }
+
+
+def call_format(name: str, template: str) -> CallFormat | None:
+    """The format of that name; for "auto", the one that the chat template shows to the model.
+
+    Raises ModelError if there is no format of that name.
+    """
+    if name != AUTO:
+        return _named("--tool-call-parser", name, CALL_FORMATS)
+    if "[TOOL_CALLS]" in template:
+        return CALL_FORMATS["mistral"]
+    if "<tool_call>" in template:  # some write XML inside of it instead
+        return None if "<function=" in template else CALL_FORMATS["hermes"]
+    if "func_name1(" in template or "<|python_start|>" in template:
+        return CALL_FORMATS["pythonic"]
+    if "<|python_tag|>" in template or '"parameters": dictionary' in template:
+        return CALL_FORMATS["llama3_json"]
+    return None
+
+
+def thoughts_format(name: str, template: str) -> Thoughts | None:
+    """How the model sets its thoughts apart; "auto" is by the chat template, as above."""
+    if name != AUTO:
+        return _named("--reasoning-parser", name, THOUGHTS)
+    for thoughts in THOUGHTS.values():
+        if thoughts.begin in template or thoughts.end in template:
+            return thoughts
+    return None
+
+
+def begins_thinking(thoughts: Thoughts, tail: str, *, inside: bool) -> bool:
+    """Whether an answer after `tail` begins with thoughts; `inside` a turn that has begun, they may
+    have begun anywhere in it."""
+    if inside:
+        return tail.rfind(thoughts.begin) > tail.rfind(thoughts.end)
+    return tail.rstrip().endswith(thoughts.begin)
+
+
+def _named(flag: str, name: str, formats: Mapping[str, T]) -> T | None:
+    if name == NONE:
+        return None
+    form = formats.get(_OTHER_NAMES.get(name, name))
+    if form is None:
+        known = ", ".join([AUTO, NONE, *formats])
+        raise ModelError(f"{flag} is {quote(name)}; it must be one of: {known}")
+    return form

@@ -33,6 +33,13 @@ def completion_refusal(model: Model, /, **fields: Any) -> tuple[int, str, str | 
     return refusal(model, parse_completion, json.dumps({"prompt": "a", **fields}).encode())
 
 
+def tool(name: str, parameters: Any = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+NESTED = json.loads('{"a": ' * 100 + "1" + "}" * 100)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -105,7 +112,65 @@ def test_json_that_is_not_an_object(model: Model, content: bytes) -> None:
         ({"request_id": "a\nb"}, 'request_id is "a\\nb"; it must be 1 to 128 visible'),
         ({"prompt_logprobs": 1}, "prompt_logprobs is 1; it is not supported"),
         ({"prompt_logprobs": True}, "prompt_logprobs is true; it is not supported"),
-        ({"tools": [{"type": "function"}]}, "tools is [{"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function is null; it must be an object"),
+        ({"tools": ["f"]}, 'tools[0] is "f"; it must be an object'),
+        ({"tools": [{"type": "web_search"}]}, 'tools[0].type is "web_search"; this server has'),
+        ({"tools": [tool("")]}, 'tools[0] has the name ""; it must be 1 to 64 letters'),
+        ({"tools": [tool("a b")]}, 'tools[0] has the name "a b"; it must be 1 to 64 letters'),
+        ({"tools": [tool("f" * 65)]}, 'tools[0] has the name "fff'),
+        ({"tools": [tool("f"), tool("f")]}, 'tools[1] has the name "f", like one before it'),
+        ({"tools": [tool("f", 3)]}, "tools[0].function.parameters is 3; it must be an object"),
+        (
+            {"tools": [tool("f", {"type": "array"})]},
+            'tools[0] has parameters of type "array"; it must be "object"',
+        ),
+        ({"tools": [tool(f"f{i}") for i in range(129)]}, "tools has 129 entries; it must have at"),
+        (
+            {"tools": [tool("f", {"description": "x" * 70_000})]},
+            "tools[0].parameters has 70019 bytes; it must have at most 65536",
+        ),
+        (
+            {"tools": [tool("f", {"description": "\ud800"})]},
+            "tools[0].parameters has a lone surrogate",
+        ),
+        ({"tools": [tool("f", NESTED)]}, "tools[0].parameters is nested more than 64 deep"),
+        (
+            {"tools": [tool(f"f{i}", {"description": "x" * 60_000}) for i in range(20)]},
+            "tools has 1200380 bytes; it must have at most 1048576",
+        ),
+        (
+            {"tools": [tool("f")]},
+            'tools has 1 entries; the chat template of model "tiny" knows no tools',
+        ),
+        ({"tool_choice": "required"}, "tool_choice asks for a call, and tools has 0 entries"),
+        ({"tool_choice": "perhaps"}, 'tool_choice is "perhaps"; it must be one of'),
+        (
+            {"tool_choice": {"type": "function", "function": {}}},
+            "tool_choice.function.name is null; it must be a string",
+        ),
+        (
+            {
+                "tools": [tool("f")],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+            'tool_choice names "g", which is not in tools',
+        ),
+        ({"chat_template_kwargs": 1}, "chat_template_kwargs is 1; it must be an object"),
+        (
+            {"chat_template_kwargs": {"messages": []}},
+            'chat_template_kwargs has "messages", which is not a client\'s to say',
+        ),
+        ({"chat_template_kwargs": {"a": NESTED}}, "chat_template_kwargs is nested more than 64"),
+        (
+            {"chat_template_kwargs": {"a": "x" * 70_000}},
+            "chat_template_kwargs has 70009 bytes; it must have at most 65536",
+        ),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "continue_final_message is true and add_generation_prompt is true",
+        ),
+        ({"include_reasoning": False}, "include_reasoning is false; it is not supported"),
+        ({"echo": True}, "echo is true; it is not supported"),
         ({"response_format": {"type": "xml"}}, 'response_format.type is "xml"; it must be one of'),
         ({"modalities": ["audio"]}, 'modalities is ["audio"]; it is not supported'),
         ({"chat_template": "{{ 1 }}"}, 'chat_template is "{{ 1 }}"; it is not supported'),
@@ -123,7 +188,40 @@ def test_wrong_fields_of_chats(model: Model, fields: dict[str, Any], message: st
     ("message", "said"),
     [
         ({"role": "robot", "content": "x"}, 'messages[0].role is "robot"; it must be one of'),
-        ({"role": "tool", "content": "x"}, 'messages[0].role is "tool"; it must be one of'),
+        ({"role": "function", "content": "x"}, 'messages[0].role is "function"; it must be one'),
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id is missing"),
+        ({"role": "tool", "tool_call_id": "1"}, "messages[0].content is null; it must be a string"),
+        (
+            {"role": "user", "content": "x", "tool_call_id": "1"},
+            "messages[0].tool_call_id is there; only a message of role tool has it",
+        ),
+        (
+            {"role": "user", "content": "x", "tool_calls": [{}]},
+            "messages[0].tool_calls is there; only a message of role assistant has it",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{}] * 129},
+            "messages[0].tool_calls has 129 entries; it must have at most 128",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]},
+            "messages[0].tool_calls[0].id is null; it must be a string",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": 1}}]},
+            "messages[0].tool_calls[0].function.name is 1; it must be a string",
+        ),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}],
+            },
+            "messages[0].tool_calls[0].function.arguments is {}; it must be a string",
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "type": "custom"}]},
+            'messages[0].tool_calls[0].type is "custom"; this server has only functions',
+        ),
         ({"role": "user"}, "messages[0].content is null; it must be a string or"),
         ({"role": "user", "content": 5}, "messages[0].content is 5; it must be a string or"),
         ({"role": "user", "content": "\ud800"}, "messages[0].content has a lone surrogate"),
@@ -141,7 +239,7 @@ def test_wrong_fields_of_chats(model: Model, fields: dict[str, Any], message: st
         ),
         (
             {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
-            'messages[0].tool_calls is [{"id": "1"}]; it is not supported',
+            "messages[0].tool_calls[0].function is null; it must be an object",
         ),
     ],
 )

@@ -12,7 +12,8 @@ from tests.gateway.tiny_model import MAX_MODEL_LEN, SPECIAL
 
 
 def render(source: str, *messages: ChatMessage) -> str:
-    return "".join(ChatTemplate(source, {"bos_token": "<s>"}, {"<s>"}).render(messages))
+    template = ChatTemplate(source, {"bos_token": "<s>"}, {"<s>"})
+    return "".join(template.render(Conversation(messages)).pieces)
 
 
 def test_a_conversation_is_tokenized_with_its_control_tokens(model: Model) -> None:

@@ -1,0 +1,117 @@
+"""A chat body's messages, as turns of a conversation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.conversation import ChatMessage, ToolCall
+from gateway.errors import RequestError, invalid, quote
+from gateway.openai.schema import MessageBody, checked_text, refuse_unserved
+
+_ROLES = {
+    # OpenAI's newer word for the same thing; templates know only the older
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+
+_MAX_CALLS = 128
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "function_call": (None,),
+    "audio": (None,),
+}
+
+
+def chat_message(index: int, body: MessageBody) -> ChatMessage:
+    """One turn. Raises RequestError."""
+    field = f"messages[{index}]"
+    role = _ROLES.get(body.role)
+    if role is None:
+        raise invalid(
+            f"{field}.role", f"{field}.role is {quote(body.role)}; it must be one of {list(_ROLES)}"
+        )
+    refuse_unserved(body, _REFUSED, prefix=f"{field}.")
+    reasoning = body.reasoning_content if body.reasoning is None else body.reasoning
+    _only(role, "assistant", f"{field}.tool_calls", body.tool_calls)
+    _only(role, "assistant", f"{field}.reasoning", reasoning)
+    _only(role, "tool", f"{field}.tool_call_id", body.tool_call_id)
+    if role == "tool" and body.tool_call_id is None:
+        raise invalid(f"{field}.tool_call_id", f"{field}.tool_call_id is missing")
+    calls = body.tool_calls or []
+    if len(calls) > _MAX_CALLS:
+        raise invalid(
+            f"{field}.tool_calls",
+            f"{field}.tool_calls has {len(calls)} entries; it must have at most {_MAX_CALLS}",
+        )
+    return ChatMessage(
+        role=role,
+        content=_content(f"{field}.content", body.content, role),
+        name=_text(f"{field}.name", body.name),
+        reasoning=_text(f"{field}.reasoning", reasoning),
+        tool_calls=tuple(
+            _call(f"{field}.tool_calls[{number}]", call) for number, call in enumerate(calls)
+        ),
+        tool_call_id=_text(f"{field}.tool_call_id", body.tool_call_id),
+    )
+
+
+def _only(role: str, meant: str, field: str, value: Any) -> None:
+    if value and role != meant:
+        raise invalid(field, f"{field} is there; only a message of role {meant} has it")
+
+
+def _text(field: str, value: str | None) -> str | None:
+    return None if value is None else checked_text(field, value)
+
+
+def _call(field: str, call: Any) -> ToolCall:
+    if not isinstance(call, Mapping):
+        raise _wrong(field, call, "an object")
+    if call.get("type", "function") != "function":
+        raise invalid(
+            f"{field}.type",
+            f"{field}.type is {quote(call['type'])}; this server has only functions",
+        )
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        raise _wrong(f"{field}.function", function, "an object")
+    texts = []
+    for name, value in (
+        ("id", call.get("id")),
+        ("function.name", function.get("name")),
+        ("function.arguments", function.get("arguments", "")),
+    ):
+        if not isinstance(value, str):
+            raise _wrong(f"{field}.{name}", value, "a string")
+        texts.append(checked_text(f"{field}.{name}", value))
+    return ToolCall(*texts)
+
+
+def _wrong(field: str, value: Any, expected: str) -> RequestError:
+    return invalid(field, f"{field} is {quote(value)}; it must be {expected}")
+
+
+def _content(field: str, content: Any, role: str) -> str:
+    """Text, or parts of type text, which are joined by line breaks."""
+    if isinstance(content, str):
+        return checked_text(field, content)
+    if content is None and role == "assistant":
+        return ""
+    if not isinstance(content, list):
+        raise invalid(
+            field, f"{field} is {quote(content)}; it must be a string or an array of text parts"
+        )
+    return "\n".join(_text_part(f"{field}[{index}]", part) for index, part in enumerate(content))
+
+
+def _text_part(field: str, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text":
+        raise invalid(
+            f"{field}.type", f"{field}.type is {quote(kind)}; this server accepts only text parts"
+        )
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise invalid(f"{field}.text", f"{field}.text is {quote(text)}; it must be a string")
+    return checked_text(f"{field}.text", text)

@@ -1,0 +1,64 @@
+"""A chat body's tools, and the choice among them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.conversation import Tool, ToolChoice, ToolMode
+from gateway.errors import RequestError, invalid, quote
+from gateway.openai.schema import checked_text
+
+_MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
+
+
+def chat_tools(tools: Sequence[Any] | None) -> list[Tool]:
+    """The tools. Raises RequestError; names and sizes are checked by `Model.chat`."""
+    return [_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools or ())]
+
+
+def chat_tool_choice(choice: Any) -> ToolChoice:
+    """What the client wants of the tools. Raises RequestError."""
+    if choice is None:
+        return ToolChoice(ToolMode.AUTO)
+    if isinstance(choice, str) and choice in _MODES:
+        return ToolChoice(_MODES[choice])
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str):
+            raise _wrong("tool_choice.function.name", name, "a string")
+        return ToolChoice(ToolMode.NAMED, name)
+    raise _wrong("tool_choice", choice, f'one of {list(_MODES)} or an object of type "function"')
+
+
+def _tool(field: str, tool: Any) -> Tool:
+    if not isinstance(tool, Mapping):
+        raise _wrong(field, tool, "an object")
+    if tool.get("type") != "function":
+        raise invalid(
+            f"{field}.type",
+            f"{field}.type is {quote(tool.get('type'))}; this server has only functions",
+        )
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        raise _wrong(f"{field}.function", function, "an object")
+    field = f"{field}.function"
+    name, description = function.get("name"), function.get("description")
+    parameters, strict = function.get("parameters"), function.get("strict")
+    if not isinstance(name, str):
+        raise _wrong(f"{field}.name", name, "a string")
+    if not isinstance(description, str | None):
+        raise _wrong(f"{field}.description", description, "a string")
+    if not isinstance(parameters, Mapping | None):
+        raise _wrong(f"{field}.parameters", parameters, "an object")
+    if not isinstance(strict, bool | None):
+        raise _wrong(f"{field}.strict", strict, "true or false")
+    return Tool(
+        name,
+        None if description is None else checked_text(f"{field}.description", description),
+        parameters,
+        strict,
+    )
+
+
+def _wrong(field: str, value: Any, expected: str) -> RequestError:
+    return invalid(field, f"{field} is {quote(value)}; it must be {expected}")
