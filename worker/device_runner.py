@@ -32,6 +32,7 @@ from worker.kv_cache import KVCache
 from worker.lane import Array, Fetched, Lane
 from worker.plans import BatchPlan, Int32Column, Logprobs, PlanError, StepResult, Timing
 from worker.pooling import PooledRows, Pooler
+from worker.prompt_scores import TILE_ROWS, PromptScores, ScoreRun, score, score_columns
 from worker.slot_counts import Int64Column, SlotCounts
 
 
@@ -58,6 +59,7 @@ class _Launched:
     had_work: bool
     prepare_us: int
     deliver: Deliver
+    score_runs: tuple[ScoreRun, ...]
 
 
 class _DecodeStep:
@@ -130,6 +132,8 @@ class DeviceRunner:
         self._out_finish = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
         self._wants_logprobs = np.zeros(max_num_seqs, np.bool_)
         self._num_logprobs = np.zeros(max_num_seqs, np.int64)
+        self._scores = PromptScores(max_num_seqs)
+        self._score_tile = min(TILE_ROWS, max_num_seqs)
         self._graphs: dict[int, _DecodeStep] = {}
         self._num_ordered = 0
         self._completion = _Completion(counts)
@@ -217,12 +221,14 @@ class DeviceRunner:
             had_work=had_work,
             prepare_us=(time.perf_counter_ns() - started) // 1000,
             deliver=deliver,
+            score_runs=self._scores.runs(plan, len(self._counts.decode_slots)),
         )
         self._completion.put(launched)
 
     def _admit(self, writes: Writes, plan: BatchPlan) -> dict[int, int]:
         for admission in plan.admit:
             self._tables.admit(writes, admission)
+            self._scores.admit(admission)
             num_logprobs = admission.sampling.num_logprobs
             self._wants_logprobs[admission.slot] = num_logprobs is not None
             self._num_logprobs[admission.slot] = num_logprobs or 0
@@ -321,21 +327,27 @@ class DeviceRunner:
             host_cu_seqlens=tuple(cu_seqlens.tolist()),
             host_seq_lens=tuple((computed + 1).tolist() + chunks.end.tolist()),
         )
-        logits, pooled = self._forward(plan, batch)
+        logits, pooled, scores = self._forward(plan, batch)
         if len(slots):
             self._restrict(slots)
             self._sample(logits, tables.sample_slot[: len(slots)])
-        return slots, self._fetch(logits, slots, pooled), pooled
+        return slots, self._fetch(logits, slots, pooled, scores), pooled
 
     def _forward(
         self, plan: BatchPlan, batch: AttentionBatch
-    ) -> tuple[torch.Tensor, PooledRows | None]:
-        """Logits of the rows that sample, and the prompts that have their vector by now."""
-        if not self._pooler.wants(plan):
-            return self._model.forward(batch, self._kv), None
+    ) -> tuple[torch.Tensor, PooledRows | None, tuple[torch.Tensor, ...]]:
+        """Logits of the rows that sample, the prompts that have their vector by now, and the scores
+        of those that want them."""
+        runs, pools = self._scores.runs(plan, batch.num_decodes), self._pooler.wants(plan)
+        if not runs and not pools:
+            return self._model.forward(batch, self._kv), None, ()
         hidden = self._model.hidden(batch, self._kv)
+        scores: tuple[torch.Tensor, ...] = ()
+        if runs:
+            tokens = self._tables.slots.tokens
+            scores = score(self._model, hidden, tokens, runs, self._score_tile)
         logits = self._model.logits(hidden[batch.sample_index])
-        return logits, self._pooler.pool(plan, hidden)
+        return logits, self._pooler.pool(plan, hidden) if pools else None, scores
 
     def _check_fits(self, num_rows: int, num_tokens: int) -> None:
         """Raises `PlanError` for a step that would be written past the ends of its buffers."""
@@ -431,13 +443,18 @@ class DeviceRunner:
         )
 
     def _fetch(
-        self, logits: torch.Tensor, slots: Int64Column, pooled: PooledRows | None = None
+        self,
+        logits: torch.Tensor,
+        slots: Int64Column,
+        pooled: PooledRows | None = None,
+        scores: Sequence[torch.Tensor] = (),
     ) -> Fetched:
-        """Tokens and finishes; then vectors, if there are any; then logprobs, likewise."""
+        """Tokens and finishes; then vectors, scores and logprobs, each if there are any."""
         count = len(slots)
         outcome = [self._out_token[:count], self._out_finish[:count]]
         if pooled is not None:
             outcome.append(pooled.value)
+        outcome += scores
         asks = self._wants_logprobs[slots]
         if asks.any():
             row = self._tables.logprob_row[: int(asks.sum())].long()
@@ -490,11 +507,14 @@ class _Completion:
         arrays = launched.fetched.wait()
         idle_us, busy_us = launched.fetched.device_us()
         token_id, finish = arrays[:2] if arrays else (np.empty(0, np.int32),) * 2
-        arrays, vectors = arrays[2:], None
+        arrays, vectors, scores = arrays[2:], None, None
         if launched.pooled is not None:
             vectors = launched.pooled.vectors(arrays[0])
             arrays = arrays[1:]
             self._counts.end(vectors.slot, vectors.generation, vectors.finish)
+        if launched.score_runs:
+            scores = score_columns(launched.score_runs, arrays[:4])
+            arrays = arrays[4:]
         rows = np.flatnonzero(token_id >= 0)
         slots = launched.slots[rows]
         self._counts.end(slots, launched.generation[rows], finish[rows])
@@ -506,6 +526,7 @@ class _Completion:
             token_id=token_id[rows],
             finish=finish[rows].astype(np.uint8),
             logprobs=_logprobs(launched, rows, arrays),
+            scores=scores,
             timing=Timing(
                 # Without live sequences the device was idle for want of work, not of a plan.
                 wait_us=idle_us if launched.had_work else 0,

@@ -8,8 +8,9 @@ from kernels.batch import AttentionBatch
 from worker.constraints import Constraints
 from worker.executor import Deliver, Model
 from worker.kv_cache import KVCache
-from worker.plans import BatchPlan, StepResult, Timing, Vectors
+from worker.plans import BatchPlan, Scores, StepResult, Timing, Vectors
 from worker.pooling import Pooler
+from worker.prompt_scores import TILE_ROWS, PromptScores, score, score_columns
 from worker.sampler import RowMasks, Sampler, logprob_columns
 from worker.step_state import SampledColumns, SampledRows, StepState
 
@@ -32,6 +33,7 @@ class HostRunner:
         self._sampler = sampler
         self._constraints = constraints
         self._pooler = pooler
+        self._scores = PromptScores(len(state.tokens))
 
     @property
     def num_live(self) -> int:
@@ -66,11 +68,13 @@ class HostRunner:
         for admission in plan.admit:
             self._sampler.admit(admission)
             self._pooler.admit(admission)
+            self._scores.admit(admission)
         batch, rows = self._state.next_batch(plan)
         prepared = forwarded = time.perf_counter_ns()
-        columns, logprobs, vectors = SampledColumns.none(), None, None
+        columns, logprobs = SampledColumns.none(), None
+        vectors, scores = None, None
         if batch.num_tokens:
-            logits, vectors = self._forward(plan, batch)
+            logits, vectors, scores = self._forward(plan, batch)
             forwarded = time.perf_counter_ns()
             if len(rows.slots):
                 sampled = self._sampler.sample(logits, rows, self._masks(rows))
@@ -95,21 +99,27 @@ class HostRunner:
                 sample_us=(time.perf_counter_ns() - forwarded) // 1000,
             ),
             vectors=vectors,
+            scores=scores,
         )
 
     def _forward(
         self, plan: BatchPlan, batch: AttentionBatch
-    ) -> tuple[torch.Tensor, Vectors | None]:
-        """Logits of the rows that sample, and vectors of the prompts that want one."""
-        if not self._pooler.wants(plan):
-            return self._model.forward(batch, self._kv), None
+    ) -> tuple[torch.Tensor, Vectors | None, Scores | None]:
+        """Logits of the rows that sample, and vectors and scores of the prompts that want them."""
+        runs, pools = self._scores.runs(plan, batch.num_decodes), self._pooler.wants(plan)
+        if not runs and not pools:
+            return self._model.forward(batch, self._kv), None, None
         hidden = self._model.hidden(batch, self._kv)
-        pooled = self._pooler.pool(plan, hidden)
+        pooled = self._pooler.pool(plan, hidden) if pools else None
         vectors = None
         if pooled is not None:
             vectors = pooled.vectors(pooled.value.cpu().numpy())
             self._state.end(vectors)
-        return self._model.logits(hidden[batch.sample_index]), vectors
+        scores = None
+        if runs:
+            values = score(self._model, hidden, self._state.tokens, runs, TILE_ROWS)
+            scores = score_columns(runs, [value.cpu().numpy() for value in values])
+        return self._model.logits(hidden[batch.sample_index]), vectors, scores
 
     def _masks(self, rows: SampledRows) -> RowMasks | None:
         """What may come in the rows that have rules; a grammar may still have to be compiled."""

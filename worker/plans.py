@@ -51,6 +51,7 @@ class Sampling:
     bias_token_ids: tuple[int, ...] = ()
     bias: tuple[float, ...] = ()
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
     grammar: str = ""
     """Empty: none."""
     allowed_token_ids: tuple[int, ...] = ()
@@ -90,6 +91,8 @@ class Admission:
     seed: int
     """Unsigned, 64 bits."""
     sampling: Sampling
+    score_from: int = 0
+    """With `num_prompt_logprobs`: the first prompt token whose logprob is wanted."""
 
     @property
     def wants_vector(self) -> bool:
@@ -154,6 +157,18 @@ class Vectors:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Logprobs of tokens of prompts, in runs of consecutive tokens; see `ScoreColumns`."""
+
+    slot: Int32Column
+    generation: Int32Column
+    start: Int32Column
+    length: Int32Column
+    logprobs: Logprobs
+    """Of the runs' tokens, one after another; its `row` is empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Microseconds of one step."""
 
@@ -178,6 +193,7 @@ class StepResult:
     timing: Timing
     vectors: Vectors | None = None
     """None: no prompt that wants its vector was completed."""
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True, slots=True)

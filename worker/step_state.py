@@ -115,6 +115,11 @@ class StepState:
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
     @property
+    def tokens(self) -> torch.Tensor:
+        """[slots, max_model_len + 1] int32, the tokens known so far."""
+        return self._token_table
+
+    @property
     def num_live(self) -> int:
         """Sequences that hold a slot and have not ended, as far as the host knows."""
         return self._counts.num_live

@@ -98,7 +98,12 @@ def run_largest(runner: Runner, sizes: Sizes, *, max_model_len: int, vocab_size:
     if lengths[-1] < 1:
         return
     sampling = Sampling(
-        temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, num_logprobs=MAX_LOGPROBS
+        temperature=1.0,
+        top_k=50,
+        top_p=0.9,
+        repetition_penalty=1.1,
+        num_logprobs=MAX_LOGPROBS,
+        num_prompt_logprobs=MAX_LOGPROBS,
     )
     blocks = np.arange(1, -(-(int(lengths[0]) + 1) // sizes.block_size) + 1, dtype=np.int32)
     slots = _column(*range(count))

@@ -12,6 +12,7 @@ from worker.plans import (
     Logprobs,
     PlanError,
     Sampling,
+    Scores,
     StepResult,
     Welcome,
 )
@@ -89,6 +90,8 @@ def encode_result(result: StepResult) -> bytes:
         message.vectors.generation = result.vectors.generation.tobytes()
         message.vectors.finish = result.vectors.finish.tobytes()
         message.vectors.value = result.vectors.value.tobytes()
+    if result.scores is not None:
+        message.scores.CopyFrom(_score_columns(result.scores))
     return worker_pb2.AttachRequest(result=message).SerializeToString()
 
 
@@ -127,6 +130,7 @@ def _admission(admission: worker_pb2.Admission) -> Admission:
         num_computed=admission.num_computed,
         seed=admission.seed,
         sampling=_sampling(admission.sampling),
+        score_from=admission.score_from,
     )
 
 
@@ -144,6 +148,9 @@ def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:
         bias_token_ids=tuple(_int32(params.logit_bias_token_id).tolist()),
         bias=tuple(np.frombuffer(params.logit_bias, "<f4").tolist()),
         num_logprobs=params.num_logprobs if params.HasField("num_logprobs") else None,
+        num_prompt_logprobs=(
+            params.num_prompt_logprobs if params.HasField("num_prompt_logprobs") else None
+        ),
         grammar=params.grammar,
         allowed_token_ids=tuple(_int32(params.allowed_token_id).tolist()),
         bad_words=_bad_words(params),
@@ -167,6 +174,16 @@ def _logprob_columns(logprobs: Logprobs) -> sampling_pb2.LogprobColumns:
         num_top=logprobs.num_top.tobytes(),
         top_token_id=logprobs.top_token_id.tobytes(),
         top_logprob=logprobs.top_logprob.tobytes(),
+    )
+
+
+def _score_columns(scores: Scores) -> worker_pb2.ScoreColumns:
+    return worker_pb2.ScoreColumns(
+        slot=scores.slot.tobytes(),
+        generation=scores.generation.tobytes(),
+        start=scores.start.tobytes(),
+        length=scores.length.tobytes(),
+        logprobs=_logprob_columns(scores.logprobs),
     )
 
 

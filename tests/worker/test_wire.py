@@ -1,5 +1,7 @@
 """Every field crosses the wire, and columns keep their order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from worker.plans import (
     Logprobs,
     PlanError,
     Sampling,
+    Scores,
     StepResult,
     Timing,
     Welcome,
@@ -61,7 +64,9 @@ def test_a_plan_with_every_field() -> None:
                         allowed_token_id=packed(7, 8),
                         bad_word_token_id=packed(4, 5, 6),
                         bad_word_length=packed(1, 2),
+                        num_prompt_logprobs=3,
                     ),
+                    score_from=1,
                 )
             ],
             append_slot=packed(3),
@@ -105,7 +110,9 @@ def test_a_plan_with_every_field() -> None:
         grammar="start: /a/",
         allowed_token_ids=(7, 8),
         bad_words=((4,), (5, 6)),
+        num_prompt_logprobs=3,
     )
+    assert admission.score_from == 1
 
 
 def test_absence_differs_from_emptiness() -> None:
@@ -116,6 +123,7 @@ def test_absence_differs_from_emptiness() -> None:
     assert isinstance(plan, BatchPlan)
     assert plan.decode is None
     assert plan.admit[0].sampling.num_logprobs is None
+    assert plan.admit[0].sampling.num_prompt_logprobs is None
 
 
 def test_welcome_drain_and_what_is_not_known() -> None:
@@ -127,7 +135,15 @@ def test_welcome_drain_and_what_is_not_known() -> None:
         wire.parse_response(b"")
 
 
-def test_a_result_with_logprobs() -> None:
+def test_a_result_with_logprobs_and_scores() -> None:
+    logprobs = Logprobs(
+        row=np.array([1], np.int32),
+        logprob=np.array([-0.5], np.float32),
+        rank=np.array([2], np.int32),
+        num_top=np.array([2], np.int32),
+        top_token_id=np.array([9, 200], np.int32),
+        top_logprob=np.array([-0.25, -0.5], np.float32),
+    )
     result = StepResult(
         epoch=3,
         step_id=4,
@@ -135,15 +151,15 @@ def test_a_result_with_logprobs() -> None:
         generation=np.array([7, 8], np.int32),
         token_id=np.array([100, 200], np.int32),
         finish=np.array([0, 2], np.uint8),
-        logprobs=Logprobs(
-            row=np.array([1], np.int32),
-            logprob=np.array([-0.5], np.float32),
-            rank=np.array([2], np.int32),
-            num_top=np.array([2], np.int32),
-            top_token_id=np.array([9, 200], np.int32),
-            top_logprob=np.array([-0.25, -0.5], np.float32),
-        ),
+        logprobs=logprobs,
         timing=Timing(wait_us=1, prepare_us=2, forward_us=3, sample_us=4),
+        scores=Scores(
+            slot=np.array([5], np.int32),
+            generation=np.array([6], np.int32),
+            start=np.array([7], np.int32),
+            length=np.array([1], np.int32),
+            logprobs=replace(logprobs, row=np.array([], np.int32)),
+        ),
     )
     message = worker_pb2.AttachRequest.FromString(wire.encode_result(result)).result
     assert (message.epoch, message.step_id) == (3, 4)
@@ -153,6 +169,10 @@ def test_a_result_with_logprobs() -> None:
     assert (message.logprobs.num_top, message.logprobs.top_token_id) == (packed(2), packed(9, 200))
     assert np.frombuffer(message.logprobs.logprob, "<f4").tolist() == [-0.5]
     assert np.frombuffer(message.logprobs.top_logprob, "<f4").tolist() == [-0.25, -0.5]
+    scores = message.scores
+    assert (scores.slot, scores.generation) == (packed(5), packed(6))
+    assert (scores.start, scores.length) == (packed(7), packed(1))
+    assert (scores.logprobs.row, scores.logprobs.rank) == (b"", packed(2))
     timing = message.timing
     assert (timing.wait_us, timing.prepare_us, timing.forward_us, timing.sample_us) == (1, 2, 3, 4)
 

@@ -30,10 +30,16 @@ class Onlooker:
         self.chunks: set[tuple[int, int]] = set()
 
     def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        return self.logits(self.hidden(batch, kv)[batch.sample_index])
+
+    def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
         if batch.num_rows > batch.num_decodes:
             num_tokens = batch.num_tokens - batch.num_decodes
             self.chunks.add((num_tokens, batch.num_rows - batch.num_decodes))
-        return torch.zeros(len(batch.sample_index), VOCAB_SIZE)
+        return torch.zeros(batch.num_tokens, 1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(hidden), VOCAB_SIZE)
 
 
 def served(budget: int, max_model_len: int) -> Iterator[tuple[int, int]]:
