@@ -22,6 +22,7 @@ from scheduler.messages import (
     ModelCard,
     ReplicaView,
     Result,
+    ScoreTable,
     VectorTable,
     WorkerHello,
 )
@@ -151,7 +152,7 @@ class Cell:
         except ValueError as error:
             raise Malformed(str(error)) from error
         plan, seconds = attachment.complete_oldest(now)
-        self._tell(outputs, result.logprobs, result.vectors)
+        self._tell(outputs, result.logprobs, result.vectors, result.scores)
         self._feed(attachment, attachment.pace.depth)
         self.metrics.iteration_tokens.observe(plan.num_tokens)
         self.metrics.worker_wait_s.observe(result.timing.wait_s)
@@ -254,10 +255,11 @@ class Cell:
         outputs: Outputs,
         logprobs: LogprobTable | None = None,
         vectors: VectorTable | None = None,
+        scores: ScoreTable | None = None,
     ) -> None:
         """The end of every event: its news goes out."""
         self._last_event_at = self._clock()
-        self._routers.deliver(outputs, logprobs, vectors)
+        self._routers.deliver(outputs, logprobs, vectors, scores)
         if outputs.finished:
             self.metrics.finished(outputs.finished)
         if self.draining and self._is_empty():

@@ -104,6 +104,27 @@ class LogprobTable:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Logprobs of runs of consecutive prompt tokens; the runs' columns share an index."""
+
+    start: Int32Column
+    """Index in its prompt of a run's first token."""
+    length: Int32Column
+    logprobs: LogprobTable
+    """Of the runs' tokens, one after another: its `row` counts them."""
+
+    def of(self, run: Int32Column) -> "ScoreTable":
+        """The part that speaks of these runs."""
+        if run.size == self.start.size:
+            return self
+        first = np.cumsum(self.length) - self.length
+        rows = [np.arange(first[i], first[i] + self.length[i], dtype=np.int32) for i in run]
+        logprobs = self.logprobs.of(np.concatenate(rows))
+        assert logprobs is not None, "a run has at least one token"
+        return ScoreTable(self.start[run], self.length[run], logprobs)
+
+
 VectorTable = npt.NDArray[np.float32]
 """Vectors of prompts, [rows, embedding_dim]."""
 
@@ -118,6 +139,8 @@ class Result:
     timing: StepTiming
     vectors: VectorTable | None = None
     """Its rows are those of `step.vector_slot`."""
+    scores: ScoreTable | None = None
+    """Its runs are those of `step.score_slot`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from scheduler.core.decisions import Outputs
-from scheduler.messages import LogprobTable, VectorTable
+from scheduler.messages import LogprobTable, ScoreTable, VectorTable
 from scheduler.stream import Stream
 from scheduler.wire import frames
 
@@ -64,14 +64,15 @@ class Routers:
         outputs: Outputs,
         logprobs: LogprobTable | None = None,
         vectors: VectorTable | None = None,
+        scores: ScoreTable | None = None,
     ) -> None:
         """One frame to each router that the outputs speak of."""
         if len(self._connected) == 1:
             (router,) = self._connected.values()
-            self._deliver_all(router, outputs, logprobs, vectors)
+            self._deliver_all(router, outputs, logprobs, vectors, scores)
             return
         for router in self._connected.values():
-            self._deliver_part(router, outputs, logprobs, vectors)
+            self._deliver_part(router, outputs, logprobs, vectors, scores)
 
     @staticmethod
     def _deliver_all(
@@ -79,13 +80,22 @@ class Routers:
         outputs: Outputs,
         logprobs: LogprobTable | None,
         vectors: VectorTable | None,
+        scores: ScoreTable | None,
     ) -> None:
         finished = [end for end in outputs.finished if end.router == router.number]
-        if not outputs.sequence_id.size and not finished:
+        if not (outputs.sequence_id.size or finished or outputs.score_run.size):
             return
         rows = logprobs.of(outputs.result_row) if logprobs is not None else None
         router.stream.send(
-            frames.encode_frame(outputs.sequence_id, outputs.token_id, rows, finished, vectors)
+            frames.encode_frame(
+                outputs.sequence_id,
+                outputs.token_id,
+                rows,
+                finished,
+                vectors,
+                outputs.score_sequence_id,
+                scores.of(outputs.score_run) if scores and outputs.score_run.size else None,
+            )
         )
 
     @staticmethod
@@ -94,7 +104,9 @@ class Routers:
         outputs: Outputs,
         logprobs: LogprobTable | None,
         vectors: VectorTable | None,
+        scores: ScoreTable | None,
     ) -> None:
+        scored = np.flatnonzero(outputs.score_router == router.number)
         mine = np.flatnonzero(outputs.router == router.number)
         part = Outputs(
             router=outputs.router[mine],
@@ -102,8 +114,11 @@ class Routers:
             token_id=outputs.token_id[mine],
             result_row=outputs.result_row[mine],
             finished=outputs.finished,
+            score_router=outputs.score_router[scored],
+            score_sequence_id=outputs.score_sequence_id[scored],
+            score_run=outputs.score_run[scored],
         )
-        Routers._deliver_all(router, part, logprobs, vectors)
+        Routers._deliver_all(router, part, logprobs, vectors, scores)
 
     def dismiss(self, details: str) -> None:
         """Ends every router's stream once it has been sent all its news."""

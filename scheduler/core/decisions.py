@@ -25,6 +25,8 @@ class Admission:
     num_computed: int
     seed: int
     sampling: object
+    score_from: int = 0
+    """The first prompt token that is to be scored, where `sampling` asks for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +83,7 @@ class Outputs:
     result_row: Int32Column = field(default_factory=lambda: _EMPTY)
     """Index of the token in the step result's columns, where its logprobs are."""
     finished: tuple[Finished, ...] = ()
+    score_router: Int32Column = field(default_factory=lambda: _EMPTY)
+    score_sequence_id: Int32Column = field(default_factory=lambda: _EMPTY)
+    score_run: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Index of the run of scored prompt tokens among the step result's."""

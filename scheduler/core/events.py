@@ -57,6 +57,9 @@ class Request:
     """No client's: metrics leave it out."""
     needs_every_position: bool = False
     """Something is read off each position, so that none may come from the prefix cache."""
+    score_from: int | None = None
+    """Sample 0 is to score the prompt's tokens from this one on; token 0 has nothing before it, so
+    this is at least 1. None, or as many as the prompt: none are."""
 
     @property
     def max_total_tokens(self) -> int:
@@ -92,7 +95,8 @@ _NO_FINISH = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a plan produced: one entry per live row that sampled, and one per vector."""
+    """What a plan produced: one entry per live row that sampled, one per vector, and one per run of
+    prompt tokens that it scored."""
 
     step_id: int
     slot: Int32Column
@@ -105,6 +109,12 @@ class StepResult:
     vector_generation: Int32Column = field(default_factory=lambda: _NO_SLOT)
     vector_finish: UInt8Column = field(default_factory=lambda: _NO_FINISH)
     """STOP, or ERROR for a vector that is not finite."""
+    score_slot: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    """Runs of consecutive prompt tokens; what was found out about them stays outside."""
+    score_generation: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    score_start: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    """Index in the prompt of the run's first token."""
+    score_length: Int32Column = field(default_factory=lambda: _NO_SLOT)
 
 
 class Refused(Exception):

@@ -102,9 +102,7 @@ class Replica:
 
     def cached_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks that hold its prefix, leaving at least its last token to compute."""
-        if sequence.request.needs_every_position:
-            return []
-        limit = (sequence.num_known_tokens - 1) // self.block_size
+        limit = sequence.num_cacheable_tokens // self.block_size
         return self.pool.match(self.chain_of(sequence).keys, limit)
 
     def num_computed(self, sequence: Sequence) -> int:
@@ -143,6 +141,11 @@ class Replica:
             num_computed=sequence.num_computed_tokens,
             seed=sequence.seed,
             sampling=sequence.request.sampling,
+            score_from=(
+                sequence.request.num_prompt_tokens
+                if sequence.score_from is None
+                else sequence.score_from
+            ),
         )
 
     def _note_first_admission(self, sequence: Sequence, now: float) -> None:

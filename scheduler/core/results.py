@@ -27,17 +27,23 @@ class Confirmed:
     ended: list[tuple[Sequence, FinishReason]]
     embedded: list[tuple[Sequence, FinishReason, int]]
     """Who ended by a vector, with its row among the result's."""
+    score_router: Int32Column
+    score_sequence_id: Int32Column
+    score_run: Int32Column
+    """Runs of scored prompt tokens that count, by their index among the result's."""
 
 
 def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     """Apply the result of the oldest plan in flight. Raises ValueError for any other result."""
     slots = replica.slots
-    for column in (result.slot, result.vector_slot):
+    for column in (result.slot, result.vector_slot, result.score_slot):
         if len(column) and not 0 <= column.min() <= column.max() < slots.num_slots:
             raise ValueError(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
     replica.settle(result.step_id)
+    score_run = _confirm_scores(replica, result)
+    score_slot = result.score_slot[score_run]
     live = slots.are_held(result.slot, result.generation)
     # Rows whose logits were not finite have no token.
     row = np.flatnonzero(live & (result.finish != _ERROR))
@@ -66,7 +72,25 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         result_row=row.astype(np.int32),
         ended=ended,
         embedded=_confirm_vectors(replica, result),
+        score_router=slots.router[score_slot],
+        score_sequence_id=slots.sequence_id[score_slot],
+        score_run=score_run,
     )
+
+
+def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
+    """The runs whose slots still have the tenant that they score."""
+    if not len(result.score_slot):
+        return np.empty(0, np.int32)
+    run = np.flatnonzero(replica.slots.are_held(result.score_slot, result.score_generation))
+    for slot, start, length in zip(
+        result.score_slot[run].tolist(),
+        result.score_start[run].tolist(),
+        result.score_length[run].tolist(),
+        strict=True,
+    ):
+        replica.slots.tenant(slot).note_scores(start, start + length)
+    return run.astype(np.int32)
 
 
 def _confirm_vectors(

@@ -80,6 +80,7 @@ class Scheduler:
                 order=self._order_key(request, now, serial),
                 accepted_at=now,
                 private=None if self._config.enable_prefix_caching else serials[0],
+                score_from=None if i > 0 else _score_from(request),
             )
             for i, serial in enumerate(serials)
         ]
@@ -163,6 +164,9 @@ class Scheduler:
             token_id=confirmed.token_id,
             result_row=confirmed.result_row,
             finished=tuple(finished),
+            score_router=confirmed.score_router,
+            score_sequence_id=confirmed.score_sequence_id,
+            score_run=confirmed.score_run,
         )
 
     def _end_embedded(
@@ -282,3 +286,9 @@ class Scheduler:
             message=message,
             vector_row=vector_row,
         )
+
+
+def _score_from(request: Request) -> int | None:
+    """None if nothing is left to score."""
+    score_from = request.score_from
+    return None if score_from == request.num_prompt_tokens else score_from

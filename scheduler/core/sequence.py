@@ -52,6 +52,8 @@ class Sequence:
     private: int | None
     """Set: prefixes are shared only within the request of this number."""
     status: Status = Status.WAITING
+    score_from: int | None = None
+    """The first prompt token that is still to be scored; None: there is none."""
     output: "array[int]" = field(default_factory=lambda: array("i"))
     """Confirmed output tokens beyond those of the request."""
     chain: HashChain | None = None
@@ -90,6 +92,21 @@ class Sequence:
     @property
     def num_positions(self) -> int:
         return self.request.num_positions
+
+    @property
+    def num_cacheable_tokens(self) -> int:
+        """Tokens that need not be computed if their KV exists: all before the first position whose
+        logits are wanted, be it to sample or to score the token after it."""
+        if self.request.needs_every_position:
+            return 0
+        return (self.num_known_tokens if self.score_from is None else self.score_from) - 1
+
+    def note_scores(self, start: int, end: int) -> None:
+        """The prompt's tokens start to end - 1 have been scored. Raises ValueError unless they are
+        those that come next."""
+        if start != self.score_from or end > self.request.num_prompt_tokens:
+            raise ValueError(f"prompt tokens {start} to {end - 1} were scored out of turn")
+        self.score_from = end if end < self.request.num_prompt_tokens else None
 
     def tokens(self) -> Int32Column:
         """A new column of all tokens in this record, prompt first."""

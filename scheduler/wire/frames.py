@@ -6,7 +6,14 @@ from protos.quire.v1 import sampling_pb2, scheduler_pb2, worker_pb2
 from scheduler.core.decisions import Finished
 from scheduler.core.events import Int32Column, Refused
 from scheduler.core.state import CoreState, ReplicaState
-from scheduler.messages import CellView, LogprobTable, ModelCard, ReplicaView, VectorTable
+from scheduler.messages import (
+    CellView,
+    LogprobTable,
+    ModelCard,
+    ReplicaView,
+    ScoreTable,
+    VectorTable,
+)
 
 
 def encode_welcome(incarnation: int) -> bytes:
@@ -36,10 +43,13 @@ def encode_frame(
     logprobs: LogprobTable | None,
     finished: Sequence[Finished],
     vectors: VectorTable | None = None,
+    scored: Int32Column | None = None,
+    scores: ScoreTable | None = None,
 ) -> bytes:
     """A ConnectResponse with one step's news for one router; rows of logprobs index token_id.
 
-    `vectors` are the step's; the ends say which is whose.
+    `vectors` are the step's; the ends say which is whose. `scored` are the sequences of the runs
+    in `scores`.
     """
     response = scheduler_pb2.ConnectResponse()
     frame = response.frame
@@ -48,13 +58,13 @@ def encode_frame(
         frame.sequence_id = sequence_id.tobytes()
         frame.token_id = token_id.tobytes()
     if logprobs is not None:
-        columns = frame.logprobs
-        columns.row = logprobs.row.tobytes()
-        columns.logprob = logprobs.logprob.tobytes()
-        columns.rank = logprobs.rank.tobytes()
-        columns.num_top = logprobs.num_top.tobytes()
-        columns.top_token_id = logprobs.top_token_id.tobytes()
-        columns.top_logprob = logprobs.top_logprob.tobytes()
+        frame.logprobs.row = logprobs.row.tobytes()
+        _fill_logprobs(frame.logprobs, logprobs)
+    if scores is not None and scored is not None:
+        frame.scores.sequence_id = scored.tobytes()
+        frame.scores.start = scores.start.tobytes()
+        frame.scores.length = scores.length.tobytes()
+        _fill_logprobs(frame.scores.logprobs, scores.logprobs)
     for end in finished:
         frame.finished.add(
             sequence_id=end.sequence_id,
@@ -70,6 +80,15 @@ def encode_frame(
             vector=_vector_of(end, vectors),
         )
     return response.SerializeToString()
+
+
+def _fill_logprobs(columns: sampling_pb2.LogprobColumns, table: LogprobTable) -> None:
+    """All columns but `row`."""
+    columns.logprob = table.logprob.tobytes()
+    columns.rank = table.rank.tobytes()
+    columns.num_top = table.num_top.tobytes()
+    columns.top_token_id = table.top_token_id.tobytes()
+    columns.top_logprob = table.top_logprob.tobytes()
 
 
 def _vector_of(end: Finished, vectors: VectorTable | None) -> bytes:

@@ -62,6 +62,7 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         message = f"adapter is {submit.adapter[:64]!r}; this cell serves only its base model"
         raise Refused(message, field="adapter")
     _check_sampling(submit.sampling, max_tokens=submit.max_tokens, model=model)
+    score_from = _score_from(submit)
     # A copy: a part of a message keeps all of it alive, and the request may wait for long.
     sampling = sampling_pb2.SamplingParams()
     sampling.CopyFrom(submit.sampling)
@@ -79,8 +80,21 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         sampling=sampling,
         request_id=submit.request_id,
         probe=submit.probe,
+        score_from=score_from,
         needs_every_position=submit.max_tokens == 0 and model.pooling is Pooling.MEAN,
     )
+
+
+def _score_from(submit: scheduler_pb2.Submit) -> int | None:
+    """The first prompt token to score; None if that is not asked for. Raises Refused."""
+    if not submit.sampling.HasField("num_prompt_logprobs"):
+        return None
+    _check_range("num_prompt_logprobs", submit.sampling.num_prompt_logprobs, 0, MAX_LOGPROBS)
+    _check_range("score_from", submit.score_from, 1, submit.num_prompt_tokens)
+    if submit.max_tokens == 0:
+        message = "num_prompt_logprobs is set; max_tokens must be at least 1 with it"
+        raise Refused(message, field="num_prompt_logprobs")
+    return submit.score_from
 
 
 def _check_purpose(submit: scheduler_pb2.Submit, model: ModelCard) -> None:

@@ -13,6 +13,7 @@ from scheduler.messages import (
     ModelCard,
     Pooling,
     Result,
+    ScoreTable,
     StepTiming,
     VectorTable,
     WorkerHello,
@@ -135,6 +136,7 @@ def decode_result(
     vector_slot, vector_generation, vector_finish, vectors = _decode_vectors(
         result.vectors, num_slots, embedding_dim
     )
+    score_slot, score_generation, scores = _decode_scores(result.scores, num_slots)
     timing = result.timing
     return Result(
         epoch=result.epoch,
@@ -147,9 +149,17 @@ def decode_result(
             vector_slot=vector_slot,
             vector_generation=vector_generation,
             vector_finish=vector_finish,
+            score_slot=score_slot,
+            score_generation=score_generation,
+            score_start=scores.start,
+            score_length=scores.length,
         ),
         logprobs=(
-            _decode_logprobs(result.logprobs, slot.size) if result.HasField("logprobs") else None
+            _decode_logprobs(
+                result.logprobs, int32_column("logprobs.row", result.logprobs.row), slot.size
+            )
+            if result.HasField("logprobs")
+            else None
         ),
         timing=StepTiming(
             wait_s=timing.wait_us / 1e6,
@@ -158,7 +168,29 @@ def decode_result(
             sample_s=timing.sample_us / 1e6,
         ),
         vectors=vectors,
+        scores=scores if score_slot.size else None,
     )
+
+
+def _decode_scores(
+    columns: worker_pb2.ScoreColumns, num_slots: int
+) -> tuple[Int32Column, Int32Column, ScoreTable]:
+    slot = int32_column("scores.slot", columns.slot)
+    generation = int32_column("scores.generation", columns.generation)
+    start = int32_column("scores.start", columns.start)
+    length = int32_column("scores.length", columns.length)
+    if not slot.size == generation.size == start.size == length.size:
+        raise Malformed("the columns of scores differ in length")
+    if not all_below(slot, num_slots):
+        raise Malformed(f"scores name a slot that is not below {num_slots}")
+    if slot.size and (int(np.bincount(slot).max()) > 1 or length.min() < 1):
+        raise Malformed("scores name a slot twice, or a run without a token")
+    num_rows = len(columns.logprobs.logprob) // 4
+    if int(length.sum(dtype=np.int64)) != num_rows:
+        raise Malformed(f"scores have {num_rows} rows; their runs have {length.sum()} tokens")
+    rows = np.arange(num_rows, dtype=np.int32)
+    table = ScoreTable(start, length, _decode_logprobs(columns.logprobs, rows, num_rows))
+    return slot, generation, table
 
 
 def _decode_vectors(
@@ -183,9 +215,11 @@ def _decode_vectors(
     return slot, generation, finish, value.reshape(slot.size, embedding_dim)
 
 
-def _decode_logprobs(columns: sampling_pb2.LogprobColumns, num_rows: int) -> LogprobTable:
+def _decode_logprobs(
+    columns: sampling_pb2.LogprobColumns, row: Int32Column, num_rows: int
+) -> LogprobTable:
     table = LogprobTable(
-        row=int32_column("logprobs.row", columns.row),
+        row=row,
         logprob=float_column("logprobs.logprob", columns.logprob),
         rank=int32_column("logprobs.rank", columns.rank),
         num_top=int32_column("logprobs.num_top", columns.num_top),
@@ -231,6 +265,7 @@ def encode_plan(plan: Plan, epoch: int) -> bytes:
             block=admission.blocks.tobytes(),
             num_computed=admission.num_computed,
             seed=admission.seed,
+            score_from=admission.score_from,
         )
         assert isinstance(admission.sampling, sampling_pb2.SamplingParams)
         entry.sampling.CopyFrom(admission.sampling)

@@ -124,6 +124,47 @@ async def test_logprobs_point_into_the_frame_they_travel_in(served: Served) -> N
             assert frame.logprobs.top_logprob == floats(*top)
 
 
+async def test_scores_reach_the_router_whose_prompt_they_are_of(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    routers = [await FakeRouter.connected(served.address, name) for name in ("a", "b")]
+    for length, router in enumerate(routers, start=3):
+        await router.submit(
+            9, [1] * length, max_tokens=1, score_from=length - 2, **sampling(num_prompt_logprobs=1)
+        )
+    await eventually(lambda: served.cell.state().num_running == 2)
+    while served.cell.state().num_running:
+        plan = await rank.plan()
+        result = rank.execute(plan)
+        starts = [admission.score_from for admission in plan.admit]
+        lengths = [admission.num_prompt_tokens - admission.score_from for admission in plan.admit]
+        rows = [
+            start + n for start, length in zip(starts, lengths, strict=True) for n in range(length)
+        ]
+        result.scores.slot = column(*(admission.slot for admission in plan.admit))
+        result.scores.generation = column(*(admission.generation for admission in plan.admit))
+        result.scores.start = column(*starts)
+        result.scores.length = column(*lengths)
+        result.scores.logprobs.logprob = floats(*(-row for row in rows))
+        result.scores.logprobs.rank = column(*rows)
+        result.scores.logprobs.num_top = column(*(1 for _ in rows))
+        result.scores.logprobs.top_token_id = column(*rows)
+        result.scores.logprobs.top_logprob = floats(*rows)
+        num_steps = served.cell.view().replicas[0].num_steps
+        await rank.send_result(result)
+        await until_past(served, num_steps)
+
+    for length, router in enumerate(routers, start=3):
+        frame = await router.frame()
+        positions = [length - 2, length - 1]
+        assert (ints(frame.sequence_id), ints(frame.token_id)) == ([9], [token_at(length)])
+        assert ints(frame.scores.sequence_id) == [9]
+        assert (ints(frame.scores.start), ints(frame.scores.length)) == ([length - 2], [2])
+        assert frame.scores.logprobs.row == b""
+        assert frame.scores.logprobs.logprob == floats(*(-row for row in positions))
+        assert ints(frame.scores.logprobs.rank) == positions
+        assert ints(frame.scores.logprobs.top_token_id) == positions
+
+
 def sampling(**fields: Any) -> dict[str, Any]:
     return {
         "sampling": sampling_pb2.SamplingParams(**{"top_p": 1, "repetition_penalty": 1} | fields)
@@ -185,6 +226,13 @@ def floats(*values: float) -> bytes:
             "min_tokens is 5; it must be at least 0 and at most 4",
         ),
         (sampling(num_logprobs=21), "num_logprobs", "num_logprobs is 21"),
+        (sampling(num_prompt_logprobs=21), "num_prompt_logprobs", "num_prompt_logprobs is 21"),
+        (sampling(num_prompt_logprobs=1), "score_from", "score_from is 0; it must be at least 1"),
+        (
+            {"score_from": 4} | sampling(num_prompt_logprobs=1),
+            "score_from",
+            "score_from is 4; it must be at least 1 and at most 3",
+        ),
         (sampling(stop_token_ids=[3, 1000]), "stop_token_ids", "stop_token_ids contains 1000"),
         (sampling(stop_token_ids=[2**32 - 1]), "stop_token_ids", "stop_token_ids contains -1"),
         (sampling(stop_token_ids=[1] * 1001), "stop_token_ids", "stop_token_ids has 1001 entries"),

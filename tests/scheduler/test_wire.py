@@ -72,6 +72,36 @@ def test_logprobs_that_do_not_fit_together_are_malformed(
         decode(result(logprobs=sampling_pb2.LogprobColumns(**good | fields)))
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"slot": column(0)}, "differ in length"),
+        ({"slot": column(0, 2)}, "not below 2"),
+        ({"slot": column(1, 1)}, "twice"),
+        ({"length": column(3, 0)}, "without a token"),
+        ({"length": column(1, 1)}, "have 3 rows; their runs have 2 tokens"),
+        ({"logprobs": sampling_pb2.LogprobColumns(logprob=floats(1, 2, 3))}, "differ in length"),
+    ],
+)
+def test_scores_that_do_not_fit_together_are_malformed(fields: dict[str, Any], said: str) -> None:
+    good: dict[str, Any] = {
+        "slot": column(0, 1),
+        "generation": column(1, 1),
+        "start": column(4, 1),
+        "length": column(1, 2),
+        "logprobs": sampling_pb2.LogprobColumns(
+            logprob=floats(-1, -2, -3), rank=column(1, 1, 1), num_top=column(0, 0, 0)
+        ),
+    }
+    scores = workers.decode_result(
+        result(scores=worker_pb2.ScoreColumns(**good)), num_slots=2, vocab_size=10
+    ).scores
+    assert scores is not None
+    assert scores.of(np.array([1], np.int32)).logprobs.logprob.tolist() == [-2, -3]
+    with pytest.raises(Malformed, match=said):
+        decode(result(scores=worker_pb2.ScoreColumns(**good | fields)))
+
+
 def test_the_part_of_a_logprob_table_that_speaks_of_some_rows() -> None:
     table = LogprobTable(
         row=np.array([1, 3, 4], np.int32),

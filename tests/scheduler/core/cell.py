@@ -9,7 +9,7 @@ import numpy as np
 
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Finished, Outputs, Plan
-from scheduler.core.events import Capacity, FinishReason, Request
+from scheduler.core.events import Capacity, FinishReason, Request, StepResult
 from scheduler.core.scheduler import Scheduler
 from tests.scheduler.core.fake_worker import (
     FakeSampling,
@@ -44,6 +44,8 @@ class Watched:
     finished: Finished | None = None
     vector: int | None = None
     told_to_finish: bool = False
+    score_from: int | None = None
+    """The prompt token that must be scored next; None: nothing is to be scored."""
 
 
 class Cell:
@@ -102,6 +104,7 @@ class Cell:
         broken_at: int | None = None,
         seed: int | None = None,
         needs_every_position: bool = False,
+        score_from: int | None = None,
     ) -> Key:
         """Accept a request; returns the key of its first sample. Raises Refused."""
         self._num_requests += 1
@@ -117,12 +120,16 @@ class Cell:
             priority=priority,
             cache_salt=cache_salt,
             adapter=adapter,
-            sampling=FakeSampling(self._num_requests, adapter, eos_period, broken_at),
+            sampling=FakeSampling(
+                self._num_requests, adapter, eos_period, broken_at, score_from is not None
+            ),
             needs_every_position=needs_every_position,
+            score_from=score_from,
         )
         outputs = self.scheduler.accept(request, self._tick())
         for sample in range(num_samples):
             self.watched[router, sequence_id + sample] = Watched(request, sample, list(output))
+        self.watched[router, sequence_id].score_from = score_from
         self._hear(outputs)
         return router, sequence_id
 
@@ -156,6 +163,7 @@ class Cell:
             if finished.vector_row is not None:
                 watched = self.watched[finished.router, finished.sequence_id]
                 watched.vector = link.worker.vectors[finished.vector_row]
+        self._hear_scores(outputs, result)
         return self._hear(outputs)
 
     def plan(self, name: str = "a") -> Plan:
@@ -238,10 +246,23 @@ class Cell:
         ):
             watched = self.watched[router, sequence_id]
             assert watched.finished is None, "a token after the end"
+            assert watched.score_from in (None, watched.request.num_prompt_tokens), (
+                "a token before every score"
+            )
             watched.output.append(token)
         for finished in outputs.finished:
             self._hear_end(finished)
         return list(outputs.finished)
+
+    def _hear_scores(self, outputs: Outputs, result: StepResult) -> None:
+        """Each prompt token's score is told once, in order."""
+        ids = outputs.score_sequence_id.view(np.uint32).tolist()
+        runs = outputs.score_run.tolist()
+        for router, sequence_id, run in zip(outputs.score_router.tolist(), ids, runs, strict=True):
+            watched = self.watched[router, sequence_id]
+            assert watched.finished is None, "a score after the end"
+            assert watched.score_from == result.score_start[run]
+            watched.score_from = int(result.score_start[run] + result.score_length[run])
 
     def _hear_end(self, finished: Finished) -> None:
         watched = self.watched[finished.router, finished.sequence_id]
@@ -256,6 +277,8 @@ class Cell:
         assert finished.num_output_tokens <= len(watched.output)
         assert finished.num_prompt_tokens == watched.request.num_prompt_tokens
         assert min(finished.queue_s, finished.prefill_s, finished.decode_s) >= 0
+        if watched.request.score_from == 1 and watched.sample == 0:
+            assert finished.num_cached_tokens == 0
         if finished.reason is FinishReason.LENGTH or watched.output[-1:] == [0]:
             assert watched.output == alone
             assert finished.num_output_tokens == len(alone)

@@ -29,6 +29,8 @@ class FakeSampling:
     """One token in this many ends the sequence; 0: none does."""
     broken_at: int | None = None
     """Number of tokens at which the logits are not finite."""
+    scores: bool = False
+    """The prompt's tokens are to be scored."""
 
 
 def root(sampling: FakeSampling) -> int:
@@ -118,6 +120,7 @@ class FakeWorker:
             self._write(self.tenants[slot], span)
         for slot, span in rows:
             self._attend(self.tenants[slot], span)
+        scored = [(slot, run) for slot, span in rows if (run := self._score(slot, span))]
         sampled = [(slot, *news) for slot, span in rows if (news := self._sample(slot, span))]
         embedded = [(slot, *news) for slot, span in rows if (news := self._embed(slot, span))]
         self.vectors = [vector for _, vector, _ in embedded]
@@ -134,6 +137,12 @@ class FakeWorker:
                 [self.tenants[s].admission.generation for s in whole], np.int32
             ),
             vector_finish=np.array([finish for _, _, finish in embedded], np.uint8),
+            score_slot=np.array([slot for slot, _ in scored], np.int32),
+            score_generation=np.array(
+                [self.tenants[slot].admission.generation for slot, _ in scored], np.int32
+            ),
+            score_start=np.array([run.start for _, run in scored], np.int32),
+            score_length=np.array([len(run) for _, run in scored], np.int32),
         )
 
     def _mirror(self, plan: Plan) -> None:
@@ -204,6 +213,16 @@ class FakeWorker:
         if not tenant.done and self.capacity.num_blocks:
             held = [self.kv.get(self._place(tenant, position)) for position in range(span.stop)]
             assert held == tenant.prefixes[: span.stop], "attends to somebody else's KV"
+
+    def _score(self, slot: int, span: range) -> range:
+        """The prompt's tokens that these positions score, of those that are wanted."""
+        tenant = self.tenants[slot]
+        admission = tenant.admission
+        if not tenant.sampling.scores or admission.score_from == admission.num_prompt_tokens:
+            return range(0)
+        assert admission.score_from > admission.num_computed, "what is cached is not scored"
+        end = min(span.stop + 1, admission.num_prompt_tokens)
+        return range(max(span.start + 1, admission.score_from), end)
 
     def _sample(self, slot: int, span: range) -> tuple[int, int] | None:
         """(token, finish) if the row computes the newest known token."""

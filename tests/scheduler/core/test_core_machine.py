@@ -68,6 +68,7 @@ class CoreMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         adapter=st.sampled_from(["", "", "french"]),
         eos_period=st.sampled_from([0, 3, 12]),
+        score_from=st.sampled_from([None, None, 1]),
         broken=st.sampled_from([False] * 7 + [True]),
     )
     def submit(
