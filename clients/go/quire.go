@@ -1,0 +1,136 @@
+// Package quire is a client of a Quire router over gRPC: text, token ids or conversations in,
+// text and tokens out, as they are generated.
+//
+//	client, err := quire.Dial("127.0.0.1:50050")
+//	...
+//	stream := client.Stream(ctx, quire.Chat(quire.User("Tell me a story.")))
+//	defer stream.Close()
+//	for stream.Next() {
+//		fmt.Print(stream.Chunk().Text)
+//	}
+//	if err := stream.Err(); err != nil {
+//		...
+//	}
+//
+// Cancelling the context, or closing the stream, ends the request: the server computes nothing more
+// for it. Errors are gRPC's: status.Code tells them apart, and their messages name the field, the
+// limit and the value.
+package quire
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"quire/clients/go/quirev1"
+)
+
+// DefaultMaxRetries on top of the first attempt, 50 ms to 2 s apart.
+const DefaultMaxRetries = 29
+
+// Client of one router. Any number of goroutines may use it.
+type Client struct {
+	conn       *grpc.ClientConn
+	rpc        quirev1.InferenceServiceClient
+	apiKey     string
+	maxRetries int
+}
+
+// Option of Dial.
+type Option func(*settings)
+
+type settings struct {
+	apiKey     string
+	maxRetries int
+	dial       []grpc.DialOption
+}
+
+// WithAPIKey sends the key that the router was started with.
+func WithAPIKey(key string) Option {
+	return func(s *settings) { s.apiKey = key }
+}
+
+// WithMaxRetries sets how often a call is tried again that found the router busy or gone, while
+// nothing of its answer has come. 0: never.
+func WithMaxRetries(n int) Option {
+	return func(s *settings) { s.maxRetries = n }
+}
+
+// WithDialOptions adds options of gRPC, such as other transport credentials for a proxy with TLS.
+func WithDialOptions(options ...grpc.DialOption) Option {
+	return func(s *settings) { s.dial = append(s.dial, options...) }
+}
+
+// Dial makes a client of the router at target, "host:port" or "unix:///path". It connects when
+// first needed.
+func Dial(target string, options ...Option) (*Client, error) {
+	s := settings{maxRetries: DefaultMaxRetries, dial: defaultDialOptions()}
+	for _, option := range options {
+		option(&s)
+	}
+	conn, err := dial(target, s.dial...)
+	if err != nil {
+		return nil, err
+	}
+	rpc := quirev1.NewInferenceServiceClient(conn)
+	return &Client{conn: conn, rpc: rpc, apiKey: s.apiKey, maxRetries: s.maxRetries}, nil
+}
+
+// Close ends what is in flight.
+func (c *Client) Close() error {
+	return c.conn.Close()
+}
+
+// Tokenize says the token ids of a raw prompt, with what the model puts around one.
+func (c *Client) Tokenize(ctx context.Context, text string) ([]uint32, error) {
+	request := &quirev1.TokenizeRequest{Text: text, AddSpecialTokens: true}
+	var answer *quirev1.TokenizeResponse
+	err := c.ask(ctx, func(ctx context.Context, trailer grpc.CallOption) (err error) {
+		answer, err = c.rpc.Tokenize(ctx, request, trailer)
+		return err
+	})
+	return answer.GetTokenIds(), err
+}
+
+// Detokenize says the text of token ids, special tokens included.
+func (c *Client) Detokenize(ctx context.Context, tokenIDs []uint32) (string, error) {
+	request := &quirev1.DetokenizeRequest{TokenIds: tokenIDs}
+	var answer *quirev1.DetokenizeResponse
+	err := c.ask(ctx, func(ctx context.Context, trailer grpc.CallOption) (err error) {
+		answer, err = c.rpc.Detokenize(ctx, request, trailer)
+		return err
+	})
+	return answer.GetText(), err
+}
+
+// Models says what may be asked for.
+func (c *Client) Models(ctx context.Context) ([]*quirev1.Model, error) {
+	var answer *quirev1.ListModelsResponse
+	err := c.ask(ctx, func(ctx context.Context, trailer grpc.CallOption) (err error) {
+		answer, err = c.rpc.ListModels(ctx, &quirev1.ListModelsRequest{}, trailer)
+		return err
+	})
+	return answer.GetModels(), err
+}
+
+// ask makes a call until it succeeds or another attempt cannot help.
+func (c *Client) ask(
+	ctx context.Context, call func(context.Context, grpc.CallOption) error,
+) error {
+	attempts := attempts{left: c.maxRetries}
+	for {
+		var trailer metadata.MD
+		err := call(c.outgoing(ctx), grpc.Trailer(&trailer))
+		if err == nil || !attempts.wait(ctx, err, trailer) {
+			return err
+		}
+	}
+}
+
+func (c *Client) outgoing(ctx context.Context) context.Context {
+	if c.apiKey == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.apiKey)
+}
