@@ -49,6 +49,11 @@ class StackOptions:
     max_crashes: int | None = None
 
     served_model_name: str | None = None
+    chat_template: str | None = None
+    """A Jinja file in place of the model's own."""
+
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     max_body_bytes: int | None = None
     max_in_flight: int | None = None
     seed: int | None = None
@@ -131,6 +136,9 @@ _TAKES = {
     ),
     "router": (
         "served_model_name",
+        "chat_template",
+        "tool_call_parser",
+        "reasoning_parser",
         "max_body_bytes",
         "max_in_flight",
         "seed",

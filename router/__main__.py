@@ -23,6 +23,26 @@ def main(
     served_model_name: Annotated[
         str | None, Option(help="Name clients ask for.", show_default="the directory's name")
     ] = None,
+    chat_template: Annotated[
+        Path | None,
+        Option(help="Jinja file to use in place of the model's own chat template."),
+    ] = None,
+    tool_call_parser: Annotated[
+        str,
+        Option(
+            help="How the model writes calls of tools: hermes, llama3_json, mistral, pythonic or "
+            "none; auto: as its chat template shows.",
+            metavar="FORMAT",
+        ),
+    ] = "auto",
+    reasoning_parser: Annotated[
+        str,
+        Option(
+            help="How the model sets its thoughts apart: think, mistral or none; auto: as its chat "
+            "template shows.",
+            metavar="FORMAT",
+        ),
+    ] = "auto",
     host: Annotated[str, Option(help="Address to serve HTTP on.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port to serve HTTP on; 0: any free one.", min=0)] = 8000,
     uds: Annotated[
@@ -104,6 +124,9 @@ def main(
         model=model,
         scheduler=scheduler,
         served_model_name=served_model_name,
+        chat_template=chat_template,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
         host=host,
         port=port,
         uds=uds,

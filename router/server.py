@@ -60,6 +60,11 @@ class Settings:
     """host:port or unix:/path."""
     served_model_name: str | None
     """None: the directory's name."""
+    chat_template: Path | None
+    """None: the directory's own."""
+    tool_call_parser: str
+    reasoning_parser: str
+    """Names of formats, see `gateway.parsing.formats`."""
     host: str
     port: int
     """0: any free one."""
@@ -105,7 +110,13 @@ async def serve(settings: Settings) -> None:
 async def listening(settings: Settings) -> AsyncIterator[Router]:
     """A router on its addresses. Raises ConfigurationError."""
     try:
-        model = load_model(settings.model, settings.served_model_name)
+        model = load_model(
+            settings.model,
+            settings.served_model_name,
+            chat_template=settings.chat_template,
+            tool_call_parser=settings.tool_call_parser,
+            reasoning_parser=settings.reasoning_parser,
+        )
     except ModelError as error:
         raise ConfigurationError(str(error)) from error
     backend = create_backend(settings, model)

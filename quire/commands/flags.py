@@ -138,6 +138,16 @@ ApiKey = Annotated[
 ServedModelName = Annotated[
     str | None, _router("What clients put in `model` (else MODEL's name).", "NAME")
 ]
+ChatTemplate = Annotated[
+    str | None, _router("Jinja file to use in place of the model's own chat template.", "FILE")
+]
+ToolCallParser = Annotated[
+    str | None,
+    _router("How the model calls tools.", "auto|hermes|llama3_json|mistral|pythonic|none"),
+]
+ReasoningParser = Annotated[
+    str | None, _router("How the model sets its thoughts apart.", "auto|think|mistral|none")
+]
 MaxBodyBytes = Annotated[int | None, _router("Largest HTTP body.", "BYTES")]
 MaxInFlight = Annotated[
     int | None, _router("Requests the router holds at once; more get 429.", "N")

@@ -31,6 +31,9 @@ def settings(model_dir: Path) -> Callable[..., Settings]:
         defaults: dict[str, Any] = {
             "model": model_dir,
             "served_model_name": None,
+            "chat_template": None,
+            "tool_call_parser": "auto",
+            "reasoning_parser": "auto",
             "host": "127.0.0.1",
             "port": 0,
             "uds": None,
