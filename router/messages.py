@@ -16,6 +16,8 @@ class Finished:
     num_cached_tokens: int = 0
     message: str = ""
     """For ERROR: what happened, fit for a client."""
+    vector: bytes = b""
+    """The prompt's, as little-endian float32, if it was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class ServedModel:
     vocab_size: int
     max_model_len: int
     """Prompt and output tokens together."""
+    embedding_dim: int = 0
+    """Numbers in a vector; 0: it embeds nothing."""
+    is_encoder: bool = False
+    """It generates nothing, and keeps no KV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,13 @@ class ReplicaStatus:
     """How long that step may run."""
     num_generated_tokens: int
     """Since it attached."""
+    num_vectors: int = 0
+    """Since it attached."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether something has come out of it."""
+        return self.num_generated_tokens + self.num_vectors > 0
 
 
 @dataclass(frozen=True, slots=True)
