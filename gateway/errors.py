@@ -21,6 +21,7 @@ class Fault(Enum):
     TOO_LONG = auto()
     """Prompt and output do not fit into the model's length."""
     UNKNOWN_MODEL = auto()
+    UNKNOWN_RESPONSE = auto()
     UNKNOWN_PATH = auto()
     WRONG_METHOD = auto()
     WRONG_CONTENT_TYPE = auto()

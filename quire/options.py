@@ -59,6 +59,10 @@ class StackOptions:
     seed: int | None = None
     """Of the seeds that requests without one get."""
 
+    max_stored_bytes: int | None = None
+    """Of /v1/responses that are kept."""
+
+    response_ttl: float | None = None
     allowed_origins: str | None = None
     """Whose pages may ask from a browser; None: nobody's."""
 
@@ -143,6 +147,8 @@ _TAKES = {
         "max_in_flight",
         "seed",
         "drain_timeout",
+        "max_stored_bytes",
+        "response_ttl",
         "allowed_origins",
         "allowed_methods",
         "allowed_headers",

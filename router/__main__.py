@@ -10,7 +10,13 @@ import typer
 import uvloop
 
 from router.cors import parse_cors
-from router.server import ConfigurationError, Settings, serve
+from router.server import (
+    MAX_STORED_BYTES,
+    RESPONSE_TTL_S,
+    ConfigurationError,
+    Settings,
+    serve,
+)
 
 Option = typer.Option
 
@@ -84,6 +90,17 @@ def main(
             show_default=False,
         ),
     ] = None,
+    max_stored_bytes: Annotated[
+        int,
+        Option(
+            help="Bytes of /v1/responses that are kept for `previous_response_id`; the oldest go "
+            "first. 0 keeps none.",
+            min=0,
+        ),
+    ] = MAX_STORED_BYTES,
+    response_ttl: Annotated[
+        float, Option(help="Seconds that such a response is kept.", min=0)
+    ] = RESPONSE_TTL_S,
     allowed_origins: Annotated[
         str | None,
         Option(
@@ -137,6 +154,8 @@ def main(
         drain_timeout_s=drain_timeout,
         scheduler_timeout_s=scheduler_timeout,
         seed=seed,
+        max_stored_bytes=max_stored_bytes,
+        response_ttl_s=response_ttl,
         cors=cors,
     )
     try:

@@ -3,14 +3,15 @@
 The response begins with the first tokens and not before, so whatever goes wrong until then still
 gets its proper status. After that, an error is an event of the stream, which then ends without
 `[DONE]`. A stream for which nothing comes for long gets a comment instead, even as its beginning:
-proxies end a connection on which nothing moves.
+proxies end a connection on which nothing moves. How all that is written is the dialect's.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,8 +19,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Fault, RequestError
 from gateway.model import Model
-from gateway.openai.call import Answer, Call, compact
-from gateway.openai.errors import error_body
+from gateway.openai.call import Call, compact
+from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
 from router.body import read_body
@@ -31,6 +32,30 @@ KEEP_ALIVE_S = 10.0
 """A stream is silent for no longer than twice this."""
 
 _log = logging.getLogger(__name__)
+
+
+class Answer(Protocol):
+    """An answer in some dialect. It is fed the pieces of all samples, and either writes each as
+    events of a stream or collects them for one response."""
+
+    def events(self, pieces: Sequence[Piece]) -> bytes:
+        """Of these pieces; nothing for those that show nothing."""
+
+    def idle_events(self) -> bytes:
+        """What says, in a stream on which nothing moves, that we are still here."""
+
+    def closing_events(self) -> bytes:
+        """The end of a stream that ended well."""
+
+    def error_events(self, error: RequestError) -> bytes:
+        """The end of a stream that failed."""
+
+    def collect(self, pieces: Sequence[Piece]) -> None:
+        """Keeps these pieces for `whole`."""
+
+    def whole(self) -> dict[str, Any]:
+        """The response, when every sample has ended."""
+
 
 Parse = Callable[[bytes, Model, int, str, random.Random], Call]
 MakeAnswer = Callable[[Call, Tokenizer], Answer]
@@ -69,7 +94,7 @@ class GenerationResponse(Response):
                 scope["state"]["request_id"] = call.request_id
                 answer = self._make_answer(call, backend.model.tokenizer)
                 with backend.engine.generate(call.requests, self._arrived_at) as generation:
-                    async with _watch(receive, generation):
+                    async with watch(receive, generation):
                         if call.streams:
                             await _stream(answer, generation, scope, send)
                         else:
@@ -80,7 +105,7 @@ class GenerationResponse(Response):
 
 
 @asynccontextmanager
-async def _watch(receive: Receive, generation: Generation) -> AsyncIterator[None]:
+async def watch(receive: Receive, generation: Generation) -> AsyncIterator[None]:
     """Ends the generation as soon as the client has left."""
 
     async def until_gone() -> None:
@@ -109,17 +134,18 @@ async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
 
 async def _stream(answer: Answer, generation: Generation, scope: Scope, send: Send) -> None:
     hang_up = scope.get("extensions", {}).get(HANG_UP, {}).get("call", _nothing)
+    request_id = scope["state"]["request_id"]
     try:
         async with WaitLimit(SEND_S) as limit:
             with generation.nudges(KEEP_ALIVE_S):
-                await _send_events(answer, generation, send, limit)
+                await _send_events(answer, generation, send, limit, request_id)
     except TimeoutError as error:
         hang_up()
         raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
 
 
 async def _send_events(
-    answer: Answer, generation: Generation, send: Send, limit: WaitLimit
+    answer: Answer, generation: Generation, send: Send, limit: WaitLimit, request_id: str
 ) -> None:
     async def write(body: bytes, *, more: bool = True) -> None:
         with limit:
@@ -128,7 +154,7 @@ async def _send_events(
     started = False
     try:
         async for pieces in generation.batches():
-            events = answer.events(pieces) if pieces else _COMMENT
+            events = answer.events(pieces) if pieces else answer.idle_events()
             if not started:
                 started = True
                 await send(
@@ -140,15 +166,13 @@ async def _send_events(
     except RequestError as error:
         if not started or error.fault is Fault.CLIENT_GONE:
             raise
-        _log.warning("request %s failed in its stream: %s", answer.call.request_id, error.message)
-        await write(f"data: {compact(error_body(error))}\n\n".encode(), more=False)
+        _log.warning("request %s failed in its stream: %s", request_id, error.message)
+        await write(answer.error_events(error), more=False)
 
 
 def _nothing() -> None:
     """Where there is no connection to hang up."""
 
-
-_COMMENT = b": still here\n\n"
 
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

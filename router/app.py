@@ -1,6 +1,8 @@
 """The HTTP routes.
 
 POST /v1/chat/completions   POST /v1/completions
+POST /v1/responses          GET, DELETE /v1/responses/{id}
+POST /v1/messages           POST /v1/messages/count_tokens
 POST /tokenize              POST /detokenize
 GET  /v1/models             GET  /v1/models/{name}
 GET  /health    this process is alive
@@ -12,6 +14,9 @@ GET  /openapi.json   GET /docs   what is written in `ENDPOINTS` below, for progr
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,14 +24,29 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match
 
-from gateway.errors import Fault, RequestError, quote
+from gateway.anthropic.messages import MessagesAnswer, count_tokens, parse_messages
+from gateway.anthropic.schema import CountTokensBody, MessagesBody
+from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.openai.call import Call
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
 from gateway.openai.models import model_body, models_body
+from gateway.openai.response_answer import ResponsesAnswer
+from gateway.openai.responses import ResponseCall, ResponsesBody, parse_response
 from gateway.openai.schema import ChatBody, CompletionBody
+from gateway.openai.tokens import (
+    DetokenizeBody,
+    TokenizeBody,
+    TokenizeChatBody,
+    detokenize,
+    tokenize,
+)
+from gateway.tokenizer import Tokenizer
 from router.answers import GenerationResponse
 from router.backend import Backend
+from router.body import read_body
 from router.cors import CorsPolicy
 from router.docs_page import page
 from router.endpoints import Endpoint
@@ -66,6 +86,52 @@ async def _completions(request: Request) -> Response:
     return GenerationResponse(
         _backend(request), parse_completion, CompletionAnswer, time.monotonic()
     )
+
+
+async def _responses(request: Request) -> Response:
+    backend = _backend(request)
+    store = backend.responses
+
+    def answer(call: Call, tokenizer: Tokenizer) -> ResponsesAnswer:
+        assert isinstance(call, ResponseCall)
+        return ResponsesAnswer(call, tokenizer, store.keep)
+
+    parse = partial(parse_response, find=store.find)
+    return GenerationResponse(backend, parse, answer, time.monotonic())
+
+
+async def _response(request: Request) -> Response:
+    if "stream" in request.query_params:
+        said = quote(request.query_params["stream"])
+        raise invalid("stream", f"stream is {said}; a stored response is answered as a whole")
+    stored = _backend(request).responses.find(request.path_params["response_id"])
+    return JSONResponse(stored.body)
+
+
+async def _delete_response(request: Request) -> Response:
+    response_id = request.path_params["response_id"]
+    _backend(request).responses.delete(response_id)
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+async def _messages(request: Request) -> Response:
+    return GenerationResponse(_backend(request), parse_messages, MessagesAnswer, time.monotonic())
+
+
+async def _count_tokens(request: Request) -> Response:
+    backend = _backend(request)
+    return await _computed(request, lambda content: count_tokens(content, backend.model))
+
+
+async def _tokenize(request: Request) -> Response:
+    backend = _backend(request)
+    length = backend.engine.cell.max_model_len
+    return await _computed(request, lambda content: tokenize(content, backend.model, length))
+
+
+async def _detokenize(request: Request) -> Response:
+    backend = _backend(request)
+    return await _computed(request, lambda content: detokenize(content, backend.model))
 
 
 async def _models(request: Request) -> Response:
@@ -124,7 +190,7 @@ ENDPOINTS = (
         path="/v1/chat/completions",
         handler=_chat,
         summary="Answer a conversation.",
-        body=ChatBody,
+        body=(ChatBody,),
         answer="OpenAI's CreateChatCompletionResponse, or chunks of it.",
         streams=True,
     ),
@@ -133,9 +199,65 @@ ENDPOINTS = (
         path="/v1/completions",
         handler=_completions,
         summary="Continue a text, or several.",
-        body=CompletionBody,
+        body=(CompletionBody,),
         answer="OpenAI's CreateCompletionResponse, or chunks of it.",
         streams=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/responses",
+        handler=_responses,
+        summary="Answer a conversation, one turn at a time.",
+        body=(ResponsesBody,),
+        answer="OpenAI's Response, or typed events of it.",
+        streams=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/responses/{response_id}",
+        handler=_response,
+        summary="Say a stored response again.",
+        answer="OpenAI's Response.",
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/responses/{response_id}",
+        handler=_delete_response,
+        summary="Forget a stored response.",
+        answer='{"id": id, "object": "response", "deleted": true}',
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/messages",
+        handler=_messages,
+        summary="Answer a conversation, in Anthropic's words.",
+        body=(MessagesBody,),
+        answer="Anthropic's Message, or events of it.",
+        streams=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/messages/count_tokens",
+        handler=_count_tokens,
+        summary="Count the tokens of a conversation, in Anthropic's words.",
+        body=(CountTokensBody,),
+        answer='{"input_tokens": count}',
+    ),
+    Endpoint(
+        method="POST",
+        path="/tokenize",
+        handler=_tokenize,
+        summary="Turn a text or a conversation into tokens.",
+        body=(TokenizeBody, TokenizeChatBody),
+        answer='{"count": count, "max_model_len": length, "tokens": ids}',
+    ),
+    Endpoint(
+        method="POST",
+        path="/detokenize",
+        handler=_detokenize,
+        summary="Turn tokens into text.",
+        body=(DetokenizeBody,),
+        answer='{"prompt": text}',
     ),
     Endpoint(
         method="GET",
@@ -205,6 +327,16 @@ ENDPOINTS = (
 )
 
 
+async def _computed(request: Request, answer: Callable[[bytes], Any]) -> Response:
+    """What `answer` makes of the body, in a thread. Raises RequestError."""
+    backend = _backend(request)
+    backend.permits.check()
+    with backend.uploads.permit():
+        content = await read_body(request, backend.max_body_bytes)
+    with backend.permits.permit():
+        return JSONResponse(await backend.in_thread(answer, content))
+
+
 def _backend(request: Request) -> Backend:
     backend: Backend = request.app.state.backend
     return backend
@@ -220,7 +352,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     method, path = request.method, quote(request.url.path)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _allowed(request)
         if method == "OPTIONS":
             return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
         message = f"{method} is not allowed on {path}; it must be one of: {allowed}"
@@ -228,6 +360,16 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         return error_response(wrong, request.scope, {"allow": allowed})
     unknown = RequestError(Fault.UNKNOWN_PATH, f"there is no {path} here; see /docs")
     return error_response(unknown, request.scope)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path, over all of its endpoints."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            methods |= route.methods
+    return ", ".join(sorted(methods))
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ from router.metrics import Metrics
 from router.middleware import ApiKey
 from router.permits import Permits
 from router.readiness import Readiness
+from router.response_store import ResponseStore
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -35,6 +36,7 @@ class Backend:
     """One for each body that is being read."""
     readiness: Readiness
     metrics: Metrics
+    responses: ResponseStore
     max_body_bytes: int
     api_key: ApiKey | None
     """None: everybody may ask."""

@@ -18,8 +18,8 @@ class Endpoint:
     """As starlette writes it: "/v1/models/{name:path}"."""
     handler: Callable[[Request], Awaitable[Response]]
     summary: str
-    body: type[BaseModel] | None = None
-    """None: it takes no body."""
+    body: tuple[type[BaseModel], ...] = ()
+    """What a body may be; empty: it takes none."""
     answer: str
     """What a response is, in a line."""
     media_type: str = "application/json"

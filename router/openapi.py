@@ -68,7 +68,7 @@ _ERRORS = {
 
 def document(endpoints: Sequence[Endpoint], version: str, *, needs_key: bool) -> dict[str, Any]:
     """The document, as JSON. `needs_key`: whether clients must send one."""
-    bodies = [(endpoint.body, "validation") for endpoint in endpoints if endpoint.body]
+    bodies = [(body, "validation") for endpoint in endpoints for body in endpoint.body]
     _, definitions = models_json_schema(bodies, ref_template=_REF)  # type: ignore[arg-type]
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
@@ -108,8 +108,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     }
     if parameters:
         operation["parameters"] = parameters
-    if endpoint.body is not None:
-        schema = {"$ref": _REF.format(model=endpoint.body.__name__)}
+    if endpoint.body:
+        schemas = [{"$ref": _REF.format(model=body.__name__)} for body in endpoint.body]
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": schema}},
@@ -127,7 +128,7 @@ def _answer(endpoint: Endpoint) -> dict[str, Any]:
 
 def _errors(endpoint: Endpoint) -> dict[str, Any]:
     faults = {*_OF_ANY}
-    if endpoint.body is not None:
+    if endpoint.body:
         faults.update(_OF_BODIES)
     if _PARAMETER.search(endpoint.path):
         faults.update(_OF_PATHS_WITH_PARAMETERS)

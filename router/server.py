@@ -38,11 +38,15 @@ from router.metrics import Metrics
 from router.middleware import ApiKey
 from router.permits import Permits
 from router.readiness import Readiness
+from router.response_store import ResponseStore
 from router.service import create_server
 
 _BACKLOG = 2048
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be read at once, per request that may be in flight: few are slow."""
+
+MAX_STORED_BYTES = 64 * 1024 * 1024
+RESPONSE_TTL_S = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +83,10 @@ class Settings:
     scheduler_timeout_s: float
     seed: int | None
     """Of the seeds given to requests that bring none; None: they are random."""
+    max_stored_bytes: int = MAX_STORED_BYTES
+    """Of responses that are kept for clients to come back to; 0 keeps none."""
+    response_ttl_s: float = RESPONSE_TTL_S
+    """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
 
@@ -158,6 +166,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         uploads=Permits(_UPLOADS_PER_REQUEST * settings.max_in_flight, "bodies are being read"),
         readiness=Readiness(engine),
         metrics=metrics,
+        responses=ResponseStore(settings.max_stored_bytes, settings.response_ttl_s),
         max_body_bytes=settings.max_body_bytes,
         api_key=ApiKey(settings.api_key) if settings.api_key else None,
         seeds=random.Random(settings.seed),

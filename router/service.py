@@ -40,6 +40,7 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
     Fault.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Fault.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    Fault.UNKNOWN_RESPONSE: grpc.StatusCode.NOT_FOUND,
     Fault.UNKNOWN_PATH: grpc.StatusCode.UNIMPLEMENTED,
     Fault.WRONG_METHOD: grpc.StatusCode.UNIMPLEMENTED,
     Fault.WRONG_CONTENT_TYPE: grpc.StatusCode.INVALID_ARGUMENT,

@@ -9,6 +9,7 @@ ERROR_TYPES: dict[Fault, str] = {
     Fault.TOO_LONG: "invalid_request_error",
     Fault.UNAUTHENTICATED: "authentication_error",
     Fault.UNKNOWN_MODEL: "not_found_error",
+    Fault.UNKNOWN_RESPONSE: "not_found_error",
     Fault.UNKNOWN_PATH: "not_found_error",
     Fault.WRONG_METHOD: "invalid_request_error",
     Fault.WRONG_CONTENT_TYPE: "invalid_request_error",

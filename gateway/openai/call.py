@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from gateway.errors import RequestError
+from gateway.openai.errors import error_body
 from gateway.output import Finish, Piece, TokenLogprob
 from gateway.parsing.deltas import Parser, Parsing
 from gateway.request import GenerateRequest
@@ -112,6 +114,14 @@ class Answer(ABC):
         if self.call.include_usage:
             last = f'data: {self._opening},"choices":[],"usage":{compact(self.usage())}}}\n\n'
         return f"{last}data: [DONE]\n\n".encode()
+
+    def idle_events(self) -> bytes:
+        """What says that we are still here: a comment, which no client reads."""
+        return b": still here\n\n"
+
+    def error_events(self, error: RequestError) -> bytes:
+        """The end of a stream that failed."""
+        return f"data: {compact(error_body(error))}\n\n".encode()
 
     def collect(self, pieces: Sequence[Piece]) -> None:
         """Keeps these pieces for `whole`."""

@@ -23,6 +23,7 @@ ERROR_KINDS: dict[Fault, ErrorKind] = {
     Fault.TOO_LONG: ErrorKind(400, _CLIENT, "context_length_exceeded"),
     Fault.UNAUTHENTICATED: ErrorKind(401, _CLIENT, "invalid_api_key"),
     Fault.UNKNOWN_MODEL: ErrorKind(404, _CLIENT, "model_not_found"),
+    Fault.UNKNOWN_RESPONSE: ErrorKind(404, _CLIENT, "response_not_found"),
     Fault.UNKNOWN_PATH: ErrorKind(404, _CLIENT, "unknown_url"),
     Fault.WRONG_METHOD: ErrorKind(405, _CLIENT, "method_not_allowed"),
     Fault.BODY_TOO_SLOW: ErrorKind(408, _CLIENT, "request_timeout"),

@@ -260,16 +260,20 @@ def _not_json(reason: str) -> RequestError:
 
 def _wrong_type(details: ErrorDetails) -> RequestError:
     field = ""
+    expected = _EXPECTED.get(details["type"], details["msg"])
     for step in details["loc"]:
         if isinstance(step, int):
             field += f"[{step}]"
+        elif step == "str":
+            expected = "a string or an array"  # the first member of a union
+            break
         else:
             field += f".{step}" if field else step
         if field in _EXPECTED_OF_FIELD:
+            expected = _EXPECTED_OF_FIELD[field]
             break  # what follows names members of a union
     if details["type"] == "missing":
         return invalid(field, f"{field} is missing")
-    expected = _EXPECTED_OF_FIELD.get(field) or _EXPECTED.get(details["type"], details["msg"])
     return invalid(field, f"{field} is {quote(details['input'])}; it must be {expected}")
 
 

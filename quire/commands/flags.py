@@ -162,6 +162,12 @@ Seed = Annotated[
     ),
 ]
 
+MaxStoredBytes = Annotated[
+    int | None,
+    _router("Of /v1/responses that are kept for `previous_response_id`; 0 keeps none.", "BYTES"),
+]
+ResponseTtl = Annotated[float | None, _router("How long such a response is kept.", "SECONDS")]
+
 AllowedOrigins = Annotated[
     str | None,
     _router(

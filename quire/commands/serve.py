@@ -30,6 +30,8 @@ def serve(
     max_body_bytes: flags.MaxBodyBytes = None,
     max_in_flight: flags.MaxInFlight = None,
     seed: flags.Seed = None,
+    max_stored_bytes: flags.MaxStoredBytes = None,
+    response_ttl: flags.ResponseTtl = None,
     allowed_origins: flags.AllowedOrigins = None,
     allowed_methods: flags.AllowedMethods = None,
     allowed_headers: flags.AllowedHeaders = None,

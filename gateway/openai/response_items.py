@@ -1,0 +1,202 @@
+"""The items of a response's input and output, as turns of a conversation.
+
+Thoughts, words and calls that follow each other in an input are one turn of the assistant's, as
+they were when it wrote them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.blocks import Block, BlockKind
+from gateway.conversation import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
+from gateway.errors import RequestError, invalid, quote
+from gateway.openai.schema import checked_text
+
+_ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
+_SERVED = "message, function_call, function_call_output, reasoning"
+_TEXTS = ("input_text", "output_text", "text")
+_MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The assistant's, while its items come."""
+
+    words: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def message(self, between: str = "\n") -> ChatMessage:
+        return ChatMessage(
+            "assistant",
+            between.join(self.words),
+            reasoning=between.join(self.thoughts) or None,
+            tool_calls=tuple(self.calls),
+        )
+
+
+def input_turns(said: str | Sequence[Mapping[str, Any]] | None) -> list[ChatMessage]:
+    """The turns of `input`. Raises RequestError."""
+    if not said:
+        raise invalid("input", f"input is {quote(said)}; it must be a text or items")
+    if isinstance(said, str):
+        return [ChatMessage("user", checked_text("input", said))]
+    turns: list[ChatMessage] = []
+    open_turn: _Turn | None = None
+    for index, item in enumerate(said):
+        where = f"input[{index}]"
+        if not _is_assistants(item):
+            if open_turn is not None:
+                turns.append(open_turn.message())
+                open_turn = None
+            turns.append(_other_turn(where, item))
+            continue
+        if open_turn is not None and _begins_anew(item, open_turn):
+            turns.append(open_turn.message())
+            open_turn = None
+        open_turn = open_turn or _Turn()
+        _add(where, item, open_turn)
+    if open_turn is not None:
+        turns.append(open_turn.message())
+    return turns
+
+
+def output_turn(blocks: Iterable[Block]) -> ChatMessage:
+    """What was answered, as a turn that may be gone on from."""
+    turn = _Turn()
+    for block in blocks:
+        match block.kind:
+            case BlockKind.WORDS:
+                turn.words.append(block.text)
+            case BlockKind.REASONING:
+                turn.thoughts.append(block.text)
+            case BlockKind.CALL:
+                turn.calls.append(ToolCall(block.id, block.name, block.text))
+    return turn.message(between="")
+
+
+def response_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Tool]:
+    """The tools of a body. Raises RequestError; names and sizes are checked by `Model.chat`."""
+    return [_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools or ())]
+
+
+def response_tool_choice(choice: Any) -> ToolChoice:
+    """What the client wants of the tools. Raises RequestError."""
+    if choice is None:
+        return ToolChoice(ToolMode.AUTO)
+    if isinstance(choice, str) and choice in _MODES:
+        return ToolChoice(_MODES[choice])
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        return ToolChoice(ToolMode.NAMED, _string("tool_choice", choice, "name"))
+    raise _wrong("tool_choice", choice, 'none, auto, required or an object of type "function"')
+
+
+def _is_assistants(item: Mapping[str, Any]) -> bool:
+    kind = item.get("type", "message")
+    return kind in ("function_call", "reasoning") or (
+        kind == "message" and item.get("role") == "assistant"
+    )
+
+
+def _begins_anew(item: Mapping[str, Any], turn: _Turn) -> bool:
+    """Whether this cannot belong to the same turn: calls come last, thoughts first."""
+    kind = item.get("type", "message")
+    if kind == "reasoning":
+        return bool(turn.words or turn.calls)
+    return kind == "message" and bool(turn.calls)
+
+
+def _add(where: str, item: Mapping[str, Any], turn: _Turn) -> None:
+    match item.get("type", "message"):
+        case "reasoning":
+            turn.thoughts += _thoughts(where, item)
+        case "function_call":
+            name = _string(where, item, "name")
+            arguments = _string(where, item, "arguments")
+            turn.calls.append(ToolCall(_string(where, item, "call_id"), name, arguments))
+        case _:
+            turn.words.append(_text(f"{where}.content", item.get("content")))
+
+
+def _other_turn(where: str, item: Mapping[str, Any]) -> ChatMessage:
+    match item.get("type", "message"):
+        case "message":
+            role = item.get("role")
+            if not isinstance(role, str) or role not in _ROLES:
+                raise _wrong(f"{where}.role", role, f"one of {', '.join(_ROLES)}")
+            return ChatMessage(_ROLES[role], _text(f"{where}.content", item.get("content")))
+        case "function_call_output":
+            return ChatMessage(
+                "tool",
+                _text(f"{where}.output", item.get("output")),
+                tool_call_id=_string(where, item, "call_id"),
+            )
+        case kind:
+            raise invalid(
+                f"{where}.type",
+                f"{where}.type is {quote(kind)}; this server accepts only {_SERVED}",
+            )
+
+
+def _thoughts(where: str, item: Mapping[str, Any]) -> list[str]:
+    """In full, or else their summary."""
+    for name in ("content", "summary"):
+        parts = item.get(name) or []
+        if not isinstance(parts, list):
+            raise _wrong(f"{where}.{name}", parts, "an array")
+        if parts:
+            return [
+                _string(f"{where}.{name}[{index}]", part, "text")
+                for index, part in enumerate(parts)
+            ]
+    return []
+
+
+def _text(where: str, content: Any) -> str:
+    """A string, or parts of text, which are joined by line breaks."""
+    if isinstance(content, str):
+        return checked_text(where, content)
+    if not isinstance(content, list):
+        raise _wrong(where, content, "a string or an array of text parts")
+    return "\n".join(_part(f"{where}[{index}]", part) for index, part in enumerate(content))
+
+
+def _part(where: str, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "refusal":
+        return _string(where, part, "refusal")
+    if kind not in _TEXTS:
+        raise invalid(
+            f"{where}.type", f"{where}.type is {quote(kind)}; this server accepts only text parts"
+        )
+    return _string(where, part, "text")
+
+
+def _tool(where: str, tool: Mapping[str, Any]) -> Tool:
+    if tool.get("type") != "function":
+        raise invalid(
+            f"{where}.type",
+            f"{where}.type is {quote(tool.get('type'))}; this server has only functions",
+        )
+    description, parameters, strict = map(tool.get, ("description", "parameters", "strict"))
+    if not isinstance(description, str | None):
+        raise _wrong(f"{where}.description", description, "a string")
+    if not isinstance(parameters, Mapping | None):
+        raise _wrong(f"{where}.parameters", parameters, "an object")
+    if not isinstance(strict, bool | None):
+        raise _wrong(f"{where}.strict", strict, "true or false")
+    if description is not None:
+        checked_text(f"{where}.description", description)
+    return Tool(_string(where, tool, "name"), description, parameters, strict)
+
+
+def _string(where: str, item: Any, name: str) -> str:
+    value = item.get(name) if isinstance(item, Mapping) else None
+    if not isinstance(value, str):
+        raise _wrong(f"{where}.{name}", value, "a string")
+    return checked_text(f"{where}.{name}", value)
+
+
+def _wrong(where: str, value: Any, expected: str) -> RequestError:
+    return invalid(where, f"{where} is {quote(value)}; it must be {expected}")

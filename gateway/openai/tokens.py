@@ -1,0 +1,91 @@
+"""POST /tokenize and POST /detokenize, as vLLM has them.
+
+A text is tokenized as /v1/completions would, a conversation as /v1/chat/completions would; either
+may be longer than what the model takes.
+"""
+
+import sys
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from gateway.errors import invalid
+from gateway.model import Model
+from gateway.openai.chat import conversation_of
+from gateway.openai.schema import ChatBody, checked_text, parse_body, parse_json
+from gateway.request import check_token_ids
+
+
+class TokenizeBody(BaseModel):
+    """POST /tokenize, of a text."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatBody(ChatBody):
+    """POST /tokenize, of a conversation: what the template writes, and nothing before it."""
+
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(BaseModel):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def tokenize(content: bytes, model: Model, max_model_len: int | None) -> dict[str, Any]:
+    """The answer to a body. Raises RequestError."""
+    value = parse_json(content)
+    body: TokenizeBody | TokenizeChatBody
+    if isinstance(value, dict) and "messages" in value:
+        if "prompt" in value:
+            raise invalid("prompt", "there are both prompt and messages; there must be one of them")
+        body = parse_body(content, TokenizeChatBody)
+        tokens = _of_conversation(body, model)
+    else:
+        body = parse_body(content, TokenizeBody)
+        tokens = _of_text(body, model)
+    answer: dict[str, Any] = {
+        "count": len(tokens),
+        "max_model_len": max_model_len,
+        "tokens": tokens,
+    }
+    if body.return_token_strs:
+        table = model.tokenizer.bytes_of
+        answer["token_strs"] = [table[token].decode("utf-8", "replace") for token in tokens]
+    return answer
+
+
+def detokenize(content: bytes, model: Model) -> dict[str, Any]:
+    """The answer to a body. Raises RequestError."""
+    body = parse_body(content, DetokenizeBody)
+    model.check_name(body.model)
+    check_token_ids("tokens", body.tokens, model.tokenizer.vocab_size)
+    return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+
+def _of_text(body: TokenizeBody, model: Model) -> list[int]:
+    model.check_name(body.model)
+    text = checked_text("prompt", body.prompt)
+    return model.tokenizer.encode(text, add_special_tokens=body.add_special_tokens)
+
+
+def _of_conversation(body: TokenizeChatBody, model: Model) -> list[int]:
+    model.check_name(body.model)
+    if body.add_special_tokens:
+        raise invalid(
+            "add_special_tokens",
+            "add_special_tokens is true; in a conversation it must be false: "
+            "the template writes them",
+        )
+    return model.chat(conversation_of(body), sys.maxsize).token_ids

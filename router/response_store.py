@@ -1,0 +1,79 @@
+"""Responses that clients may ask for again, or go on from, by their id.
+
+In memory, and bounded twice: what is older than its time is gone, and the oldest go when there are
+too many bytes. Each router has its own, and a router that restarts has none.
+"""
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from gateway.errors import Fault, RequestError, quote
+from gateway.openai.responses import StoredResponse
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    response: StoredResponse
+    num_bytes: int
+    ends_at: float
+
+
+class ResponseStore:
+    """Belongs to the event loop, but for `find`, which changes nothing."""
+
+    def __init__(
+        self, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`max_bytes` 0 keeps nothing."""
+        self._max_bytes = max_bytes
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        """The oldest first."""
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def keep(self, response_id: str, response: StoredResponse) -> None:
+        """From now on, unless it alone is too large."""
+        now = self._clock()
+        num_bytes = _num_bytes(response)
+        while self._entries:
+            oldest_id, oldest = next(iter(self._entries.items()))
+            if oldest.ends_at > now and self.num_bytes + num_bytes <= self._max_bytes:
+                break
+            self._drop(oldest_id)
+        if num_bytes <= self._max_bytes:
+            self._entries[response_id] = _Entry(response, num_bytes, now + self._ttl_s)
+            self.num_bytes += num_bytes
+
+    def find(self, response_id: str) -> StoredResponse:
+        """Raises RequestError if there is none of that id. May be called from any thread."""
+        entry = self._entries.get(response_id)
+        if entry is None or entry.ends_at <= self._clock():
+            raise RequestError(
+                Fault.UNKNOWN_RESPONSE,
+                f"response {quote(response_id)} is not here; a response is kept unless store is "
+                f"false, for {self._ttl_s:g} s or until newer ones need its room, by the router "
+                "that answered it, and not over a restart",
+                field="response_id",
+            )
+        return entry.response
+
+    def delete(self, response_id: str) -> None:
+        """Raises RequestError if there is none of that id."""
+        self.find(response_id)
+        self._drop(response_id)
+
+    def _drop(self, response_id: str) -> None:
+        self.num_bytes -= self._entries.pop(response_id).num_bytes
+
+
+def _num_bytes(response: StoredResponse) -> int:
+    """As JSON: its body and its conversation, which it may share with others, in full."""
+    turns = [asdict(turn) for turn in response.turns]
+    return len(json.dumps([response.body, turns], ensure_ascii=False).encode())

@@ -1,0 +1,327 @@
+"""OpenAI's Responses: the official client, every event, what is kept, and what is refused."""
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from gateway.conversation import ChatMessage
+from gateway.errors import RequestError
+from gateway.openai.responses import StoredResponse
+from router.response_store import ResponseStore
+from router.server import Router
+from tests import openai_spec
+from tests.openai_spec import check, events
+from tests.router.conftest import StartRouter, until
+from tests.router.fake_scheduler import FakeScheduler
+
+PATH = "/v1/responses"
+ASKED: dict[str, Any] = {"model": "tiny", "input": "hello 🙂"}
+ANSWER = "user\nhello 🙂"
+"""The chat template's prompt, repeated up to its first end token."""
+
+SAID: list[dict[str, Any]] = [
+    {},
+    {"max_output_tokens": 3},
+    {"instructions": "be brief", "metadata": {"a": "b"}, "user": "me"},
+    {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}]},
+    {"store": False, "temperature": 0.5, "top_p": 0.9, "tool_choice": "none"},
+    {"tools": [{"type": "function", "name": "add"}], "tool_choice": "none"},
+]
+
+
+def without(response: dict[str, Any]) -> dict[str, Any]:
+    """A response less what differs between two equal ones."""
+    name = response["id"].removeprefix("resp_")
+    plain: dict[str, Any] = json.loads(json.dumps(response).replace(name, "NAME"))
+    return {key: value for key, value in plain.items() if key != "created_at"}
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def prompt_of(scheduler: FakeScheduler, router: Router) -> str:
+    """What the last request had as its prompt."""
+    submit = scheduler.submits[-1]
+    raw = submit.token_id[: 4 * submit.num_prompt_tokens]
+    tokens = [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
+    return router.backend.model.tokenizer.decode(tokens, skip_special_tokens=False)
+
+
+async def test_a_response_is_answered(client: openai.AsyncOpenAI) -> None:
+    response = await client.responses.create(**ASKED)
+    assert (response.output_text, response.status) == (ANSWER, "completed")
+    assert response.usage is not None
+    assert response.usage.input_tokens_details.cached_tokens == response.usage.input_tokens - 1
+    cut = await client.responses.create(**ASKED, max_output_tokens=3)
+    assert cut.incomplete_details is not None
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert getattr(cut.output[0], "status", None) == "incomplete"
+
+
+@openai_spec.needs_spec
+@pytest.mark.parametrize("said", SAID, ids=str)
+async def test_streamed_it_is_the_same_and_both_are_valid(
+    http: httpx.AsyncClient, said: dict[str, Any]
+) -> None:
+    whole = (await http.post(PATH, json=ASKED | said)).json()
+    check(whole, "Response")
+    stream = await http.post(PATH, json=ASKED | said | {"stream": True})
+    assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+    told = list(events(stream.text))
+    for name, event in told:
+        assert name == event["type"]
+        check(event, "ResponseStreamEvent")
+    assert [event["sequence_number"] for _, event in told] == list(range(len(told)))
+    kinds = [name for name, _ in told]
+    num_deltas = kinds.count("response.output_text.delta")
+    end = "incomplete" if "max_output_tokens" in said else "completed"
+    assert kinds == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        *["response.output_text.delta"] * num_deltas,
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        f"response.{end}",
+    ]
+    assert without(told[-1][1]["response"]) == without(whole)
+    text = whole["output"][0]["content"][0]["text"]
+    deltas = [event["delta"] for name, event in told if name.endswith(".delta")]
+    assert "".join(deltas) == text
+    assert told[0][1]["response"]["status"] == "in_progress"
+
+
+async def test_the_clients_own_stream(client: openai.AsyncOpenAI) -> None:
+    async with client.responses.stream(**ASKED) as stream:
+        texts = [
+            event.delta async for event in stream if event.type == "response.output_text.delta"
+        ]
+        final = await stream.get_final_response()
+    assert ("".join(texts), final.output_text) == (ANSWER, ANSWER)
+
+
+async def test_it_goes_on_from_one_that_is_kept(
+    client: openai.AsyncOpenAI, scheduler: FakeScheduler, router: Router
+) -> None:
+    """Streamed or not; instructions hold for one response alone."""
+    first = await client.responses.create(**ASKED, instructions="be brief")
+    async with client.responses.stream(
+        model="tiny", input="and?", previous_response_id=first.id
+    ) as stream:
+        second = await stream.get_final_response()
+    assert prompt_of(scheduler, router) == (
+        f"<|im_start|>user\nhello 🙂<|im_end|>\n<|im_start|>assistant\n{first.output_text}"
+        "<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert second.previous_response_id == first.id
+    await client.responses.create(model="tiny", input="x", previous_response_id=second.id)
+    assert prompt_of(scheduler, router).count("<|im_start|>") == 6
+
+
+async def test_what_is_kept_can_be_had_and_deleted(
+    client: openai.AsyncOpenAI, http: httpx.AsyncClient
+) -> None:
+    kept = await client.responses.create(**ASKED)
+    assert (await client.responses.retrieve(kept.id)).model_dump() == kept.model_dump()
+    deleted = await http.delete(f"{PATH}/{kept.id}")
+    assert deleted.json() == {"id": kept.id, "object": "response", "deleted": True}
+    for gone in (
+        await http.get(f"{PATH}/{kept.id}"),
+        await http.delete(f"{PATH}/{kept.id}"),
+        await http.post(PATH, json=ASKED | {"previous_response_id": kept.id}),
+    ):
+        error = error_of(gone, 404)
+        assert error["code"] == "response_not_found"
+        assert error["message"].startswith(f'response "{kept.id}" is not here; a response is kept')
+    assert error["param"] == "previous_response_id"
+    allowed = await http.put(f"{PATH}/{kept.id}")
+    assert (allowed.status_code, allowed.headers["allow"]) == (405, "DELETE, GET, HEAD")
+
+
+async def test_what_is_not_to_be_kept_is_not(client: openai.AsyncOpenAI, router: Router) -> None:
+    assert await client.responses.create(**ASKED, store=False)
+    stream = await client.responses.create(**ASKED, store=False, stream=True)
+    assert [event async for event in stream]
+    assert len(router.backend.responses) == 0
+
+
+@pytest.mark.parametrize("said", [{"max_stored_bytes": 0}, {"response_ttl_s": 0.0}], ids=str)
+async def test_a_router_that_keeps_none(start_router: StartRouter, said: dict[str, Any]) -> None:
+    async with (
+        start_router(**said) as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        answered = (await http.post(PATH, json=ASKED)).json()
+        error_of(await http.get(f"{PATH}/{answered['id']}"), 404)
+
+
+async def test_items_become_turns(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    items: list[dict[str, Any]] = [
+        {"role": "developer", "content": "be kind"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "add"}]},
+        {"type": "reasoning", "id": "r", "summary": [], "content": []},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "so", "annotations": []}],
+        },
+        {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "2"},
+    ]
+    response = await http.post(PATH, json={"input": items, "instructions": "be brief"})
+    assert response.status_code == 200
+    assert prompt_of(scheduler, router) == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>system\nbe kind<|im_end|>\n"
+        "<|im_start|>user\nadd<|im_end|>\n<|im_start|>assistant\nso<|im_end|>\n"
+        "<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"input": None}, "input", "input is null; it must be a text or items"),
+    ({"input": []}, "input", "input is []; it must be a text or items"),
+    ({"input": 3}, "input", "input is 3; it must be a string or an array"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "input[0].type is"),
+    ({"input": [{"role": "robot", "content": ""}]}, "input[0].role", "input[0].role is"),
+    ({"input": [{"role": "user"}]}, "input[0].content", "input[0].content is null"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+        "input[0].content[0].type",
+        'input[0].content[0].type is "input_image"; this server accepts only text parts',
+    ),
+    (
+        {"input": [{"type": "function_call", "call_id": "c"}]},
+        "input[0].name",
+        "input[0].name is null; it must be a string",
+    ),
+    ({"background": True}, "background", "background is true; it is not supported"),
+    ({"conversation": "c"}, "conversation", 'conversation is "c"; it is not supported'),
+    ({"include": ["x"]}, "include", 'include is ["x"]; it is not supported'),
+    ({"truncation": "auto"}, "truncation", 'truncation is "auto"; it is not supported'),
+    ({"top_logprobs": 2}, "top_logprobs", "top_logprobs is 2; it is not supported"),
+    ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens is 0; it must be at least"),
+    ({"max_output_tokens": 10**6}, "max_output_tokens", "max_output_tokens is 1000000"),
+    ({"max_tokens": 5}, "max_tokens", "max_tokens is 5; a response has no such field"),
+    ({"n": 2}, "n", "n is 2; a response has no such field"),
+    ({"temperature": 3}, "temperature", "temperature is 3; it must be at most 2"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity", 'text.verbosity is "low"; it is not'),
+    ({"text": {"format": {"type": "xml"}}}, "text.format.type", 'text.format.type is "xml"'),
+    ({"text": {"format": {"type": "json_schema"}}}, "text.format.name", "text.format.name is"),
+    ({"reasoning": {"summary": "auto"}}, "reasoning.summary", 'reasoning.summary is "auto"'),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", 'tools[0].type is "web_search"'),
+    ({"tools": [{"type": "function"}]}, "tools[0].name", "tools[0].name is null"),
+    ({"tool_choice": "required"}, "tool_choice", "tool_choice asks for a call, and tools has 0"),
+    ({"tool_choice": {"type": "mcp"}}, "tool_choice", "tool_choice is"),
+    ({"metadata": {"x" * 65: ""}}, "metadata", "metadata has"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "metadata has 17 keys"),
+]
+
+
+@pytest.mark.parametrize(("said", "param", "message"), WRONG, ids=lambda value: str(value)[:40])
+async def test_what_is_wrong(
+    http: httpx.AsyncClient, said: dict[str, Any], param: str, message: str
+) -> None:
+    error = error_of(await http.post(PATH, json=ASKED | said), 400)
+    assert error["message"].startswith(message)
+    assert error["param"] == param
+
+
+@openai_spec.needs_spec
+async def test_an_error_in_a_stream_ends_it(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    scheduler.hold_at = 3
+    text = ""
+    async with http.stream("POST", PATH, json=ASKED | {"stream": True}) as response:
+        async for part in response.aiter_text():
+            text += part
+            scheduler.error = "the numbers came out wrong"
+            scheduler.hold_at = None
+    *_, (error_name, error), (name, failed) = events(text)
+    assert (error_name, name) == ("error", "response.failed")
+    assert error["message"] == "the numbers came out wrong"
+    assert failed["response"]["error"]["code"] == "server_error"
+    for event in (error, failed):
+        check(event, "ResponseStreamEvent")
+    assert len(router.backend.responses) == 0
+
+
+async def test_a_silent_stream_says_that_it_is_alive(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.answers.KEEP_ALIVE_S", 0.02)
+    scheduler.hold_at = 0
+    text = ""
+    async with http.stream("POST", PATH, json=ASKED | {"stream": True}) as response:
+        async for part in response.aiter_text():
+            text += part
+            if text.count(": still here") >= 2:
+                scheduler.hold_at = None
+    names = [name for name, _ in events(text)]
+    assert names[:2] == ["response.created", "response.in_progress"]
+    assert (names.count("response.created"), names[-1]) == (1, "response.completed")
+
+
+async def test_leaving_ends_it_and_keeps_nothing(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    scheduler.hold_at = 3
+    async with http.stream("POST", PATH, json=ASKED | {"stream": True}) as response:
+        assert await anext(response.aiter_lines()) == "event: response.created"
+    await until(lambda: len(scheduler.aborted) == 1)
+    assert router.backend.engine._samples == {}
+    assert len(router.backend.responses) == 0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def stored(size: int) -> StoredResponse:
+    return StoredResponse({"x": "y" * size}, (ChatMessage("user", "hello"),))
+
+
+def test_the_store_forgets_the_oldest_first(clock: Clock) -> None:
+    store = ResponseStore(max_bytes=1000, ttl_s=10, clock=clock)
+    for name in "abc":
+        store.keep(name, stored(250))
+    with pytest.raises(RequestError, match='"a" is not here'):
+        store.find("a")
+    assert store.find("b").body == {"x": "y" * 250}
+    assert 0 < store.num_bytes <= 1000
+    store.keep("large", stored(2000))
+    assert len(store) == 0
+    assert store.num_bytes == 0
+
+
+def test_the_store_forgets_what_is_old(clock: Clock) -> None:
+    store = ResponseStore(max_bytes=1000, ttl_s=10, clock=clock)
+    store.keep("a", stored(10))
+    clock.now = 9.9
+    assert store.find("a")
+    clock.now = 10.0
+    with pytest.raises(RequestError, match="for 10 s"):
+        store.find("a")
+    store.keep("b", stored(10))
+    assert len(store) == 1
+    store.delete("b")
+    assert store.num_bytes == 0
