@@ -1,0 +1,129 @@
+"""Answers that must be calls: whatever their grammar lets through is read as calls of the tools."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+
+from gateway.conversation import Tool
+from gateway.errors import RequestError
+from gateway.grammar import GrammarSpec, compiled, matcher_of
+from gateway.parsing.call_grammars import required_calls
+from gateway.parsing.deltas import Said, read_whole
+from gateway.parsing.formats import CALL_FORMATS, THOUGHTS, Thoughts
+from gateway.parsing.parser import AnswerParser
+
+END = 256
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 5},
+        "days": {"type": "integer", "minimum": 0, "maximum": 9},
+        "where": {"$ref": "#/$defs/where"},
+        "unit": {"enum": ["C", "F", None, True]},
+    },
+    "required": ["days", "city"],
+    "additionalProperties": False,
+    "$defs": {"where": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}},
+}
+OPTIONS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"const": "x"}, "b": {"type": "null"}, "c": {"const": 1.5}},
+    "additionalProperties": False,
+}
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+TOOLS = [
+    Tool("get_weather", None, WEATHER),
+    Tool("options", None, OPTIONS),
+    Tool("no-", None, NOTHING),
+]
+SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
+
+
+def grammar(format_name: str, *, several: bool = True, **options: Any) -> GrammarSpec:
+    said: dict[str, Any] = {"thoughts": None, "starts_thinking": False, **options}
+    return required_calls(
+        CALL_FORMATS[format_name], TOOLS, lambda text: None, several=several, **said
+    )
+
+
+def some_answer(spec: GrammarSpec, begin: str, dice: random.Random) -> str:
+    """One that begins so and that the grammar lets through, by chance."""
+    matcher = matcher_of(compiled(spec))
+    written = bytearray(begin.encode())
+    assert matcher.consume_tokens(list(written))
+    while True:
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        allowed = [token for token in range(END + 1) if mask >> token & 1]
+        if END in allowed and (len(allowed) == 1 or dice.random() < 0.5):
+            return written.decode()
+        allowed = [token for token in allowed if token != END]
+        closing = [token for token in allowed if token in b'"</'] if dice.random() < 0.4 else []
+        token = dice.choice(closing or allowed)
+        assert matcher.consume_token(token)
+        written.append(token)
+        assert len(written) < 100_000
+
+
+def read(format_name: str, text: str, thoughts: Thoughts | None, inside: bool) -> Said:
+    parser = AnswerParser(
+        thoughts=thoughts,
+        starts_thinking=inside,
+        calls=CALL_FORMATS[format_name],
+        tools=set(SCHEMAS),
+    )
+    return read_whole(parser, text)
+
+
+@pytest.mark.parametrize("format_name", CALL_FORMATS)
+@pytest.mark.parametrize(
+    ("thoughts", "inside"),
+    [(None, False), (THOUGHTS["think"], False), (THOUGHTS["think"], True)],
+)
+def test_what_must_be_calls_is_read_as_calls(
+    format_name: str, thoughts: Thoughts | None, inside: bool
+) -> None:
+    dice = random.Random(f"{format_name} {inside}")
+    direct = {"hermes": "<tool_call>", "llama3_json": "{"}.get(format_name, "[")
+    begins = [""]
+    if thoughts is not None:
+        begins = ["hm <\n</think>\n\n"] if inside else ["<think>hm</think>", direct]
+    for number in range(20):
+        several = bool(number % 2)
+        spec = grammar(format_name, several=several, thoughts=thoughts, starts_thinking=inside)
+        text = some_answer(spec, begins[number // 2 % len(begins)], dice)
+        said = read(format_name, text, thoughts, inside)
+        assert said.content == "", text
+        assert len(said.calls) >= 1, text
+        assert several or len(said.calls) == 1
+        for call in said.calls:
+            jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name] or {})
+
+
+def test_later_mistral_models_write_each_call_by_name() -> None:
+    tokens = {"[TOOL_CALLS]": 9, "[ARGS]": 32}
+    spec = required_calls(
+        CALL_FORMATS["mistral"],
+        TOOLS[:1],
+        tokens.get,
+        several=True,
+        thoughts=None,
+        starts_thinking=False,
+    )
+    assert spec.text.startswith('start: (call_0) ( (call_0))*\ncall_0: <[9]> "get_weather" <[32]> ')
+    assert compiled(spec)
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused() -> None:
+    tool = Tool("f", None, {"type": "object", "anyOf": [{"required": ["a"]}]})
+    with pytest.raises(RequestError, match=r"tools\[0\] has parameters without properties"):
+        required_calls(
+            CALL_FORMATS["pythonic"],
+            [tool],
+            lambda text: None,
+            several=True,
+            thoughts=None,
+            starts_thinking=False,
+        )
