@@ -47,6 +47,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         [num_tokens, out_features].
     """
     if weight.is_mkldnn:
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
     return F.linear(x, weight, bias)
+
+
+def linear_into(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """x · Wᵀ, the same bits as of `linear`, written to `out` [num_tokens, out_features]."""
+    if weight.is_mkldnn:
+        return out.copy_(linear(x, weight))
+    return torch.mm(x, weight.t(), out=out)

@@ -199,10 +199,11 @@ def token_logprobs(logits: torch.Tensor, token_id: torch.Tensor, k: int) -> Toke
     """Log-probabilities of raw logits.
 
     Args:
-        logits: [rows, vocab_size] float32, as the model made them.
+        logits: [rows, vocab_size], as the model made them.
         token_id: [rows] int64, the chosen tokens.
         k: how many of the likeliest to name; 0 for none.
     """
+    logits = logits.float()
     total = logits.logsumexp(dim=1, keepdim=True)
     chosen = logits.gather(1, token_id[:, None])
     top, top_token_id = logits.topk(min(k, logits.shape[1]), dim=1)

@@ -66,13 +66,15 @@ class _DecodeStep:
     """A decode step of so many rows, in halves that can each be replayed.
 
     Attributes:
-        logits: of the newest forward pass.
+        logits: of the newest forward pass; where they go, if that is given at first.
     """
 
-    def __init__(self, runner: "DeviceRunner", num_rows: int) -> None:
+    def __init__(
+        self, runner: "DeviceRunner", num_rows: int, logits: torch.Tensor | None = None
+    ) -> None:
         self._runner = runner
         self._num_rows = num_rows
-        self.logits = torch.empty(0)
+        self.logits = logits
         self.forward: Callable[[], torch.Tensor] = self._forward
         self.sample: Callable[[], torch.Tensor] = self._sample
 
@@ -82,10 +84,11 @@ class _DecodeStep:
         self.sample = lane.record(self._sample)
 
     def _forward(self) -> torch.Tensor:
-        self.logits = self._runner.decode(self._num_rows)
+        self.logits = self._runner.decode(self._num_rows, self.logits)
         return self.logits
 
     def _sample(self) -> torch.Tensor:
+        assert self.logits is not None
         return self._runner.sample_decodes(self.logits, self._num_rows)
 
 
@@ -135,6 +138,7 @@ class DeviceRunner:
         self._scores = PromptScores(max_num_seqs)
         self._score_tile = min(TILE_ROWS, max_num_seqs)
         self._graphs: dict[int, _DecodeStep] = {}
+        self._logits: torch.Tensor | None = None
         self._num_ordered = 0
         self._completion = _Completion(counts)
         lane.drain()  # weights, cache and tables were not made on the lane
@@ -162,6 +166,7 @@ class DeviceRunner:
         """Ends the thread that delivers; nothing can be launched afterwards."""
         self.reset()
         self._graphs.clear()
+        self._logits = None
         self._completion.close()
 
     def capture(self, buckets: Sequence[int]) -> None:
@@ -174,13 +179,23 @@ class DeviceRunner:
                 writes = Writes()
                 self._tables.set_order(writes, np.empty(0, np.int64), bucket)
                 self._upload(writes)
-                step = _DecodeStep(self, bucket)
+                step = _DecodeStep(self, bucket, self._static_logits(bucket))
                 step.forward()  # compiles what is not compiled yet
                 step.sample()
                 self._lane.drain()
                 step.record(self._lane)
                 self._graphs[bucket] = step
         self._num_ordered = 0
+
+    def _static_logits(self, num_rows: int) -> torch.Tensor:
+        """Where a captured step leaves its logits: the same for all, since one runs after another.
+
+        They are the largest thing that outlives a forward pass; a graph that had its own would
+        keep that memory for ever.
+        """
+        if self._logits is None or len(self._logits) < num_rows:
+            self._logits = torch.empty_like(self.decode(num_rows))
+        return self._logits[:num_rows]
 
     @torch.inference_mode()
     def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
@@ -262,8 +277,13 @@ class DeviceRunner:
         step.sample()
         return slots, self._fetch(logits, slots)
 
-    def decode(self, num_rows: int) -> torch.Tensor:
-        """The launches of a decode step; no size in them depends on anything but `num_rows`."""
+    def decode(self, num_rows: int, logits: torch.Tensor | None = None) -> torch.Tensor:
+        """The launches of a decode step; no size in them depends on anything but `num_rows`.
+
+        Args:
+            num_rows: that many.
+            logits: where they go; None for a tensor of their own.
+        """
         tables = self._tables
         inputs = tables.inputs
         self._ops.decode_inputs(tables.order[:num_rows], tables.slots, inputs)
@@ -277,7 +297,7 @@ class DeviceRunner:
             sample_index=self._row_bounds[:num_rows],
             row_slot=inputs.row_slot[:num_rows],
         )
-        return self._model.forward(batch, self._kv)
+        return self._model.forward(batch, self._kv, logits)
 
     def sample_decodes(self, logits: torch.Tensor, num_rows: int) -> torch.Tensor:
         """What follows `decode`: the tokens of its rows."""

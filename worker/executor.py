@@ -30,8 +30,10 @@ IDLE_S = 1.0
 class Model(Protocol):
     """What the executor asks of a model."""
 
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
-        """Logits of the sampled rows, [num_sampled, vocab_size] float32."""
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits of the sampled rows, [num_sampled, vocab_size]; in `out` if that is given."""
         ...
 
     def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
@@ -39,7 +41,7 @@ class Model(Protocol):
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of some rows of `hidden`, [rows, vocab_size] float32; `forward` has the sampled ones'."""
+        """Of some rows of `hidden`, [rows, vocab_size]; `forward` has the sampled ones'."""
         ...
 
 

@@ -77,7 +77,7 @@ class HostRunner:
             logits, vectors, scores = self._forward(plan, batch)
             forwarded = time.perf_counter_ns()
             if len(rows.slots):
-                sampled = self._sampler.sample(logits, rows, self._masks(rows))
+                sampled = self._sampler.sample(logits.float(), rows, self._masks(rows))
                 columns = self._state.commit(rows, sampled.token_id, sampled.failed)
                 self._constraints.advance(
                     columns.slot, columns.generation, columns.token_id, columns.finish

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,9 +51,15 @@ class Group:
         """The sum over ranks, in place; the same bits on each."""
         return x
 
-    def join_columns(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, columns] of each rank, as wide on all, side by side in rank order."""
-        return x
+    def join_columns(
+        self, x: torch.Tensor, width: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[rows, width]: the first columns of what ranks have, as wide on all, side by side.
+
+        Written to `out` where that is given.
+        """
+        first = x[:, :width]
+        return first if out is None else out.copy_(first)
 
     def meet(self) -> None:
         """Waits until every rank is here, however long one of them loads."""
@@ -108,11 +114,13 @@ class Ranks(Group):
         _together(lambda: self._dist.all_reduce(x, group=self._steps))
         return x
 
-    def join_columns(self, x: torch.Tensor) -> torch.Tensor:
+    def join_columns(
+        self, x: torch.Tensor, width: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """`Group.join_columns`."""
         parts = [torch.empty_like(x) for _ in range(self.world_size)]
         _together(lambda: self._dist.all_gather(parts, x, group=self._steps))
-        return torch.cat(parts, dim=1)
+        return side_by_side(parts, width, out)
 
     def meet(self) -> None:
         """`Group.meet`."""
@@ -159,6 +167,15 @@ class Ranks(Group):
                 return tuple(listening.accept()[0] for _ in range(1, self.world_size))
             except TimeoutError as error:
                 raise LostRankError("a rank did not come") from error
+
+
+def side_by_side(
+    parts: Sequence[torch.Tensor], width: int, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The first `width` columns of [rows, columns] parts, in order; in `out` if that is given."""
+    starts = range(0, parts[0].shape[1] * len(parts), parts[0].shape[1])
+    used = [part[:, : max(0, width - at)] for part, at in zip(parts, starts, strict=True)]
+    return torch.cat(used, dim=1, out=out)
 
 
 def form(place: Place, device: torch.device) -> Group:

@@ -66,9 +66,11 @@ class Weighed:
         self._model = model
         self.steps: list[tuple[int, int]] = []
 
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self.steps.append((batch.num_tokens, len(batch.sample_index)))
-        return self._model.forward(batch, kv)
+        return self._model.forward(batch, kv, out)
 
     def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
         self.steps.append((batch.num_tokens, len(batch.sample_index)))

@@ -57,8 +57,10 @@ class Asking:
         self._model = model
         self._ask = ask
 
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
-        logits = self._model.forward(batch, kv)
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        logits = self._model.forward(batch, kv, out)
         self._ask(logits)
         return logits
 

@@ -18,7 +18,7 @@ from worker.loader import LoadedModel, LoadError, load_model, open_model
 from worker.models.registry import checkpoint_tensors, parse_config
 from worker.models.shard import Shard
 from worker.models.weights import Part
-from worker.parallel import ALONE, Group
+from worker.parallel import ALONE, Group, side_by_side
 from worker.place import Place
 
 CPU = torch.device("cpu")
@@ -47,8 +47,10 @@ class ThreadRanks(Group):
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack(self._exchange(x)).sum(0)
 
-    def join_columns(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat(self._exchange(x), dim=1)
+    def join_columns(
+        self, x: torch.Tensor, width: int, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return side_by_side(self._exchange(x), width, out)
 
 
 def on_ranks(world_size: int, work: Callable[[Group], T]) -> list[T]:

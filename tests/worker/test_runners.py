@@ -107,8 +107,10 @@ class Broken:
     def break_pass(self, number: int) -> None:
         self._passes_left = number
 
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
-        logits = self._model.forward(batch, kv)
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        logits = self._model.forward(batch, kv, out)
         self._passes_left -= 1
         if self._passes_left == 0:
             logits[self._row, 17] = math.nan

@@ -64,19 +64,22 @@ class Decoder:
         return sum(tensor.numel() * tensor.dtype.itemsize for tensor in unique.values())
 
     @torch.inference_mode()
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """One step: writes the KV of every token, returns the logits of the sampled rows.
 
         Args:
             batch: the step's rows.
             kv: the paged cache; blocks in the batch's tables are written and read.
+            out: where the logits go; None for a tensor of their own.
 
         Returns:
-            [num_sampled, vocab_size] float32.
+            [num_sampled, vocab_size], in the number format of the weights.
         """
         residual, hidden = self._layers(batch, kv)
         sampled = residual[batch.sample_index] + hidden[batch.sample_index]
-        return self.logits(self.norm(sampled))
+        return self.head(self.norm(sampled), out)
 
     @torch.inference_mode()
     def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
@@ -90,7 +93,7 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of some rows of `hidden`: [rows, vocab_size] float32."""
+        """Of some rows of `hidden`: [rows, vocab_size], in the number format of the weights."""
         return self.head(hidden)
 
     def _layers(self, batch: AttentionBatch, kv: KVCache) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from kernels.batch import HeadNorms, Scoring, StepTensors
-from kernels.linear import linear, pack_weight
+from kernels.linear import linear, linear_into, pack_weight
 from kernels.ops import Ops
 from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
@@ -289,11 +289,16 @@ class Head:
     softcap: float | None
     group: Group
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_rows, vocab_size] float32, the same on each rank."""
-        logits = self.projection(x)
-        logits = self.group.join_columns(logits)[:, : self.vocab_size].contiguous().float()
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[num_rows, vocab_size], the same on each rank; in `out` if that is given."""
+        weight = self.projection.weight
+        if self.group.world_size > 1:
+            logits = self.group.join_columns(linear(x, weight), self.vocab_size, out)
+        else:
+            logits = linear(x, weight) if out is None else linear_into(x, weight, out)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
 
     @classmethod
     def read(cls, config: ModelConfig, weights: Weights, embedding: Embedding) -> "Head":

@@ -29,7 +29,9 @@ class Onlooker:
     def __init__(self) -> None:
         self.chunks: set[tuple[int, int]] = set()
 
-    def forward(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return self.logits(self.hidden(batch, kv)[batch.sample_index])
 
     def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
