@@ -1,0 +1,227 @@
+"""A stream says what the whole answer says, in each dialect, however the text was cut."""
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.anthropic.messages import MessagesAnswer, parse_messages
+from gateway.model import Model, load_model
+from gateway.openai.response_answer import ResponsesAnswer
+from gateway.openai.responses import ResponseCall, StoredResponse, parse_response
+from gateway.output import Finish, FinishReason, Piece
+from tests.gateway import tiny_model
+from tests.openai_spec import events
+
+LENGTH = 4096
+TEMPLATE = Path(__file__).parent / "templates" / "hermes.jinja"
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris é🙂"}}\n</tool_call>'
+FRAGMENTS = [
+    *("<think>", "</think>", CALL, CALL, "<tool_call>", "</tool_call>", "\n", " ", "words, ", "🙂"),
+    *('{"name": "get_weather", "arguments": {', '"a": 1', "}", "東京", "<", "x"),
+]
+TEXTS = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=10).map(
+    "".join
+)
+CUTS = st.lists(st.integers(0, 1 << 16), max_size=12)
+FINISHES = st.sampled_from(
+    [(FinishReason.STOP, None), (FinishReason.STOP, "END"), (FinishReason.LENGTH, None)]
+)
+Ending = tuple[FinishReason, str | None]
+
+
+@pytest.fixture(scope="session")
+def hermes(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    directory = tiny_model.build(tmp_path_factory.mktemp("dialects") / "tiny")
+    return load_model(directory, chat_template=TEMPLATE)
+
+
+def pieces_of(text: str, cuts: Iterable[int], ending: Ending) -> list[Piece]:
+    places = sorted({0, len(text), *(place % (len(text) + 1) for place in cuts)})
+    texts = [text[start:end] for start, end in pairwise(places)]
+    finish = Finish(*ending, num_prompt_tokens=9, num_output_tokens=7, num_cached_tokens=4)
+    return [
+        *(Piece(0, part, [7], None, None) for part in texts),
+        Piece(0, "", [], None, finish),
+    ]
+
+
+def plain(answer: Any) -> Any:
+    """Less the ids of calls, which each reading makes anew."""
+    if isinstance(answer, list):
+        return [plain(value) for value in answer]
+    if isinstance(answer, dict):
+        return {
+            name: "an id" if str(value).startswith("call_") else plain(value)
+            for name, value in answer.items()
+        }
+    return answer
+
+
+def message_of(stream: str) -> dict[str, Any]:
+    """What a client of Anthropic's puts together from the events."""
+    message: dict[str, Any] = {}
+    partial: dict[int, str] = {}
+    for name, event in events(stream):
+        match name:
+            case "message_start":
+                message = event["message"]
+            case "content_block_start":
+                assert event["index"] == len(message["content"])
+                message["content"].append(event["content_block"])
+            case "content_block_delta":
+                block, delta = message["content"][event["index"]], event["delta"]
+                match delta.pop("type"):
+                    case "input_json_delta":
+                        index = event["index"]
+                        partial[index] = partial.get(index, "") + delta["partial_json"]
+                    case _:
+                        [(field, text)] = delta.items()
+                        block[field] += text
+            case "message_delta":
+                message |= event["delta"]
+                message["usage"] |= event["usage"]
+    for index, text in partial.items():
+        try:
+            message["content"][index]["input"] = json.loads(text)
+        except ValueError:
+            message["content"][index]["input"] = "cut"
+    return message
+
+
+def messages_answer(model: Model) -> MessagesAnswer:
+    tools = [{"name": "get_weather", "input_schema": SCHEMA}]
+    body = {"max_tokens": 99, "messages": [{"role": "user", "content": "hello"}], "tools": tools}
+    call = parse_messages(json.dumps(body).encode(), model, LENGTH, "r1", random.Random())
+    return MessagesAnswer(call, model.tokenizer)
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS, CUTS, FINISHES)
+@example(f"<think>\nhm</think>so {CALL}{CALL} and", [3, 40, 77], (FinishReason.STOP, None))
+@example("", [], (FinishReason.LENGTH, None))
+def test_anthropics_messages(hermes: Model, text: str, cuts: list[int], ending: Ending) -> None:
+    whole_answer = messages_answer(hermes)
+    whole_answer.collect(pieces_of(text, (), ending))
+    whole = plain(whole_answer.whole())
+    streaming = messages_answer(hermes)
+    stream = b"".join(streaming.events([piece]) for piece in pieces_of(text, cuts, ending))
+    streamed = plain(message_of((stream + streaming.closing_events()).decode()))
+    for ours, theirs in zip(whole["content"], streamed["content"], strict=True):
+        if theirs.get("input") == "cut":
+            theirs["input"] = ours["input"]  # what clients make of half an object differs
+    assert streamed == whole
+    assert [block["type"] for block in whole["content"]] != []
+
+
+def response_answer(
+    model: Model, kept: list[StoredResponse], *, stores: bool = True
+) -> ResponsesAnswer:
+    tools = [{"type": "function", "name": "get_weather", "parameters": SCHEMA}]
+    body = {"input": "hello", "tools": tools, "store": stores}
+
+    def find(response_id: str) -> StoredResponse:
+        raise AssertionError(response_id)
+
+    call = parse_response(
+        json.dumps(body).encode(), model, LENGTH, "r1", random.Random(), find=find
+    )
+    assert isinstance(call, ResponseCall)
+    return ResponsesAnswer(call, model.tokenizer, lambda _, response: kept.append(response))
+
+
+def output_of(stream: str) -> list[dict[str, Any]]:
+    """What a client of OpenAI's puts together from the deltas alone."""
+    output: list[dict[str, Any]] = []
+    for name, event in events(stream):
+        match name.removeprefix("response."):
+            case "output_item.added":
+                assert event["output_index"] == len(output)
+                output.append(event["item"])
+            case "content_part.added":
+                output[event["output_index"]]["content"].append(event["part"])
+            case "output_text.delta" | "reasoning_text.delta":
+                item = output[event["output_index"]]
+                assert event["item_id"] == item["id"]
+                item["content"][event["content_index"]]["text"] += event["delta"]
+            case "function_call_arguments.delta":
+                output[event["output_index"]]["arguments"] += event["delta"]
+            case "output_item.done":
+                output[event["output_index"]]["status"] = event["item"]["status"]
+                assert output[event["output_index"]] == event["item"]
+    return output
+
+
+def without_id(response: dict[str, Any]) -> dict[str, Any]:
+    name = response["id"].removeprefix("resp_")
+    kept: dict[str, Any] = plain(json.loads(json.dumps(response).replace(name, "NAME")))
+    return kept | {"created_at": 0}
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS, CUTS, FINISHES)
+@example(f"<think>\nhm</think>so {CALL}{CALL} and", [3, 40, 77], (FinishReason.STOP, None))
+@example("", [], (FinishReason.LENGTH, None))
+def test_openais_responses(hermes: Model, text: str, cuts: list[int], ending: Ending) -> None:
+    kept: list[StoredResponse] = []
+    whole_answer = response_answer(hermes, kept)
+    whole_answer.collect(pieces_of(text, (), ending))
+    whole = whole_answer.whole()
+    streaming = response_answer(hermes, kept)
+    told = b"".join(streaming.events([piece]) for piece in pieces_of(text, cuts, ending))
+    stream = (told + streaming.closing_events()).decode()
+    *_, (_, last) = events(stream)
+    assert without_id(last["response"]) == without_id(whole)
+    assert output_of(stream) == last["response"]["output"]
+    assert [response.body["output"] for response in kept] == [
+        whole["output"],
+        last["response"]["output"],
+    ]
+    assert [turn.role for turn in kept[0].turns] == ["user", "assistant"]
+
+
+def said_types(whole: Sequence[dict[str, Any]]) -> list[str]:
+    return [item["type"] for item in whole]
+
+
+def test_blocks_come_in_the_order_of_the_text(hermes: Model) -> None:
+    text = f"<think>\nhm\n</think>\n\nso {CALL}\n{CALL} and"
+    pieces = pieces_of(text, (), (FinishReason.STOP, None))
+    messages = messages_answer(hermes)
+    messages.collect(pieces)
+    message = messages.whole()
+    assert said_types(message["content"]) == ["thinking", "text", "tool_use", "tool_use", "text"]
+    assert message["content"][2]["input"] == {"city": "Paris é🙂"}
+    assert message["stop_reason"] == "tool_use"
+    kept: list[StoredResponse] = []
+    responses = response_answer(hermes, kept)
+    responses.collect(pieces)
+    output = responses.whole()["output"]
+    assert said_types(output) == ["reasoning", "message", *["function_call"] * 2, "message"]
+    assert json.loads(output[2]["arguments"]) == {"city": "Paris é🙂"}
+    [response] = kept
+    last = response.turns[-1]
+    assert (last.reasoning, [call.name for call in last.tool_calls]) == ("hm", ["get_weather"] * 2)
+
+
+def test_a_call_that_was_cut_says_what_there_is(hermes: Model) -> None:
+    answer = messages_answer(hermes)
+    answer.collect(pieces_of(CALL[:60], (), (FinishReason.LENGTH, None)))
+    whole = answer.whole()
+    assert whole["stop_reason"] == "max_tokens"
+    assert whole["content"][0]["input"] == {"city": "P"}
+
+
+def test_what_is_not_stored_is_not_kept(hermes: Model) -> None:
+    kept: list[StoredResponse] = []
+    answer = response_answer(hermes, kept, stores=False)
+    answer.collect(pieces_of("hello", (), (FinishReason.STOP, None)))
+    assert answer.whole()["store"] is False
+    assert kept == []
