@@ -29,6 +29,7 @@ from gateway.parsing.deltas import (
     read_whole,
 )
 from gateway.request import check_request_id
+from gateway.tokenizer import Tokenizer
 
 
 def parse_chat(
@@ -105,9 +106,20 @@ class ChatAnswer(Answer):
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
+    def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
+        super().__init__(call, tokenizer)
+        self._is_plain = call.parsing is None and not (call.wants_logprobs or call.wants_token_ids)
+
     def chunk(self, choice: Choice, piece: Piece) -> str | None:
         """The first chunk of a choice says the role, the last one why it ended."""
         call = self.call
+        if choice.opened and piece.finish is None and self._is_plain:  # nearly every chunk
+            if not piece.text:
+                return None
+            return (
+                f'{{"index":{piece.index},"delta":{{"content":{compact(piece.text)}}},'
+                '"finish_reason":null,"logprobs":null}'
+            )
         reason = None
         if call.parsing is None:
             fields = f'"content":{compact(piece.text)}'

@@ -7,6 +7,8 @@ import pytest
 from gateway.model import Model, load_model
 from tests.gateway import tiny_model
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -18,3 +20,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(model_dir: Path) -> Model:
     """The model in it."""
     return load_model(model_dir)
+
+
+@pytest.fixture(scope="session")
+def hermes(model_dir: Path) -> Model:
+    """The same with a template that knows tools and thoughts."""
+    return load_model(model_dir, chat_template=TEMPLATES / "hermes.jinja")

@@ -56,3 +56,71 @@ def test_any_chat(model: Model, messages: list[Any], fields: dict[str, Any]) -> 
 @given(st.dictionaries(st.sampled_from(COMPLETION_FIELDS), JSON, max_size=4), JSON)
 def test_any_completion(model: Model, fields: dict[str, Any], prompt: Any) -> None:
     is_answered(parse_completion, {"prompt": prompt, **fields}, model)
+
+
+TOOLS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.just("function") | SCALARS,
+            "function": st.fixed_dictionaries(
+                {"name": st.sampled_from(["f", "g"]) | TEXT},
+                optional={
+                    "description": TEXT | JSON,
+                    "parameters": st.dictionaries(
+                        st.sampled_from(["type", "properties", "required", "$defs", "anyOf"]),
+                        st.just("object") | JSON,
+                        max_size=3,
+                    )
+                    | JSON,
+                    "strict": JSON,
+                },
+            )
+            | JSON,
+        }
+    ),
+    max_size=3,
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool"]), "content": TEXT | st.none()},
+        optional={
+            "tool_call_id": TEXT,
+            "reasoning": TEXT,
+            "tool_calls": st.lists(
+                st.fixed_dictionaries(
+                    {
+                        "id": TEXT,
+                        "function": st.fixed_dictionaries(
+                            {"name": TEXT, "arguments": TEXT | JSON.map(json.dumps)}
+                        ),
+                    }
+                ),
+                max_size=2,
+            ),
+        },
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    messages=TURNS,
+    tools=TOOLS,
+    choice=st.sampled_from(["none", "auto", "required"])
+    | st.just({"type": "function", "function": {"name": "f"}})
+    | JSON,
+    fields=st.dictionaries(
+        st.sampled_from(
+            ["chat_template_kwargs", "continue_final_message", "add_generation_prompt"]
+        ),
+        st.booleans() | st.dictionaries(TEXT, JSON, max_size=2),
+        max_size=2,
+    ),
+)
+def test_any_tools(
+    hermes: Model, messages: list[Any], tools: list[Any], choice: Any, fields: dict[str, Any]
+) -> None:
+    body = {"messages": messages, "tools": tools, "tool_choice": choice, **fields}
+    is_answered(parse_chat, body, hermes)

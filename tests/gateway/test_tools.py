@@ -20,7 +20,6 @@ from gateway.template import ChatTemplate
 from tests.gateway import tiny_model
 
 LENGTH = 4096
-TEMPLATE = Path(__file__).parent / "templates" / "hermes.jinja"
 WEATHER = {
     "type": "function",
     "function": {
@@ -31,12 +30,6 @@ WEATHER = {
 }
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="session")
-def hermes(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    directory = tiny_model.build(tmp_path_factory.mktemp("hermes") / "tiny")
-    return load_model(directory, chat_template=TEMPLATE)
 
 
 def parse(model: Model, /, **fields: Any) -> Call:
