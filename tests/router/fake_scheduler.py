@@ -27,6 +27,8 @@ class Running:
     tokens: list[int]
     num_prompt_tokens: int
     submit: scheduler_pb2.Submit
+    says: list[int] | None = None
+    """In place of the prompt."""
 
     @property
     def num_output_tokens(self) -> int:
@@ -34,7 +36,8 @@ class Running:
 
     def step(self) -> int:
         """The next token."""
-        token = self.tokens[self.num_output_tokens % self.num_prompt_tokens]
+        text = self.says or self.tokens[: self.num_prompt_tokens]
+        token = text[self.num_output_tokens % len(text)]
         self.tokens.append(token)
         return token
 
@@ -83,6 +86,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """What the logprobs of the samples of a request are multiplied with, in turn."""
     refusal: scheduler_pb2.Refusal | None = None
     """The answer to every submission."""
+    says: list[int] | None = None
+    """What sequences say in place of their prompts."""
     error: str | None = None
     """Every sequence ends at its first token with this error."""
     submits: list[scheduler_pb2.Submit] = field(default_factory=list)
@@ -204,7 +209,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         tokens = np.frombuffer(submit.token_id, "<i4").tolist()
         for sequence_id in range(submit.sequence_id, submit.sequence_id + submit.num_samples):
             self.running[sequence_id] = Running(
-                sequence_id, list(tokens), submit.num_prompt_tokens, submit
+                sequence_id, list(tokens), submit.num_prompt_tokens, submit, self.says
             )
 
     def _end(
