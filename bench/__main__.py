@@ -27,6 +27,7 @@ def main(
             "the served path, what bounds it and what a user would try first",
             ["--threads", str(threads), "--rounds", str(rounds)],
         ),
+        "structured": ("what structured outputs cost", ["--threads", str(threads)]),
     }
     for name, (title, arguments) in stages.items():
         if save_dir is not None:
