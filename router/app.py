@@ -1,6 +1,6 @@
 """The HTTP routes.
 
-POST /v1/chat/completions   POST /v1/completions
+POST /v1/chat/completions   POST /v1/completions   POST /v1/embeddings
 POST /v1/responses          GET, DELETE /v1/responses/{id}
 POST /v1/messages           POST /v1/messages/count_tokens
 POST /tokenize              POST /detokenize
@@ -32,6 +32,7 @@ from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.openai.call import Call
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
+from gateway.openai.embeddings import EmbeddingBody
 from gateway.openai.models import model_body, models_body
 from gateway.openai.response_answer import ResponsesAnswer
 from gateway.openai.responses import ResponseCall, ResponsesBody, parse_response
@@ -49,6 +50,7 @@ from router.backend import Backend
 from router.body import read_body
 from router.cors import CorsPolicy
 from router.docs_page import page
+from router.embeddings import EmbeddingsResponse
 from router.endpoints import Endpoint
 from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
 from router.openapi import document
@@ -86,6 +88,10 @@ async def _completions(request: Request) -> Response:
     return GenerationResponse(
         _backend(request), parse_completion, CompletionAnswer, time.monotonic()
     )
+
+
+async def _embeddings(request: Request) -> Response:
+    return EmbeddingsResponse(_backend(request), time.monotonic())
 
 
 async def _responses(request: Request) -> Response:
@@ -202,6 +208,14 @@ ENDPOINTS = (
         body=(CompletionBody,),
         answer="OpenAI's CreateCompletionResponse, or chunks of it.",
         streams=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/embeddings",
+        handler=_embeddings,
+        summary="Turn texts into vectors.",
+        body=(EmbeddingBody,),
+        answer="OpenAI's CreateEmbeddingResponse.",
     ),
     Endpoint(
         method="POST",

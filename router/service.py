@@ -15,9 +15,10 @@ from gateway.errors import Fault, RequestError
 from gateway.model import Model
 from gateway.output import Piece
 from gateway.request import check_token_ids
-from gateway.wire import parse_generate, piece_message
+from gateway.wire import embed_response, parse_embed, parse_generate, piece_message
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
+from router.embeddings import gather_vectors
 from router.generation import SEND_S, Generation
 from router.wait_limit import WaitLimit
 
@@ -92,6 +93,30 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_S):
                     await _abort(context, error)
+
+    async def Embed(  # noqa: N802 - gRPC's name
+        self, request: inference_pb2.EmbedRequest, context: Context
+    ) -> inference_pb2.EmbedResponse:
+        """See the proto."""
+        backend = self._backend
+        arrived_at = time.monotonic()
+        try:
+            self._check_key(context)
+            with backend.permits.permit():
+                served = backend.engine.check_embeds()
+                call = await backend.in_thread(
+                    parse_embed,
+                    request,
+                    backend.model,
+                    served.max_model_len,
+                    served.embedding_dim,
+                    secrets.token_hex(12),
+                )
+                with backend.engine.generate(call.requests, arrived_at) as generation:
+                    vectors, num_cached = await gather_vectors(generation)
+                return await backend.in_thread(embed_response, call, vectors, num_cached)
+        except RequestError as error:
+            await _abort(context, error)
 
     async def Tokenize(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.TokenizeRequest, context: Context

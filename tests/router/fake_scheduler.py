@@ -31,6 +31,10 @@ class Running:
     """In place of the prompt."""
 
     @property
+    def wants_vector(self) -> bool:
+        return self.submit.max_tokens == 0
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.tokens) - self.num_prompt_tokens
 
@@ -58,6 +62,11 @@ class Running:
         )
 
 
+def vector_of(tokens: list[int], dim: int) -> bytes:
+    """How many tokens, their sum, and zeros; as no real vector, it has another length than 1."""
+    return np.array([len(tokens), sum(tokens), *[0] * dim][:dim], "<f4").tobytes()
+
+
 @dataclass
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """What tests set and see; everything happens on the test's event loop."""
@@ -70,6 +79,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     model_name: str = "tiny"
     max_model_len: int = MAX_MODEL_LEN
     vocab_size: int = 400
+    embedding_dim: int = 0
+    """Above 0: prompts that want their vector get `vector_of`."""
+    is_encoder: bool = False
     draining: bool = False
     status_interval_s: float = 1.0
     mute: bool = False
@@ -80,6 +92,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     deaf_to_finish: bool = False
     """Notes that a stop string matched, and goes on."""
     hold_canaries: bool = False
+    hold_vectors: bool = False
     hold_at: int | None = None
     """Sequences stop for as long as they have so many output tokens."""
     doubts: list[float] = field(default_factory=lambda: [1.0])
@@ -96,6 +109,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     finishes: list[tuple[int, int]] = field(default_factory=list)
     """Sequence and number of tokens."""
     num_canaries: int = 0
+    num_vectors: int = 0
     num_statuses: int = 0
     incarnation: int = 0
     running: dict[int, Running] = field(default_factory=dict)
@@ -141,6 +155,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 step_age_s=self.step_age_s,
                 step_patience_s=self.step_patience_s,
                 num_generated_tokens=self.num_generated_tokens.get(replica_id, 0),
+                num_vectors=self.num_vectors,
             )
             for replica_id in self.replica_ids
         ]
@@ -148,6 +163,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         status.model.name = self.model_name
         status.model.max_model_len = self.max_model_len
         status.model.vocab_size = self.vocab_size
+        status.model.embedding_dim = self.embedding_dim
+        status.model.is_encoder = self.is_encoder
         assert self._outbox is not None
         self._outbox.put_nowait(scheduler_pb2.ConnectResponse(status=status))
 
@@ -227,9 +244,31 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         while True:
             await asyncio.sleep(0.001 if self.running else 0.005)
             ready = [sequence for sequence in self.running.values() if not self._is_held(sequence)]
+            self._embed([sequence for sequence in ready if sequence.wants_vector], outbox)
+            ready = [sequence for sequence in ready if not sequence.wants_vector]
             if ready and self.replica_ids:
                 outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=self._frame(ready)))
                 self._count(len(ready))
+
+    def _embed(
+        self,
+        sequences: list[Running],
+        outbox: "asyncio.Queue[scheduler_pb2.ConnectResponse]",
+    ) -> None:
+        frame = scheduler_pb2.Frame()
+        for sequence in sequences:
+            del self.running[sequence.sequence_id]
+            reason = sampling_pb2.FINISH_REASON_STOP
+            if self.error is not None and not self._is_canary(sequence):
+                reason = sampling_pb2.FINISH_REASON_ERROR
+            finished = sequence.finished(reason)
+            finished.message = self.error or ""
+            finished.vector = vector_of(sequence.tokens, self.embedding_dim)
+            frame.finished.append(finished)
+        if sequences:
+            outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=frame))
+            self.num_vectors += len(sequences)
+            self.tell_status()
 
     def _count(self, num_tokens: int) -> None:
         """The first tokens of a replica are told at once."""
@@ -285,6 +324,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     def _is_held(self, sequence: Running) -> bool:
         if self._is_canary(sequence):
             return self.hold_canaries
+        if sequence.wants_vector:
+            return self.hold_vectors
         return sequence.num_output_tokens == self.hold_at
 
     @staticmethod
