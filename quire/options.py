@@ -19,15 +19,22 @@ class StackOptions:
 
     replicas: int = 1
     tensor_parallel_size: int | None = None
+    router_processes: int = 1
+    """Several share the ports that clients know."""
+
     drain_timeout: float = DRAIN_TIMEOUT_S
     """Seconds that requests in flight may take to finish when the stack is stopped."""
 
     metrics_port: int | None = None
-    """The scheduler's; each worker takes the next one. None: ports that are free."""
+    """The scheduler's; each worker takes the next one, then each router if there are several. None:
+    ports that are free."""
 
     device: str | None = None
     dtype: str | None = None
     load_format: str | None = None
+    pooling: str | None = None
+    """Of embeddings: last, mean or cls; None: what the model says."""
+
     enforce_eager: bool = False
     """On a GPU: capture no steps as CUDA graphs."""
 
@@ -74,6 +81,11 @@ class StackOptions:
     def needs_weights(self) -> bool:
         """Whether the model's weights must be there."""
         return self.load_format != "dummy"
+
+    @property
+    def num_processes(self) -> int:
+        """Of the whole stack."""
+        return 1 + self.num_workers + self.router_processes
 
     @property
     def num_ranks(self) -> int:
@@ -129,6 +141,7 @@ _TAKES = {
         "device",
         "dtype",
         "load_format",
+        "pooling",
         "gpu_memory_utilization",
         "threads",
         "max_model_len",

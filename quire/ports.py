@@ -1,5 +1,6 @@
 """TCP ports of this machine: those that were asked for are checked, others are found and kept."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -35,7 +36,8 @@ def check_free(asked: list[AskedPort]) -> None:
 
 
 class MetricsPorts:
-    """Of a stack's scheduler and then its workers: the same however often they are restarted."""
+    """Of a stack's scheduler, its workers, and routers that share a port, in that order: the same
+    however often they are restarted."""
 
     def __init__(self, first: int | None, count: int) -> None:
         """From `first` on; without it, any that are free."""
@@ -52,6 +54,30 @@ class MetricsPorts:
         """Nobody needs them any more."""
         for holder in self._holders:
             holder.close()
+
+
+def hold_shared(asked: list[AskedPort]) -> contextlib.ExitStack:
+    """Ports that our own processes share; until it is closed nobody else may have them.
+
+    They are told apart from strangers by asking to share (SO_REUSEPORT), which the kernel grants to
+    processes of one user alone. A socket that is bound that way and does not listen gets none of
+    their connections; but whoever asks for a port to himself, as every stack does of the ports it
+    starts with, is refused while one of ours is being restarted, too.
+    Raises ConfigurationError.
+    """
+    holders = contextlib.ExitStack()
+    for one in asked:
+        family = socket.AF_INET6 if ":" in one.host else socket.AF_INET
+        holder = holders.enter_context(socket.socket(family))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            holder.bind((one.host, one.port))
+        except OSError as error:
+            holders.close()
+            raise ConfigurationError(
+                f"{one.name} {one.port} on {one.host}: {os.strerror(error.errno or 0)}"
+            ) from error
+    return holders
 
 
 def _hold_free_port() -> socket.socket:

@@ -1,6 +1,6 @@
-"""The whole of Quire on this machine: a scheduler, workers and a router, over unix sockets.
+"""The whole of Quire on this machine: a scheduler, workers and routers, over unix sockets.
 
-    router ──unix──▶ scheduler ◀──unix── worker × replicas (· ranks)
+    router × processes ──unix──▶ scheduler ◀──unix── worker × replicas (· ranks)
 
 Workers and routers dial and redial, so all start at once, and any of them may be restarted alone.
 The stack is ready when the router says that a token has really been generated. It ends in the
@@ -21,7 +21,7 @@ from quire.http import Endpoint
 from quire.models import ResolvedModel
 from quire.options import StackOptions
 from quire.paths import make_run_dir
-from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free
+from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free, hold_shared
 from quire.process import ChildSpec, LogSink, quire_command
 from quire.registry import ProcessRecord, StackRecord, publish, start_ticks, withdraw
 from quire.supervisor import Member, State, Supervisor
@@ -75,6 +75,15 @@ def check_ports(options: StackOptions, door: TcpDoor | None) -> None:
             AskedPort(f"{_worker(index)}'s metrics port", LOOPBACK, first + 1 + index)
             for index in range(options.num_workers)
         ]
+        if options.router_processes > 1:
+            asked += [
+                AskedPort(
+                    f"{_router(index)}'s metrics port",
+                    LOOPBACK,
+                    first + 1 + options.num_workers + index,
+                )
+                for index in range(options.router_processes)
+            ]
     check_free(asked)
 
 
@@ -92,6 +101,7 @@ class Stack:
         """Answers at `door`, or without one only on unix sockets. Nothing runs before `start`."""
         if options.replicas < 1:
             raise ConfigurationError(f"replicas is {options.replicas}; it must be at least 1")
+        _check_routers(options, door)
         self.name = options.served_model_name or model.name
         self.run_dir = make_run_dir()
         self.url = door.url if door else f"http+unix://{self.run_dir}/http.sock"
@@ -117,8 +127,12 @@ class Stack:
     async def start(self) -> None:
         """Starts every process. Raises ConfigurationError if a port is taken."""
         check_ports(self._options, self._door)
-        ports = MetricsPorts(self._options.metrics_port, 1 + self._options.num_workers)
+        options = self._options
+        num_own = options.router_processes if options.router_processes > 1 else 0
+        ports = MetricsPorts(options.metrics_port, 1 + options.num_workers + num_own)
         self._on_end.callback(ports.close)
+        if num_own and self._door is not None:
+            self._on_end.callback(hold_shared(self._door.ports).close)
         for spec in self._specs(ports.numbers):
             self._supervisor.add(spec)
         self._publish()
@@ -126,7 +140,10 @@ class Stack:
     async def until_ready(self) -> None:
         """Returns when a token has been generated end to end. Raises StackFailed."""
         await self._supervisor.until_served()
-        endpoint = Endpoint(self.url)
+        for url in self._router_urls():
+            await self._until_router_ready(Endpoint(url))
+
+    async def _until_router_ready(self, endpoint: Endpoint) -> None:
         while not self.failed.done():
             with contextlib.suppress(RequestFailed):
                 status, _ = await endpoint.get("/ready")
@@ -134,6 +151,14 @@ class Stack:
                     return
             await asyncio.wait([self.failed], timeout=READY_POLL_S)
         raise self.failed.result()
+
+    def _router_urls(self) -> list[str]:
+        """Of each: where they share one, each has a port of its own beside it."""
+        if self._options.router_processes == 1:
+            return [self.url]
+        routers = [member for member in self.members if member.spec.role == "router"]
+        metrics = [member.ready[0].metrics or "" for member in routers]
+        return [url.removesuffix("/metrics") for url in metrics]
 
     async def stop(self) -> None:
         """Ends every process; requests in flight may take `drain_timeout` to finish."""
@@ -181,14 +206,24 @@ class Stack:
             for port in others[index * num_ranks : (index + 1) * num_ranks]:
                 own += ["--metrics-port", str(port)]
             workers.append(self._spec("worker", _worker(index), *own, *share))
-        return [self._scheduler_spec(first), *workers, self._router_spec()]
+        routers = self._router_specs(others[self._options.num_workers :])
+        return [self._scheduler_spec(first), *workers, *routers]
 
     def _scheduler_spec(self, metrics_port: int) -> ChildSpec:
         arguments = self._options.arguments("scheduler")
         listen = ("--listen", self.scheduler, "--metrics-port", str(metrics_port))
         return ChildSpec("scheduler", "scheduler", quire_command("scheduler", *listen, *arguments))
 
-    def _router_spec(self) -> ChildSpec:
+    def _router_specs(self, own_ports: Sequence[int]) -> list[ChildSpec]:
+        """One, or as many as have ports of their own."""
+        if not own_ports:
+            return [self._router_spec("router")]
+        return [
+            self._router_spec(_router(index), "--reuse-port", "--metrics-port", str(port))
+            for index, port in enumerate(own_ports)
+        ]
+
+    def _router_spec(self, name: str, *sharing: str) -> ChildSpec:
         environment: tuple[tuple[str, str], ...] = ()
         if self._door is None:
             where = ["--uds", f"{self.run_dir}/http.sock", "--grpc-listen", self.grpc]
@@ -197,7 +232,7 @@ class Stack:
             where += ["--grpc-port", str(self._door.grpc_port)]
             if self._door.api_key:
                 environment = (("QUIRE_API_KEY", self._door.api_key),)
-        return self._spec("router", "router", *where, environment=environment)
+        return self._spec("router", name, *where, *sharing, environment=environment)
 
     def _spec(
         self, role: str, name: str, *arguments: str, environment: tuple[tuple[str, str], ...] = ()
@@ -212,6 +247,26 @@ class Stack:
 
 def _worker(index: int) -> str:
     return f"worker-{index}"
+
+
+def _router(index: int) -> str:
+    return f"router-{index}"
+
+
+def _check_routers(options: StackOptions, door: TcpDoor | None) -> None:
+    """Raises ConfigurationError for routers that cannot share."""
+    count = options.router_processes
+    if count < 1:
+        raise ConfigurationError(f"router_processes is {count}; it must be at least 1")
+    if count > 1 and door is None:
+        raise ConfigurationError(
+            f"router_processes is {count}; without a port to share it must be 1"
+        )
+    if count > 1 and options.max_stored_bytes:
+        raise ConfigurationError(
+            f"max_stored_bytes is {options.max_stored_bytes}; with {count} router processes it "
+            "must be 0: a client that comes back may meet another one"
+        )
 
 
 def _cores_per_worker(replicas: int) -> int:

@@ -10,13 +10,8 @@ import typer
 import uvloop
 
 from router.cors import parse_cors
-from router.server import (
-    MAX_STORED_BYTES,
-    RESPONSE_TTL_S,
-    ConfigurationError,
-    Settings,
-    serve,
-)
+from router.listeners import ConfigurationError
+from router.server import MAX_STORED_BYTES, RESPONSE_TTL_S, Settings, serve
 
 Option = typer.Option
 
@@ -61,6 +56,23 @@ def main(
         str | None,
         Option(help="HOST:PORT or unix:/PATH to serve gRPC on, instead.", metavar="ADDR"),
     ] = None,
+    reuse_port: Annotated[
+        bool,
+        Option(
+            "--reuse-port",
+            help="Share --port and --grpc-port with other routers of this machine that are told "
+            "to; new connections are spread over them. Needs --metrics-port.",
+        ),
+    ] = False,
+    metrics_port: Annotated[
+        int | None,
+        Option(
+            help="A port on loopback where this process answers beside --port; for /metrics, "
+            "/ready and /health of it alone where ports are shared. 0: any free one.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         Option(
@@ -91,13 +103,14 @@ def main(
         ),
     ] = None,
     max_stored_bytes: Annotated[
-        int,
+        int | None,
         Option(
             help="Bytes of /v1/responses that are kept for `previous_response_id`; the oldest go "
-            "first. 0 keeps none.",
+            "first. 0 keeps none: with --reuse-port it must be 0, and is.",
             min=0,
+            show_default=str(MAX_STORED_BYTES),
         ),
-    ] = MAX_STORED_BYTES,
+    ] = None,
     response_ttl: Annotated[
         float, Option(help="Seconds that such a response is kept.", min=0)
     ] = RESPONSE_TTL_S,
@@ -137,28 +150,32 @@ def main(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    settings = Settings(
-        model=model,
-        scheduler=scheduler,
-        served_model_name=served_model_name,
-        chat_template=chat_template,
-        tool_call_parser=tool_call_parser,
-        reasoning_parser=reasoning_parser,
-        host=host,
-        port=port,
-        uds=uds,
-        grpc_listen=grpc_listen or f"{f'[{host}]' if ':' in host else host}:{grpc_port}",
-        api_key=api_key,
-        max_body_bytes=max_body_bytes,
-        max_in_flight=max_in_flight,
-        drain_timeout_s=drain_timeout,
-        scheduler_timeout_s=scheduler_timeout,
-        seed=seed,
-        max_stored_bytes=max_stored_bytes,
-        response_ttl_s=response_ttl,
-        cors=cors,
-    )
+    if max_stored_bytes is None:
+        max_stored_bytes = 0 if reuse_port else MAX_STORED_BYTES
     try:
+        settings = Settings(
+            model=model,
+            scheduler=scheduler,
+            served_model_name=served_model_name,
+            chat_template=chat_template,
+            tool_call_parser=tool_call_parser,
+            reasoning_parser=reasoning_parser,
+            host=host,
+            port=port,
+            uds=uds,
+            grpc_listen=grpc_listen or f"{f'[{host}]' if ':' in host else host}:{grpc_port}",
+            api_key=api_key,
+            max_body_bytes=max_body_bytes,
+            max_in_flight=max_in_flight,
+            drain_timeout_s=drain_timeout,
+            scheduler_timeout_s=scheduler_timeout,
+            seed=seed,
+            max_stored_bytes=max_stored_bytes,
+            response_ttl_s=response_ttl,
+            cors=cors,
+            reuse_port=reuse_port,
+            metrics_port=metrics_port,
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(settings))
     except ConfigurationError as error:

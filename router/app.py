@@ -174,7 +174,11 @@ async def _version(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    content = _backend(request).metrics.exposition()
+    backend = _backend(request)
+    if backend.shared_port is not None and request.scope["server"][1] == backend.shared_port:
+        message = "several processes answer here; each tells its metrics on a port of its own"
+        raise RequestError(Fault.UNKNOWN_PATH, message)
+    content = backend.metrics.exposition()
     return PlainTextResponse(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

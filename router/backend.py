@@ -44,6 +44,8 @@ class Backend:
     version: str
     started_at: int
     """Seconds since 1970."""
+    shared_port: int | None = None
+    """Where other processes answer as well."""
     _pool: ThreadPoolExecutor = field(default_factory=_tokenizer_pool)
 
     def dice_of_call(self) -> random.Random:

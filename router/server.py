@@ -16,14 +16,12 @@ import os
 import random
 import signal
 import socket
-import stat
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import grpc
 import uvicorn
 
 from gateway.errors import ModelError
@@ -34,6 +32,7 @@ from router.cors import CorsPolicy
 from router.engine import Engine
 from router.http_protocol import BoundedHttpProtocol
 from router.link import Link
+from router.listeners import Addresses, ConfigurationError, bind_grpc, http_sockets
 from router.metrics import Metrics
 from router.middleware import ApiKey
 from router.permits import Permits
@@ -41,7 +40,6 @@ from router.readiness import Readiness
 from router.response_store import ResponseStore
 from router.service import create_server
 
-_BACKLOG = 2048
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be read at once, per request that may be in flight: few are slow."""
 
@@ -49,10 +47,6 @@ MAX_STORED_BYTES = 64 * 1024 * 1024
 RESPONSE_TTL_S = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
-
-
-class ConfigurationError(Exception):
-    """Something that a restart cannot cure; the message is for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +83,24 @@ class Settings:
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
+    reuse_port: bool = False
+    """Other processes that say so too answer on the same ports."""
+    metrics_port: int | None = None
+    """A port on loopback that is this process's own."""
+
+    def __post_init__(self) -> None:
+        if self.reuse_port and self.max_stored_bytes:
+            raise ConfigurationError(
+                f"--max-stored-bytes is {self.max_stored_bytes}; with --reuse-port it must be 0: "
+                "a client that comes back may meet another process"
+            )
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where it shall answer."""
+        return Addresses(
+            self.host, self.port, self.uds, self.grpc_listen, self.reuse_port, self.metrics_port
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,11 @@ class Router:
     backend: Backend
     address: str
     """http://host:port or unix:/path."""
+    metrics: str | None
+    """Where this process alone answers /metrics; None: nowhere on TCP."""
     grpc_address: str
+    leave: Callable[[], None]
+    """New connections go to whoever shares the ports, from now on."""
     tasks: tuple[asyncio.Task[None], ...]
     """None of them ends before the router does, unless something is wrong."""
 
@@ -111,6 +127,8 @@ async def serve(settings: Settings) -> None:
         gc.freeze()  # what exists now stays; the collector need not look at it again
         _announce(router)
         await _until_told(told, router.tasks)
+        if settings.reuse_port:
+            router.leave()
         await _drain(router.backend, settings.drain_timeout_s)
 
 
@@ -130,20 +148,27 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
     backend = create_backend(settings, model)
     link = Link(settings.scheduler, f"{socket.gethostname()}-{os.getpid()}", backend.engine)
     backend.engine.uplink = link
-    with _http_socket(settings) as http_socket:
-        grpc_server = create_server(backend)
-        grpc_address = _bind_grpc(grpc_server, settings.grpc_listen)
+    with http_sockets(settings.addresses) as bound:
+        grpc_server = create_server(backend, reuse_port=settings.reuse_port)
+        grpc_address = bind_grpc(grpc_server, settings.grpc_listen)
         http_server = _HttpServer(backend, settings.cors)
         await grpc_server.start()
-        serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
+        serving = asyncio.create_task(http_server.serve(sockets=bound.all), name="http")
         tasks = (
             serving,
             asyncio.create_task(link.run(), name="link"),
             asyncio.create_task(backend.readiness.run(), name="readiness"),
         )
+        leaving: list[asyncio.Task[None]] = []
+
+        def leave() -> None:
+            http_server.leave()
+            grace_s = settings.drain_timeout_s + 1
+            leaving.append(asyncio.create_task(grpc_server.stop(grace_s)))
+
         try:
             await http_server.listening.wait()
-            yield Router(backend, _address(settings, http_socket), grpc_address, tasks)
+            yield Router(backend, bound.address, bound.metrics, grpc_address, leave, tasks)
         finally:
             http_server.end()
             await grpc_server.stop(grace=1.0)
@@ -172,6 +197,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         seeds=random.Random(settings.seed),
         version=_version(),
         started_at=int(time.time()),
+        shared_port=settings.port if settings.reuse_port else None,
     )
 
 
@@ -201,6 +227,10 @@ class _HttpServer(uvicorn.Server):
         """No longer listens; what is being answered gets a moment."""
         self.should_exit = True
         self._ending.set()
+
+    def leave(self) -> None:
+        """No longer listens on the first of its sockets."""
+        self.servers[0].close()
 
     async def main_loop(self) -> None:
         """Wakes once a second, for the date in the headers; uvicorn's own does ten times."""
@@ -257,85 +287,14 @@ async def _drain(backend: Backend, timeout_s: float) -> None:
         backend.engine.end_all("the server had to stop before the request was complete")
 
 
-@contextlib.contextmanager
-def _http_socket(settings: Settings) -> Iterator[socket.socket]:
-    """A bound socket, so that a taken address is known before anything else starts."""
-    if settings.uds is not None:
-        listener = _bind_unix(settings.uds)
-    else:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        try:
-            listener = socket.create_server(
-                (settings.host, settings.port), family=family, backlog=_BACKLOG
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-            ) from error
-    try:
-        yield listener
-    finally:
-        listener.close()
-        if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    """Takes the place of a socket that nobody listens on any more."""
-    _clear_unix(path)
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        listener.bind(str(path))
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
-    return listener
-
-
-def _clear_unix(path: Path) -> None:
-    """Removes a socket that nobody listens on; one that is in use is not taken away."""
-    try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise ConfigurationError(f"cannot listen on {path}: it is no socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                raise ConfigurationError(f"cannot listen on {path}: it is in use")
-        path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
-
-
-def _bind_grpc(server: grpc.aio.Server, listen: str) -> str:
-    """The address it really listens on."""
-    if listen.startswith("unix:"):
-        _clear_unix(Path(listen.removeprefix("unix:")))  # gRPC takes it from whoever is there
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise ConfigurationError(f"cannot listen on {listen} for gRPC: is it in use?") from error
-    if listen.startswith("unix:"):
-        return listen
-    return f"{listen.rpartition(':')[0]}:{port}"
-
-
-def _address(settings: Settings, listener: socket.socket) -> str:
-    if settings.uds is not None:
-        return f"unix:{settings.uds}"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{listener.getsockname()[1]}"
-
-
 def _announce(router: Router) -> None:
     """The one line for whoever started us."""
-    is_http = router.address.startswith("http")
     ready = {
         "role": "router",
         "pid": os.getpid(),
         "address": router.address,
         "grpc": router.grpc_address,
-        "metrics": f"{router.address}/metrics" if is_http else None,
+        "metrics": router.metrics,
     }
     print(f"quire-ready {json.dumps(ready)}", flush=True)
     _log.info("serving HTTP on %s and gRPC on %s", router.address, router.grpc_address)

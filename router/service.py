@@ -55,7 +55,6 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
 }
 
 _SERVER_OPTIONS = (
-    ("grpc.so_reuseport", 0),
     # a client whose machine is gone is noticed within ten seconds
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -170,10 +169,17 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             self._backend.api_key.check(value if isinstance(value, str) else None)
 
 
-def create_server(backend: Backend) -> grpc.aio.Server:
-    """The gRPC server with the inference, health and reflection services; not yet listening."""
+def create_server(backend: Backend, *, reuse_port: bool) -> grpc.aio.Server:
+    """The gRPC server with the inference, health and reflection services; not yet listening.
+
+    `reuse_port`: other processes may listen where it does.
+    """
     server = grpc.aio.server(
-        options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", backend.max_body_bytes))
+        options=(
+            *_SERVER_OPTIONS,
+            ("grpc.so_reuseport", int(reuse_port)),
+            ("grpc.max_receive_message_length", backend.max_body_bytes),
+        )
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(backend), server)

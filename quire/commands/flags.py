@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.models import OptionInfo
 
-MODEL_HELP = "An alias (smollm2), a Hugging Face directory, a .gguf file or a hub id (org/name)."
+MODEL_HELP = (
+    "An alias (smollm2, minilm), a Hugging Face directory, a .gguf file or a hub id (org/name)."
+)
 PORT_RANGE: dict[str, Any] = {"min": 1, "max": 65535}
 
 
@@ -36,6 +38,14 @@ class LoadFormat(StrEnum):
 
     AUTO = "auto"
     DUMMY = "dummy"
+
+
+class Pooling(StrEnum):
+    """Which hidden states of a prompt make its vector."""
+
+    LAST = "last"
+    MEAN = "mean"
+    CLS = "cls"
 
 
 class Policy(StrEnum):
@@ -76,6 +86,12 @@ DtypeFlag = Annotated[
 LoadFormatFlag = Annotated[
     LoadFormat | None,
     _model("The directory's weights, or random ones (dummy), for benchmarks.", "auto|dummy"),
+]
+PoolingFlag = Annotated[
+    Pooling | None,
+    _model(
+        "Of embeddings: the last or first token, or all (else as the model says).", "last|mean|cls"
+    ),
 ]
 EnforceEager = Annotated[bool, _model("On GPUs: capture no steps as CUDA graphs.", "")]
 GpuMemoryUtilization = Annotated[
@@ -162,6 +178,10 @@ Seed = Annotated[
     ),
 ]
 
+RouterProcesses = Annotated[
+    int,
+    _router("Routers that share --port and --grpc-port, for more than a core serves.", "N"),
+]
 MaxStoredBytes = Annotated[
     int | None,
     _router("Of /v1/responses that are kept for `previous_response_id`; 0 keeps none.", "BYTES"),

@@ -1,6 +1,7 @@
 """`quire serve`: the whole stack on this machine, supervised."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,7 @@ def serve(
     max_body_bytes: flags.MaxBodyBytes = None,
     max_in_flight: flags.MaxInFlight = None,
     seed: flags.Seed = None,
+    router_processes: flags.RouterProcesses = 1,
     max_stored_bytes: flags.MaxStoredBytes = None,
     response_ttl: flags.ResponseTtl = None,
     allowed_origins: flags.AllowedOrigins = None,
@@ -41,6 +43,7 @@ def serve(
     device: flags.DeviceFlag = None,
     dtype: flags.DtypeFlag = None,
     load_format: flags.LoadFormatFlag = None,
+    pooling: flags.PoolingFlag = None,
     enforce_eager: flags.EnforceEager = False,
     gpu_memory_utilization: flags.GpuMemoryUtilization = None,
     threads: flags.Threads = None,
@@ -73,6 +76,7 @@ def serve(
     quire serve smollm2
     quire serve ./Llama-3.2-1B-Instruct --port 8080 --api-key secret
     quire serve model.gguf --replicas 2 --threads 1 --max-model-len 2048
+    quire serve minilm
     """
     from quire.models import check, resolve
     from quire.options import StackOptions
@@ -91,7 +95,7 @@ def serve(
         stack = Stack(resolved, options, door=door, log=LogPrinter())
         await _Session(stack, door).run()
 
-    announce(f"starting {options.num_workers + 2} processes for {resolved.path}")
+    announce(f"starting {options.num_processes} processes for {resolved.path}")
     asyncio.run(run())
 
 
@@ -115,6 +119,9 @@ class _Session:
             await self._end()
 
     async def _serve(self) -> None:
+        from quire.client.state import fetch_state
+        from quire.errors import RequestFailed
+
         stack = self._stack
         await stack.start()
         ready = asyncio.create_task(stack.until_ready())
@@ -124,7 +131,10 @@ class _Session:
             ready.cancel()
             return
         ready.result()
-        _show_ready(stack, self._door)
+        only_embeds = False
+        with contextlib.suppress(RequestFailed):  # it serves; the example may be the usual one
+            only_embeds = (await fetch_state(stack.scheduler))["only_embeds"]
+        _show_ready(stack, self._door, only_embeds=only_embeds)
         await first_of(asked, stack.failed)
         asked.cancel()
         if stack.failed.done():
@@ -148,7 +158,7 @@ class _Session:
         (self._asked_again if self._asked.is_set() else self._asked).set()
 
 
-def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
+def _show_ready(stack: "Stack", door: "TcpDoor", *, only_embeds: bool) -> None:
     """The URLs, and a request that works as it is."""
     import json
 
@@ -156,12 +166,18 @@ def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
     from rich.markup import escape
 
     console = Console(highlight=False, soft_wrap=True)
-    question = {
-        "model": stack.name,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "max_tokens": 64,
-        "temperature": 0,
-    }
+    text = "What is the capital of France?"
+    path, question = (
+        "chat/completions",
+        {
+            "model": stack.name,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 64,
+            "temperature": 0,
+        },
+    )
+    if only_embeds:
+        path, question = "embeddings", {"model": stack.name, "input": text}
     key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if door.api_key else ""
     processes = stack.record().processes
     metrics = {process.name: process.metrics for process in processes if process.metrics}
@@ -172,7 +188,7 @@ def _show_ready(stack: "Stack", door: "TcpDoor") -> None:
     for name, url in metrics.items():
         console.print(f"  metrics     [cyan]{url}[/] [dim]({name})[/]")
     console.print("\n  Try it:\n")
-    console.print(f"    curl {door.url}/v1/chat/completions{key} \\", markup=False)
+    console.print(f"    curl {door.url}/v1/{path}{key} \\", markup=False)
     console.print("      -H 'Content-Type: application/json' \\", markup=False)
     console.print(f"      -d '{json.dumps(question)}'\n", markup=False)
     console.print("  Ctrl-C finishes what is in flight and stops.\n")

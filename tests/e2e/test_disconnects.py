@@ -25,7 +25,7 @@ MODEL = "smollm2"
 MAX_TOKENS = 900
 AT_ONCE = 10
 """Clients."""
-MAX_GENERATED_UNREAD = 120
+MAX_GENERATED_UNREAD = 20
 """Tokens per request that its client did not read: on their way, or of steps that ran meanwhile."""
 
 

@@ -56,7 +56,7 @@ def test_choices_are_spelled_as_the_processes_spell_them(
 def test_every_option_is_used_by_some_process() -> None:
     default = StackOptions()
     for field in dataclasses.fields(StackOptions):
-        if field.name in ("replicas", "metrics_port"):  # the stack's own
+        if field.name in ("replicas", "router_processes", "metrics_port"):  # the stack's own
             continue
         flipped: Any = False if getattr(default, field.name) is True else 7
         options = StackOptions(**{field.name: flipped})
