@@ -72,6 +72,17 @@ def test_only_the_proxy_and_prometheus_are_published_and_on_loopback_by_default(
         assert all(port.startswith("${QUIRE_BIND:-127.0.0.1}:") for port in ports)
 
 
+def test_prometheus_has_the_key_that_the_routers_metrics_ask_for(
+    compose: dict[str, Any], services: Services
+) -> None:
+    [mounted] = services["prometheus"]["configs"]
+    assert "${QUIRE_API_KEY:-" in compose["configs"][mounted["source"]]["content"]
+    assert "${QUIRE_API_KEY:-" in services["router"]["environment"]["QUIRE_API_KEY"]
+    jobs = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    keys = {job["job_name"]: job.get("authorization") for job in jobs}
+    assert keys["router"] == {"credentials_file": mounted["target"]}
+
+
 def test_workers_and_routers_dial_the_scheduler_once_it_is_healthy(services: Services) -> None:
     for name in ("worker", "worker-gpu", "router"):
         service = services[name]
