@@ -119,6 +119,27 @@ def compiled(spec: GrammarSpec) -> str:
     return source
 
 
+def as_rule(spec: GrammarSpec) -> str:
+    """What stands for this language in a rule of a larger grammar, in Lark.
+
+    Raises RequestError if it cannot be enforced as it is.
+    """
+    compiled(spec)
+    match spec.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return json_rule(json.loads(spec.text))
+        case GrammarKind.REGEX:
+            inner = json.loads(_source(spec.kind, spec.text))["grammars"][0]["lark_grammar"]
+            return f"%lark {{\n{inner}\n}}"
+        case GrammarKind.LARK:
+            return f"%lark {{\n{spec.text}\n}}"
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """What stands for the JSON that a schema accepts in a rule of a grammar, in Lark."""
+    return f"%json {json.dumps({**schema, 'x-guidance': dict(_JSON_OPTIONS)}, ensure_ascii=False)}"
+
+
 def matcher_of(source: str) -> LLMatcher:
     """A reader of UTF-8 bytes in place of tokens; it may have failed already."""
     limits = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)

@@ -9,7 +9,7 @@ chat_template.jinja      the chat template, if it is not in tokenizer_config.jso
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
-from gateway.parsing.call_grammars import required_calls
+from gateway.parsing.call_grammars import answer_grammar
 from gateway.parsing.deltas import Parsing
 from gateway.parsing.formats import (
     AUTO,
@@ -50,8 +50,14 @@ class ChatPrompt:
     token_ids: list[int]
     parsing: Parsing | None = None
     """None: all that it writes is content."""
-    grammar: GrammarSpec | None = None
-    """What it must write, if it must call a tool."""
+    _answer_grammar: Callable[[GrammarSpec | None], GrammarSpec | None] = lambda content: content
+
+    def grammar(self, content: GrammarSpec | None) -> GrammarSpec | None:
+        """What the whole answer must be if its content must be `content`; None: anything.
+
+        Raises RequestError if that cannot be enforced.
+        """
+        return self._answer_grammar(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,7 @@ class Model:
         return ChatPrompt(
             tokens,
             Parsing(make_parser, self._shown_tokens(thoughts, calls)),
-            self._required_calls(conversation, starts_thinking),
+            partial(self._answer_grammar, conversation, starts_thinking),
         )
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:
@@ -174,21 +180,23 @@ class Model:
             )
         return tools
 
-    def _required_calls(
-        self, conversation: Conversation, starts_thinking: bool
+    def _answer_grammar(
+        self, conversation: Conversation, starts_thinking: bool, content: GrammarSpec | None
     ) -> GrammarSpec | None:
         choice = conversation.tool_choice
-        if choice.mode not in (ToolMode.REQUIRED, ToolMode.NAMED):
+        must_call = choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED)
+        if content is None and not must_call:
             return None
-        assert self.call_format is not None
         named = choice.mode is ToolMode.NAMED
-        return required_calls(
-            self.call_format,
-            [tool for tool in conversation.tools if not named or tool.name == choice.name],
-            self.tokenizer.special_token,
+        tools = [tool for tool in conversation.tools if not named or tool.name == choice.name]
+        return answer_grammar(
+            content=None if must_call else content,
+            form=self.call_format,
+            tools=[] if choice.mode is ToolMode.NONE else tools,
             several=conversation.parallel_tool_calls and not named,
             thoughts=self.thoughts,
             starts_thinking=starts_thinking,
+            token=self.tokenizer.special_token,
         )
 
     def _shown_tokens(self, thoughts: Thoughts | None, calls: CallFormat | None) -> frozenset[int]:

@@ -45,7 +45,7 @@ def parse_messages(
             stop=stop,
             stop_field="stop_sequences",
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
-            grammar=prompt.grammar or _grammar(body),
+            grammar=prompt.grammar(_grammar(body)),
         ),
         max_model_len,
         dice=dice,

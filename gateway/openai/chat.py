@@ -17,6 +17,7 @@ from gateway.openai.schema import (
     parse_body,
     refuse_unserved,
 )
+from gateway.openai.structure import requested_grammar
 from gateway.openai.tools import chat_tool_choice, chat_tools
 from gateway.output import Finish, FinishReason, Piece, TokenLogprob
 from gateway.parsing.deltas import (
@@ -48,7 +49,7 @@ def parse_chat(
         prompt.token_ids,
         options_of(
             body,
-            grammar=prompt.grammar,
+            grammar=prompt.grammar(requested_grammar(body)),
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
             num_logprobs=_num_logprobs(body),
             logprobs_field="top_logprobs",

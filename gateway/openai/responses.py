@@ -147,7 +147,7 @@ def parse_response(
             max_tokens=body.max_output_tokens,
             max_tokens_field="max_output_tokens",
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
-            grammar=prompt.grammar or _grammar(body),
+            grammar=prompt.grammar(_grammar(body)),
         ),
         max_model_len,
         dice=dice,

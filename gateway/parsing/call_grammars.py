@@ -1,7 +1,7 @@
-"""What a model may write when it must call a tool: a grammar for each format.
+"""What a model may write where that is bound: calls that must come, and what has a form.
 
 In llguidance's Lark. The arguments follow the tool's own schema, spaced as the models were trained
-to write them. A model may think first, where it does that at all.
+to write them. Where a model thinks, it may do so first, whatever comes then.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.conversation import Tool
 from gateway.errors import invalid
-from gateway.grammar import GrammarKind, GrammarSpec
+from gateway.grammar import GrammarKind, GrammarSpec, as_rule, json_rule
 from gateway.parsing.formats import CallFormat, Thoughts
 
 Token = Callable[[str], int | None]
@@ -22,30 +22,52 @@ _SPACING = {
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
-def required_calls(
-    form: CallFormat,
-    tools: Sequence[Tool],
-    token: Token,
+def answer_grammar(
     *,
+    content: GrammarSpec | None,
+    form: CallFormat | None,
+    tools: Sequence[Tool],
     several: bool,
     thoughts: Thoughts | None,
     starts_thinking: bool,
+    token: Token,
     tools_field: str = "tools",
 ) -> GrammarSpec:
-    """The language of answers that are calls of these tools; `several` of them or one."""
+    """The language of whole answers: perhaps thoughts, and then either calls of these tools
+    (`several` of them or one) or what the client wants the content to be.
+
+    Without `content` it must be calls, without tools it cannot be. Raises RequestError.
+    """
     rules: list[str] = []
-    names = []
-    for index, tool in enumerate(tools):
-        names.append(f"call_{index}")
-        rules += _RULES[form.name](f"{index}", tool, f"{tools_field}[{index}]", token)
-    call = f"({' | '.join(names)})"
-    begin, between, end = _around(form, token)
-    more = f" ({between} {call})*" if several else ""
-    start = " ".join(filter(None, [begin, f"{call}{more}", end]))
+    ways: list[str] = []
+    if form is not None and tools:
+        ways.append("calls")
+        rules += _calls(form, tools, several, token, tools_field)
+    if content is not None:
+        ways.append("content")
+        rules.append(f"content: {as_rule(content)}")
+    start = f"({' | '.join(ways)})"
     if thoughts is not None:
-        start = _thinking_first(start, thoughts, token, rules, starts_thinking)
+        rules.append(_thoughts(thoughts, token))
+        before = r"thoughts /[ \n]{1,4}/?"
+        if not starts_thinking:
+            before = f"({_word(thoughts.begin, token)} {before})?"
+        start = f"{before} {start}"
     text = "\n".join([f"start: {start}", *rules])
-    return GrammarSpec(GrammarKind.LARK, f"{text}\n", tools_field, has_tokens=True)
+    field = tools_field if content is None else content.field
+    return GrammarSpec(GrammarKind.LARK, f"{text}\n", field, has_tokens=True)
+
+
+def _calls(
+    form: CallFormat, tools: Sequence[Tool], several: bool, token: Token, tools_field: str
+) -> Iterator[str]:
+    """The rules of calls, the first of which is `calls`."""
+    begin, between, end = _around(form, token)
+    call = f"({' | '.join([f'call_{index}' for index in range(len(tools))])})"
+    more = f"({between} {call})*" if several else ""
+    yield f"calls: {' '.join(filter(None, [begin, call, more, end]))}"
+    for index, tool in enumerate(tools):
+        yield from _RULES[form.name](f"{index}", tool, f"{tools_field}[{index}]", token)
 
 
 def _around(form: CallFormat, token: Token) -> tuple[str, str, str]:
@@ -72,9 +94,31 @@ def _hermes(index: str, tool: Tool, field: str, token: Token) -> Iterator[str]:
 
 
 def _llama(index: str, tool: Tool, field: str, token: Token) -> Iterator[str]:
-    opening = _text(f'{{"name": {json.dumps(tool.name)}, "parameters": ')
-    yield f"call_{index}: {opening} arguments_{index} {_text('}')}"
-    yield f"arguments_{index}: {_json(tool.parameters)}"
+    """As one JSON value: beside JSON content a call's first words must not be text of another kind,
+    since llguidance reads the longest."""
+    call = {
+        "type": "object",
+        "properties": {
+            "name": {"const": tool.name},
+            "parameters": _moved(tool.parameters or _ANY_OBJECT, "/properties/parameters"),
+        },
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+    yield f"call_{index}: {json_rule(call)}"
+
+
+def _moved(schema: Any, path: str) -> Any:
+    """A schema as part of another one: what it refers to is further down there."""
+    if isinstance(schema, list):
+        return [_moved(part, path) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {name: _moved(part, path) for name, part in schema.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = f"#{path}{reference[1:]}"
+    return moved
 
 
 def _mistral(index: str, tool: Tool, field: str, token: Token) -> Iterator[str]:
@@ -135,22 +179,15 @@ _RULES = {
 }
 
 
-def _thinking_first(
-    start: str, thoughts: Thoughts, token: Token, rules: list[str], starts_thinking: bool
-) -> str:
-    """Thoughts may come before, and do if they have begun already."""
+def _thoughts(thoughts: Thoughts, token: Token) -> str:
+    """The rule of thoughts, with their end."""
     end = token(thoughts.end)
-    if end is None:
-        escaped = json.dumps(thoughts.end)[1:-1]
-        for character in "/[]":
-            escaped = escaped.replace(character, f"\\{character}")
-        rules.append(f"thoughts[lazy]: /(?s:.*){escaped}/")
-    else:
-        rules.append(f"thoughts: /(?s:.*)/ <[{end}]>")
-    space = r"/[ \n]{1,4}/?"
-    if starts_thinking:
-        return f"thoughts {space} {start}"
-    return f"({_word(thoughts.begin, token)} thoughts {space})? {start}"
+    if end is not None:
+        return f"thoughts: /(?s:.*)/ <[{end}]>"
+    escaped = thoughts.end
+    for character in "/[]":
+        escaped = escaped.replace(character, f"\\{character}")
+    return f"thoughts[lazy]: /(?s:.*){escaped}/"
 
 
 def _word(text: str, token: Token) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.conversation import ChatMessage, Conversation
 from gateway.errors import ModelError, RequestError
+from gateway.grammar import matcher_of
 from gateway.model import Model, load_model
 from gateway.openai.call import Call
 from gateway.openai.chat import ChatAnswer, parse_chat
@@ -291,6 +292,56 @@ def test_a_template_that_takes_for_ever_is_stopped() -> None:
     endless = ChatTemplate("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", {}, ())
     with pytest.raises(RequestError, match="refuses the messages"):
         endless.render(Conversation([ChatMessage("user", "hi")]))
+
+
+# What must have a form.
+
+
+def accepts(call: Call, text: str) -> bool:
+    matcher = matcher_of(call.requests[0].sampling.grammar)
+    length = len(text.encode())
+    return matcher.try_consume_tokens(list(text.encode())) == length and matcher.is_accepting()
+
+
+def test_what_must_be_called_is_in_the_grammar(hermes: Model) -> None:
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    other = {"type": "function", "function": {"name": "other"}}
+    for choice, several in (("required", True), (named, False)):
+        call = parse(hermes, tools=[other, WEATHER], tool_choice=choice)
+        assert accepts(call, CALL)
+        assert accepts(call, f"<think>hm</think>\n{CALL}")
+        assert accepts(call, f"{CALL}\n{CALL}") == several
+        assert accepts(call, CALL.replace("get_weather", "other")) == several
+        assert not accepts(call, "No.")
+    only = parse(hermes, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+    assert not accepts(only, f"{CALL}\n{CALL}")
+    assert parse(hermes, tools=[WEATHER]).requests[0].sampling.grammar == ""
+
+
+def test_a_response_format_holds_for_content_alone(hermes: Model) -> None:
+    fields: dict[str, Any] = {"response_format": {"type": "json_object"}}
+    call = parse(hermes, **fields, chat_template_kwargs={"thinking": True})
+    text = 'hm\n</think>\n\n{"a": 1}'
+    assert accepts(call, text)
+    assert not accepts(call, '{"a": 1}')
+    message = whole(call, hermes, pieces_of([text]))["message"]
+    assert (message["reasoning"], message["content"]) == ("hm", '{"a": 1}')
+    assert accepts(parse(hermes, **fields), '{"a": 1}')
+    with_tools = parse(hermes, **fields, tools=[WEATHER])
+    assert accepts(with_tools, '{"a": 1}')
+    assert accepts(with_tools, CALL)
+    assert not accepts(with_tools, "No.")
+
+
+def test_tools_that_cannot_be_enforced_are_refused(hermes: Model) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "minLength": 1, "maxLength": 0}},
+    }
+    function = {"name": "f", "parameters": {**schema, "required": ["a"]}}
+    with pytest.raises(RequestError, match="tools is not a grammar that can be enforced") as caught:
+        parse(hermes, tools=[{"type": "function", "function": function}], tool_choice="required")
+    assert caught.value.field == "tools"
 
 
 # Which format.

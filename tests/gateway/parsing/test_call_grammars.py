@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema
@@ -9,8 +11,8 @@ import pytest
 
 from gateway.conversation import Tool
 from gateway.errors import RequestError
-from gateway.grammar import GrammarSpec, compiled, matcher_of
-from gateway.parsing.call_grammars import required_calls
+from gateway.grammar import GrammarKind, GrammarSpec, compiled, matcher_of
+from gateway.parsing.call_grammars import answer_grammar
 from gateway.parsing.deltas import Said, read_whole
 from gateway.parsing.formats import CALL_FORMATS, THOUGHTS, Thoughts
 from gateway.parsing.parser import AnswerParser
@@ -39,13 +41,28 @@ TOOLS = [
     Tool("options", None, OPTIONS),
     Tool("no-", None, NOTHING),
 ]
+FIRST = {"hermes": "<tool_call>", "llama3_json": "{", "mistral": "[", "pythonic": "["}
 SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
 
 
-def grammar(format_name: str, *, several: bool = True, **options: Any) -> GrammarSpec:
-    said: dict[str, Any] = {"thoughts": None, "starts_thinking": False, **options}
-    return required_calls(
-        CALL_FORMATS[format_name], TOOLS, lambda text: None, several=several, **said
+def grammar(
+    format_name: str | None,
+    *,
+    several: bool = True,
+    thoughts: Thoughts | None = None,
+    starts_thinking: bool = False,
+    content: GrammarSpec | None = None,
+    tools: Sequence[Tool] = TOOLS,
+    tokens: Mapping[str, int] = MappingProxyType({}),
+) -> GrammarSpec:
+    return answer_grammar(
+        content=content,
+        form=CALL_FORMATS[format_name] if format_name else None,
+        tools=tools,
+        several=several,
+        thoughts=thoughts,
+        starts_thinking=starts_thinking,
+        token=tokens.get,
     )
 
 
@@ -86,10 +103,9 @@ def test_what_must_be_calls_is_read_as_calls(
     format_name: str, thoughts: Thoughts | None, inside: bool
 ) -> None:
     dice = random.Random(f"{format_name} {inside}")
-    direct = {"hermes": "<tool_call>", "llama3_json": "{"}.get(format_name, "[")
     begins = [""]
     if thoughts is not None:
-        begins = ["hm <\n</think>\n\n"] if inside else ["<think>hm</think>", direct]
+        begins = ["hm <\n</think>\n\n"] if inside else ["<think>hm</think>", FIRST[format_name]]
     for number in range(20):
         several = bool(number % 2)
         spec = grammar(format_name, several=several, thoughts=thoughts, starts_thinking=inside)
@@ -103,27 +119,59 @@ def test_what_must_be_calls_is_read_as_calls(
 
 
 def test_later_mistral_models_write_each_call_by_name() -> None:
-    tokens = {"[TOOL_CALLS]": 9, "[ARGS]": 32}
-    spec = required_calls(
-        CALL_FORMATS["mistral"],
-        TOOLS[:1],
-        tokens.get,
-        several=True,
-        thoughts=None,
-        starts_thinking=False,
+    tokens = {"[TOOL_CALLS]": 9, "[ARGS]": 99_999}
+    spec = grammar("mistral", tools=TOOLS[:1], tokens=tokens)
+    assert spec.text.startswith(
+        "start: (calls)\ncalls: (call_0) ( (call_0))*\n"
+        'call_0: <[9]> "get_weather" <[99999]> arguments_0\n'
     )
-    assert spec.text.startswith('start: (call_0) ( (call_0))*\ncall_0: <[9]> "get_weather" <[32]> ')
-    assert compiled(spec)
+    assert "99999" in compiled(spec)
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused() -> None:
     tool = Tool("f", None, {"type": "object", "anyOf": [{"required": ["a"]}]})
     with pytest.raises(RequestError, match=r"tools\[0\] has parameters without properties"):
-        required_calls(
-            CALL_FORMATS["pythonic"],
-            [tool],
-            lambda text: None,
-            several=True,
-            thoughts=None,
-            starts_thinking=False,
-        )
+        grammar("pythonic", tools=[tool])
+
+
+CONTENTS = [
+    (GrammarSpec.json_schema(WEATHER, "response_format"), '{"city": "Rome", "days": 3}'),
+    (GrammarSpec(GrammarKind.REGEX, r"a/b\d{2}\n", "guided_regex"), "a/b12\n"),
+    (GrammarSpec.choice(["yes", "no / }"], "guided_choice"), "no / }"),
+    (GrammarSpec(GrammarKind.LARK, 'start: "x" start | "y}"', "guided_grammar"), "xxy}"),
+]
+
+
+@pytest.mark.parametrize(("content", "text"), CONTENTS)
+@pytest.mark.parametrize("format_name", [None, *CALL_FORMATS])
+def test_content_keeps_its_form_beside_thoughts_and_calls(
+    format_name: str | None, content: GrammarSpec, text: str
+) -> None:
+    for thoughts, inside, before in (
+        (None, False, ""),
+        (THOUGHTS["think"], False, "<think>\nhm\n</think>\n\n"),
+        (THOUGHTS["think"], True, "hm {\n</think>\n\n"),
+        (THOUGHTS["mistral"], False, "[THINK]hm[/THINK]"),
+    ):
+        spec = grammar(format_name, content=content, thoughts=thoughts, starts_thinking=inside)
+        assert spec.field == content.field
+        matcher = matcher_of(compiled(spec))
+        assert matcher.consume_tokens(list((before + text).encode()))
+        assert matcher.is_accepting()
+        refused = matcher_of(compiled(spec))
+        assert refused.try_consume_tokens(list(f"{before}Well".encode())) < len(before) + 4
+        if format_name is not None:
+            call = some_answer(
+                grammar(format_name, thoughts=thoughts, starts_thinking=inside),
+                before + FIRST[format_name],
+                random.Random(1),
+            )
+            calling = matcher_of(compiled(spec))
+            assert calling.consume_tokens(list(call.encode()))
+            assert calling.is_accepting()
+
+
+def test_content_that_cannot_be_enforced_is_refused_under_its_own_name() -> None:
+    content = GrammarSpec(GrammarKind.REGEX, "(", "guided_regex")
+    with pytest.raises(RequestError, match="guided_regex is not a regular expression"):
+        grammar("hermes", content=content)
