@@ -6,13 +6,15 @@ A token that ends the sequence is never followed by another, so it is known by i
 text is shown only if the client asked for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 
+import numpy as np
+
 from gateway.detokenizer import Detokenizer
-from gateway.request import GenerateRequest
+from gateway.request import Float32Column, GenerateRequest, Int32Column
 from gateway.stop import StopMatcher
 from gateway.tokenizer import Tokenizer
 
@@ -38,6 +40,29 @@ class TokenLogprob:
     """1 for the likeliest token of the vocabulary."""
     top: tuple[tuple[int, float], ...]
     """Token id and logprob, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogprobs:
+    """Logprobs of consecutive tokens of a prompt, as columns: there may be many."""
+
+    start: int
+    """Index in the prompt of the first, at least 1: nothing comes before token 0."""
+    logprob: Float32Column
+    rank: Int32Column
+    num_top: Int32Column
+    """Alternatives of each; those of all tokens are one after another."""
+    top_token_id: Int32Column
+    top_logprob: Float32Column
+
+    def rows(self, prompt_token_ids: Int32Column) -> Iterator[TokenLogprob]:
+        """Token by token."""
+        token_ids = prompt_token_ids[self.start : self.start + len(self.logprob)].tolist()
+        top = list(zip(self.top_token_id.tolist(), self.top_logprob.tolist(), strict=True))
+        ends = np.cumsum(self.num_top).tolist()
+        values = zip(token_ids, self.logprob.tolist(), self.rank.tolist(), strict=True)
+        for (token, logprob, rank), start, end in zip(values, [0, *ends[:-1]], ends, strict=True):
+            yield TokenLogprob(token, logprob, rank, tuple(top[start:end]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +91,8 @@ class Piece:
     """One per token, if asked for."""
     finish: Finish | None
     """Set on a sample's last piece."""
+    prompt_logprobs: Sequence[PromptLogprobs] | None = None
+    """Of the whole prompt, in order; on a sample's first piece, if asked for."""
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
@@ -77,18 +104,22 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         token_ids=list(chain.from_iterable(piece.token_ids for piece in pieces)),
         logprobs=list(chain.from_iterable(logprobs)) if logprobs else None,
         finish=pieces[-1].finish,
+        prompt_logprobs=pieces[0].prompt_logprobs,
     )
+
+
+def shown_bytes(request: GenerateRequest, tokenizer: Tokenizer) -> Sequence[bytes]:
+    """What each token adds to the text of an output."""
+    if request.skip_special_tokens:
+        return tokenizer.shown_bytes_of(request.shown_tokens)
+    return tokenizer.bytes_of
 
 
 class SampleOutput:
     """The text of one sample."""
 
     def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
-        self._detokenizer = Detokenizer(
-            tokenizer.shown_bytes_of(request.shown_tokens)
-            if request.skip_special_tokens
-            else tokenizer.bytes_of
-        )
+        self._detokenizer = Detokenizer(shown_bytes(request, tokenizer))
         include = request.include_stop_str_in_output
         self._matcher = StopMatcher(request.stop, include=include) if request.stop else None
         self._request = request

@@ -18,6 +18,7 @@ from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec, compiled
 
 Int32Column = npt.NDArray[np.int32]
+Float32Column = npt.NDArray[np.float32]
 
 MAX_SAMPLES = 128
 MAX_STOP_STRINGS = 16
@@ -54,6 +55,8 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...]
     num_logprobs: int | None
     """None: no logprobs. 0: the chosen token's alone."""
+    num_prompt_logprobs: int | None
+    """Likewise, of the prompt's tokens."""
     grammar: str = ""
     """What the whole output must be, as the worker takes it; empty: anything."""
     allowed_token_ids: tuple[int, ...] = ()
@@ -89,7 +92,7 @@ class GenerateRequest:
     priority: int
     cache_salt: str
     field_names: Mapping[str, str]
-    """What the client calls its prompt, max_tokens and logprobs."""
+    """What the client calls its prompt, max_tokens, logprobs and those of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,8 @@ class Options:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     num_logprobs: int | None = None
     logprobs_field: str = "logprobs"
+    num_prompt_logprobs: int | None = None
+    prompt_logprobs_field: str = "prompt_logprobs"
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     shown_tokens: frozenset[int] = frozenset()
@@ -200,6 +205,7 @@ def build_request(
             "prompt": prompt_field,
             "max_tokens": options.max_tokens_field,
             "logprobs": options.logprobs_field,
+            "prompt_logprobs": options.prompt_logprobs_field,
         },
     )
 
@@ -341,6 +347,7 @@ def _sampling(
     check_range("presence_penalty", options.presence_penalty, -2, 2)
     check_range("frequency_penalty", options.frequency_penalty, -2, 2)
     check_range(options.logprobs_field, options.num_logprobs, 0, MAX_LOGPROBS)
+    check_range(options.prompt_logprobs_field, options.num_prompt_logprobs, 0, MAX_LOGPROBS)
     check_range("min_tokens", options.min_tokens, 0)
     if options.min_tokens is not None and options.min_tokens > max_tokens:
         raise invalid(
@@ -360,6 +367,7 @@ def _sampling(
         min_tokens=_said(options.min_tokens, 0),
         logit_bias=_logit_bias(options.logit_bias, limits.vocab_size),
         num_logprobs=options.num_logprobs,
+        num_prompt_logprobs=options.num_prompt_logprobs,
         grammar=_grammar(options, limits),
         allowed_token_ids=_allowed_token_ids(options.allowed_token_ids, limits.vocab_size),
         bad_words=bad_words,

@@ -18,10 +18,10 @@ from itertools import groupby
 
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.model import Model
-from gateway.output import FinishReason, SampleOutput, TokenLogprob
+from gateway.output import FinishReason, PromptLogprobs, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
 from router.cell import Cell, unavailable
-from router.generation import Generation, Sample
+from router.generation import Generation, PromptScores, Sample
 from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
 from router.metrics import Metrics
 from router.refusals import refusal_error
@@ -93,13 +93,18 @@ class Engine:
         samples: list[Sample] = []
         for request in requests:
             first = self._unused_ids(request.n)
+            scores = None
+            if request.sampling.num_prompt_logprobs is not None:
+                scores = PromptScores(len(request.prompt_token_ids))
             for number in range(request.n):
                 output = SampleOutput(request, self.model.tokenizer)
-                sample = Sample(first + number, len(samples), number, request, output, generation)
+                sample = Sample(
+                    first + number, len(samples), number, request, output, generation, scores
+                )
                 samples.append(sample)
                 self._samples[sample.sequence_id] = sample
                 sample.submitted = True
-            self.uplink.submit(Submission(first, request, 0, request.n, (), not counted))
+            self.uplink.submit(Submission(first, request, 0, request.n, (), probe=not counted))
         generation.open(samples, self._stopped)
         try:
             yield generation
@@ -158,6 +163,17 @@ class Engine:
             if len(sample.tokens) - sample.num_taken > MAX_UNREAD_TOKENS:
                 self._fail(sample.generation, _too_slow())
 
+    def scored(self, sequence_id: int, logprobs: PromptLogprobs) -> None:
+        """See `Listener`."""
+        sample = self._samples.get(sequence_id)
+        if sample is None or sample.scores is None:
+            return
+        sample.scores.add(logprobs)
+        if sample.scores.is_complete:
+            for sibling in sample.generation.samples:
+                if sibling.scores is sample.scores and (sibling.tokens or sibling.finished):
+                    sibling.generation.heard(sibling)
+
     def finished(self, sequence_id: int, finished: Finished) -> None:
         """See `Listener`."""
         self._leaving.discard(sequence_id)
@@ -196,6 +212,9 @@ class Engine:
         del self._samples[sample.sequence_id]
         if sample.wants_vector and finished.reason is FinishReason.STOP and not finished.vector:
             finished = Finished(FinishReason.ERROR, message="the server lost the prompt's vector")
+        if _lacks_scores(sample, finished):
+            message = "the server lost the logprobs of the prompt"
+            finished = Finished(FinishReason.ERROR, message=message)
         sample.finished = finished
         self._time_end(sample)
         if finished.reason is FinishReason.ERROR:
@@ -238,8 +257,13 @@ class Engine:
             counted = sample.generation.counted
             self.metrics.resubmitted += counted
             sequence_id, request, number = sample.sequence_id, sample.request, sample.number
+            score_from = len(request.prompt_token_ids)
+            if sample.scores is not None and number == 0:
+                score_from = sample.scores.next_token
             self.uplink.submit(
-                Submission(sequence_id, request, number, 1, sample.tokens, not counted)
+                Submission(
+                    sequence_id, request, number, 1, sample.tokens, score_from, probe=not counted
+                )
             )
 
     def _retry_now(self) -> None:
@@ -320,6 +344,14 @@ def _reason(sample: Sample) -> FinishReason:
     if sample.finished is None:
         return FinishReason.ABORT
     return FinishReason.STOP if sample.output.stopped else sample.finished.reason
+
+
+def _lacks_scores(sample: Sample, finished: Finished) -> bool:
+    """Whether it ended well without what was asked for; its first sample has it in time."""
+    ended_well = finished.reason in (FinishReason.STOP, FinishReason.LENGTH)
+    if sample.scores is None or sample.number > 0:
+        return False
+    return ended_well and not sample.scores.is_complete
 
 
 def _too_slow() -> RequestError:

@@ -12,7 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gateway.errors import RequestError
-from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob, joined
+from gateway.output import (
+    Finish,
+    FinishReason,
+    Piece,
+    PromptLogprobs,
+    SampleOutput,
+    TokenLogprob,
+    joined,
+)
 from gateway.request import GenerateRequest
 from router.messages import Finished
 
@@ -21,6 +29,27 @@ SEND_S = 60.0
 
 COALESCED_TOKENS = 256
 """So many are taken together when nobody waits for them: a moment's work."""
+
+
+@dataclass(slots=True, eq=False)
+class PromptScores:
+    """The logprobs of one request's prompt; its samples share them, and its first one gets them."""
+
+    num_prompt_tokens: int
+    parts: list[PromptLogprobs] = field(default_factory=list)
+    next_token: int = 1
+    """The first whose logprob is missing; the very first token has none."""
+
+    def add(self, part: PromptLogprobs) -> None:
+        """What comes next; anything else was told before."""
+        if part.start == self.next_token:
+            self.parts.append(part)
+            self.next_token += len(part.logprob)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.next_token >= self.num_prompt_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +64,8 @@ class Sample:
     request: GenerateRequest
     output: SampleOutput
     generation: "Generation"
+    scores: PromptScores | None = None
+    """None: nobody asked for the prompt's logprobs."""
     tokens: list[int] = field(default_factory=list)
     num_taken: int = 0
     """Tokens the consumer has seen."""
@@ -46,6 +77,8 @@ class Sample:
     resubmitted: bool = False
     """It was accepted before, so it may not be refused now."""
     has_news: bool = False
+    has_spoken: bool = False
+    """Its first piece has been taken."""
     first_token_at: float | None = None
     last_token_at: float | None = None
 
@@ -147,7 +180,9 @@ class Generation:
             timer.cancel()
 
     def heard(self, sample: Sample) -> None:
-        """Something has been added to `sample`."""
+        """Something has been added to `sample`. It waits for what comes before it, the prompt."""
+        if sample.scores is not None and not sample.scores.is_complete:
+            return
         if not sample.has_news:
             sample.has_news = True
             self._news.append(sample)
@@ -177,12 +212,17 @@ class Generation:
         if sample.finished is not None:
             text += sample.output.close()
             finish = self._finish(sample, sample.finished)
+        prompt_logprobs = None
+        if sample.scores is not None and not sample.has_spoken:
+            prompt_logprobs = sample.scores.parts
+        sample.has_spoken = True
         return Piece(
             index=sample.index,
             text=text,
             token_ids=fresh[:count],
             logprobs=logprobs if sample.request.sampling.num_logprobs is not None else None,
             finish=finish,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _finish(self, sample: Sample, finished: Finished) -> Finish:

@@ -22,6 +22,7 @@ from router.wire import (
     cell_status,
     frame_columns,
     frame_logprobs,
+    frame_scores,
     hello_message,
     refusal_of,
     sequence_finished,
@@ -145,6 +146,8 @@ class Link:
         match message.WhichOneof("message"):
             case "frame":
                 frame = message.frame
+                for sequence_id, logprobs in frame_scores(frame):
+                    listener.scored(sequence_id, logprobs)
                 if frame.token_id:
                     sequence_ids, token_ids = frame_columns(frame)
                     listener.tokens(sequence_ids, token_ids, frame_logprobs(frame, token_ids))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.output import FinishReason, TokenLogprob
+from gateway.output import FinishReason, PromptLogprobs, TokenLogprob
 from gateway.request import GenerateRequest
 
 
@@ -93,6 +93,8 @@ class Submission:
     num_samples: int
     output_token_ids: Sequence[int]
     """What the client already has, when it is submitted anew."""
+    score_from: int = 1
+    """Where its prompt's logprobs are asked for: the first token whose are not here yet."""
     probe: bool = False
     """No client asked for it: no metric counts it."""
 
@@ -129,6 +131,9 @@ class Listener(Protocol):
         logprobs: Mapping[int, TokenLogprob],
     ) -> None:
         """One step's tokens: columns that share an index, which is the key of `logprobs`."""
+
+    def scored(self, sequence_id: int, logprobs: PromptLogprobs) -> None:
+        """Logprobs of some of its prompt's tokens are here, those that come next."""
 
     def finished(self, sequence_id: int, finished: Finished) -> None:
         """A sequence ended; its tokens have been told before."""

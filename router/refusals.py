@@ -16,6 +16,7 @@ _SAID_AS = {
     "num_prompt_tokens": "prompt",
     "num_samples": "n",
     "num_logprobs": "logprobs",
+    "num_prompt_logprobs": "prompt_logprobs",
     "logit_bias_token_id": "logit_bias",
     "max_tokens": "max_tokens",
 }

@@ -1,10 +1,10 @@
 """`SchedulerService` messages to and from the data in `router.messages`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from gateway.output import FinishReason, TokenLogprob
+from gateway.output import FinishReason, PromptLogprobs, TokenLogprob
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from router.messages import (
     CellStatus,
@@ -49,6 +49,7 @@ def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
         stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
         min_tokens=sampling.min_tokens,
         num_logprobs=sampling.num_logprobs,
+        num_prompt_logprobs=sampling.num_prompt_logprobs,
         grammar=sampling.grammar,
         allowed_token_id=np.array(sampling.allowed_token_ids, "<i4").tobytes(),
     )
@@ -73,6 +74,7 @@ def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
             cache_salt=request.cache_salt,
             request_id=request.request_id,
             probe=submission.probe,
+            score_from=0 if sampling.num_prompt_logprobs is None else submission.score_from,
         )
     )
 
@@ -110,6 +112,37 @@ def frame_logprobs(frame: scheduler_pb2.Frame, token_ids: list[int]) -> Mapping[
             strict=True,
         )
     }
+
+
+def frame_scores(frame: scheduler_pb2.Frame) -> Iterator[tuple[int, PromptLogprobs]]:
+    """Sequences, each with logprobs of consecutive tokens of its prompt; few frames have any."""
+    scores, columns = frame.scores, frame.scores.logprobs
+    if not scores.sequence_id:
+        return
+    lengths = np.frombuffer(scores.length, "<i4")
+    num_top = np.frombuffer(columns.num_top, "<i4")
+    ends = np.cumsum(lengths)
+    top_ends = np.concatenate(([0], np.cumsum(num_top)))
+    for sequence_id, start, end, length in zip(
+        np.frombuffer(scores.sequence_id, "<u4").tolist(),
+        np.frombuffer(scores.start, "<i4").tolist(),
+        ends.tolist(),
+        lengths.tolist(),
+        strict=True,
+    ):
+        rows = slice(end - length, end)
+        tops = slice(top_ends[end - length], top_ends[end])
+        yield (
+            sequence_id,
+            PromptLogprobs(
+                start=start,
+                logprob=np.frombuffer(columns.logprob, "<f4")[rows],
+                rank=np.frombuffer(columns.rank, "<i4")[rows],
+                num_top=num_top[rows],
+                top_token_id=np.frombuffer(columns.top_token_id, "<i4")[tops],
+                top_logprob=np.frombuffer(columns.top_logprob, "<f4")[tops],
+            ),
+        )
 
 
 def sequence_finished(message: scheduler_pb2.Finished) -> Finished:

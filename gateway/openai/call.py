@@ -8,20 +8,19 @@ hundreds of tokens a second per stream, building and dumping whole dictionaries 
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import inf
 from typing import Any
 
 from gateway.errors import RequestError
 from gateway.openai.errors import error_body
-from gateway.output import Finish, Piece, TokenLogprob
+from gateway.openai.logprobs import TextOffsets, written
+from gateway.output import Finish, FinishReason, Piece, PromptLogprobs, TokenLogprob
 from gateway.parsing.deltas import Parser, Parsing
 from gateway.request import GenerateRequest
 from gateway.tokenizer import Tokenizer
-
-LEAST_LOGPROB = -9999.0
-"""What OpenAI writes for "as good as impossible"; JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,10 @@ class Call:
     """The text of each request's prompt, if it is to be echoed."""
     parsing: Parsing | None = None
     """How a chat's answers are read; None: all of it is content."""
+    num_prompt_logprobs: int | None = None
+    """Alternatives in the answer's `prompt_logprobs`; None: there are none."""
+    is_prompt_only: bool = False
+    """What is generated is left out and not counted: the answer is about the prompt."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -63,10 +66,11 @@ class Choice:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: Sequence[PromptLogprobs] = ()
     num_tokens: int = 0
     """So far, of a stream."""
-    num_characters: int = 0
-    """Characters of all tokens so far, for text offsets."""
+    offsets: TextOffsets | None = None
+    """Of its tokens in its text, once one has been asked for."""
     parser: Parser | None = None
     """Of a stream, from its first chunk on."""
     opened: bool = False
@@ -96,7 +100,7 @@ class Answer(ABC):
     def events(self, pieces: Sequence[Piece]) -> bytes:
         """Server-sent events of these pieces, one each; nothing for those that show nothing."""
         events = []
-        for piece in pieces:
+        for piece in map(self._shown, pieces):
             choice = self.choices[piece.index]
             chunk = self.chunk(choice, piece)
             choice.opened = choice.opened or chunk is not None
@@ -125,8 +129,9 @@ class Answer(ABC):
 
     def collect(self, pieces: Sequence[Piece]) -> None:
         """Keeps these pieces for `whole`."""
-        for piece in pieces:
+        for piece in map(self._shown, pieces):
             choice = self.choices[piece.index]
+            choice.prompt_logprobs = piece.prompt_logprobs or choice.prompt_logprobs
             choice.text.append(piece.text)
             choice.token_ids += piece.token_ids
             choice.logprobs += piece.logprobs or ()
@@ -156,6 +161,21 @@ class Answer(ABC):
             "total_tokens": prompt + output,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+
+    def prompt_rows(self, request: int, parts: Sequence[PromptLogprobs]) -> Iterator[TokenLogprob]:
+        """The logprobs of a request's prompt, from its second token on."""
+        token_ids = self.call.requests[request].prompt_token_ids
+        return chain.from_iterable(part.rows(token_ids) for part in parts)
+
+    def _shown(self, piece: Piece) -> Piece:
+        """What the client shall see of it."""
+        if not self.call.is_prompt_only:
+            return piece
+        finish = piece.finish
+        if finish is not None:
+            length = FinishReason.LENGTH
+            finish = replace(finish, reason=length, stop_reason=None, num_output_tokens=0)
+        return replace(piece, text="", token_ids=[], logprobs=[], finish=finish)
 
     def _kept(self) -> list[int]:
         """The samples that the client gets, in the order of its choices."""
@@ -187,7 +207,7 @@ class Answer(ABC):
         content = self.tokenizer.bytes_of[token]
         return {
             "token": content.decode("utf-8", "replace"),
-            "logprob": max(logprob, LEAST_LOGPROB),
+            "logprob": written(logprob),
             "bytes": list(content),
         }
 

@@ -8,10 +8,12 @@ from gateway.conversation import MAX_ARGUMENTS_BYTES, Conversation, checked_json
 from gateway.errors import invalid
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
+from gateway.openai.logprobs import check_prompt_logprobs, prompt_logprobs
 from gateway.openai.messages import chat_message
 from gateway.openai.schema import (
     REFUSED_IN_CHAT,
     ChatBody,
+    check_stream,
     checked_text,
     options_of,
     parse_body,
@@ -44,7 +46,8 @@ def parse_chat(
     model.check_name(body.model)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
-    prompt = model.chat(conversation_of(body), max_model_len)
+    check_stream(body)
+    prompt = model.chat(conversation_of(body), body.prompt_room(max_model_len))
     request = model.build(
         prompt.token_ids,
         options_of(
@@ -60,6 +63,7 @@ def parse_chat(
         request_id=request_id,
         prompt_field="messages",
     )
+    check_prompt_logprobs("prompt_logprobs", [request])
     return Call(
         request_id=request_id,
         model=model.name,
@@ -69,6 +73,8 @@ def parse_chat(
         wants_logprobs=request.sampling.num_logprobs is not None,
         wants_token_ids=bool(body.return_token_ids),
         parsing=prompt.parsing,
+        continuous_usage=body.continuous_usage,
+        num_prompt_logprobs=request.sampling.num_prompt_logprobs,
     )
 
 
@@ -148,6 +154,15 @@ class ChatAnswer(Answer):
         return (
             f'{{"index":{piece.index},"delta":{{{fields}}},{ending(piece.finish, reason)}{extra}}}'
         )
+
+    def whole(self) -> dict[str, Any]:
+        """The prompt's logprobs stand beside the choices: all have the same prompt."""
+        whole = super().whole()
+        count = self.call.num_prompt_logprobs
+        if count is not None:
+            rows = self.prompt_rows(0, self.choices[0].prompt_logprobs)
+            whole["prompt_logprobs"] = prompt_logprobs(rows, count, self.tokenizer)
+        return whole
 
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """One entry of `choices`."""

@@ -6,17 +6,26 @@ from typing import Any
 
 from gateway.errors import RequestError, invalid, quote
 from gateway.model import Model
-from gateway.openai.call import LEAST_LOGPROB, Answer, Call, Choice, compact, ending
+from gateway.openai.call import Answer, Call, Choice, compact, ending
+from gateway.openai.logprobs import (
+    TextOffsets,
+    check_prompt_logprobs,
+    prompt_logprobs,
+    prompt_offsets,
+    token_text,
+    top_logprobs,
+    written,
+)
 from gateway.openai.schema import (
     REFUSED_IN_COMPLETION,
     CompletionBody,
-    check_stream_options,
+    check_stream,
     checked_text,
     options_of,
     parse_body,
     refuse_unserved,
 )
-from gateway.output import Piece, TokenLogprob
+from gateway.output import Piece, TokenLogprob, shown_bytes
 from gateway.request import MAX_SAMPLES, GenerateRequest, check_range, check_request_id
 
 MAX_PROMPTS = 1024
@@ -33,14 +42,19 @@ def parse_completion(
     refuse_unserved(body, REFUSED_IN_COMPLETION)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
-    if body.echo and body.logprobs is not None:
-        raise invalid("echo", "echo is true; with logprobs it is not supported by this server")
-    check_stream_options(body)
+    check_stream(body)
     num_samples = _num_samples(body)
     num_logprobs = body.logprobs
     if num_samples > (body.n or 1) and num_logprobs is None:
         num_logprobs = 0  # by which the best are known
-    options = options_of(body, n=num_samples, num_logprobs=num_logprobs)
+    is_prompt_only = body.max_tokens == 0 and (body.echo or body.prompt_logprobs is not None)
+    options = options_of(
+        body,
+        n=num_samples,
+        num_logprobs=num_logprobs,
+        max_tokens=1 if is_prompt_only else body.max_tokens,
+        **_prompt_logprobs(body),
+    )
     prompts = _prompts(body.prompt)
     if len(prompts) * num_samples > MAX_CHOICES:
         name = "n" if body.best_of is None else "best_of"
@@ -62,6 +76,7 @@ def parse_completion(
         )
         for prompt in prompts
     )
+    check_prompt_logprobs(options.prompt_logprobs_field, requests)
     return Call(
         request_id=request_id,
         model=model.name,
@@ -73,6 +88,8 @@ def parse_completion(
         wants_token_ids=bool(body.return_token_ids),
         prompts=_prompt_texts(body, prompts, requests, model) if body.echo else None,
         num_kept=body.n or 1 if num_samples > (body.n or 1) else None,
+        num_prompt_logprobs=None if body.streams else body.prompt_logprobs,
+        is_prompt_only=bool(is_prompt_only),
     )
 
 
@@ -91,7 +108,7 @@ class CompletionAnswer(Answer):
             return None
         extra = ',"logprobs":null'
         if self.call.wants_logprobs:
-            extra = f',"logprobs":{compact(self._logprobs(choice, piece.logprobs or ()))}'
+            extra = f',"logprobs":{compact(self._logprobs(choice, piece))}'
         if self.call.wants_token_ids:
             extra += f',"token_ids":{compact(piece.token_ids)}'
             if not choice.opened:
@@ -101,15 +118,21 @@ class CompletionAnswer(Answer):
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """One entry of `choices`."""
         assert choice.finish is not None
-        wants = self.call.wants_logprobs
+        call = self.call
+        request = call.request_of(index)
         whole: dict[str, Any] = {
             "index": index,
             "text": self._echo(index) + "".join(choice.text),
-            "logprobs": self._logprobs(choice, choice.logprobs) if wants else None,
+            "logprobs": self._whole_logprobs(index, choice) if call.wants_logprobs else None,
             "finish_reason": choice.finish.reason.value,
             "stop_reason": choice.finish.stop_reason,
         }
-        if self.call.wants_token_ids:
+        if call.num_prompt_logprobs is not None:
+            rows = self.prompt_rows(request, choice.prompt_logprobs)
+            whole["prompt_logprobs"] = prompt_logprobs(
+                rows, call.num_prompt_logprobs, self.tokenizer
+            )
+        if call.wants_token_ids:
             whole["token_ids"] = choice.token_ids
             whole["prompt_token_ids"] = self._prompt_token_ids(index)
         return whole
@@ -122,26 +145,41 @@ class CompletionAnswer(Answer):
         tokens: list[int] = request.prompt_token_ids.tolist()
         return tokens
 
-    def _logprobs(self, choice: Choice, rows: Sequence[TokenLogprob]) -> dict[str, Any]:
-        texts = [self._text(row.token_id) for row in rows]
-        offsets = []
-        for text in texts:
-            offsets.append(choice.num_characters)
-            choice.num_characters += len(text)
+    def _whole_logprobs(self, index: int, choice: Choice) -> dict[str, Any]:
+        """Of a whole choice, which counts as one piece."""
+        piece = Piece(index, "", choice.token_ids, choice.logprobs, None, choice.prompt_logprobs)
+        return self._logprobs(choice, piece)
+
+    def _logprobs(self, choice: Choice, piece: Piece) -> dict[str, Any]:
+        """Of a piece's tokens; with echo those of the prompt come before the first."""
+        rows = piece.logprobs or []
+        request = self.call.requests[self.call.request_of(piece.index)]
+        prompt: list[TokenLogprob] = []
+        offsets: list[int] = []
+        first: list[int] = []
+        echo = self._echo(piece.index)
+        if choice.offsets is None:
+            choice.offsets = TextOffsets(shown_bytes(request, self.tokenizer), len(echo))
+            if self.call.prompts:
+                token_ids = request.prompt_token_ids.tolist()
+                first = token_ids[:1]
+                offsets = prompt_offsets(token_ids, echo, self.tokenizer)
+                prompt = list(
+                    self.prompt_rows(self.call.request_of(piece.index), piece.prompt_logprobs or ())
+                )
+        told = [*prompt, *rows]
+        count = request.sampling.num_logprobs or 0
+        nothing = [None] * len(first)
+        tops = [top_logprobs(row, count, self.tokenizer) for row in told]
         return {
-            "tokens": texts,
-            "token_logprobs": [max(row.logprob, LEAST_LOGPROB) for row in rows],
-            "top_logprobs": [self._top(row) for row in rows],
-            "text_offset": offsets,
+            "tokens": [
+                token_text(token, self.tokenizer)
+                for token in (*first, *(row.token_id for row in told))
+            ],
+            "token_logprobs": [*nothing, *(written(row.logprob) for row in told)],
+            "top_logprobs": [*nothing, *tops],
+            "text_offset": offsets + choice.offsets.feed(row.token_id for row in rows),
         }
-
-    def _top(self, row: TokenLogprob) -> dict[str, float]:
-        """The alternatives, and the chosen token even if it is not among them."""
-        pairs = (*row.top, (row.token_id, row.logprob))
-        return {self._text(token): max(logprob, LEAST_LOGPROB) for token, logprob in pairs}
-
-    def _text(self, token: int) -> str:
-        return self.tokenizer.bytes_of[token].decode("utf-8", "replace")
 
 
 def _prompts(value: Any) -> list[str | list[int]]:
@@ -174,6 +212,15 @@ def _wrong_prompt(value: Any) -> RequestError:
         f"prompt is {quote(value)}; it must be a string, an array of strings, "
         "an array of tokens or an array of arrays of tokens",
     )
+
+
+def _prompt_logprobs(body: CompletionBody) -> dict[str, Any]:
+    """What is asked of the prompt's tokens: with echo they have logprobs like any others."""
+    asked = [] if body.streams or body.prompt_logprobs is None else [body.prompt_logprobs]
+    if body.echo and body.logprobs is not None:
+        asked.append(body.logprobs)
+    field = "prompt_logprobs" if body.prompt_logprobs == max(asked, default=None) else "logprobs"
+    return {"num_prompt_logprobs": max(asked, default=None), "prompt_logprobs_field": field}
 
 
 def _num_samples(body: CompletionBody) -> int:

@@ -57,6 +57,7 @@ class GenerationBody(StructuredBody):
     user: str | None = None
     return_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def streams(self) -> bool:
@@ -123,7 +124,6 @@ _EMPTY: tuple[Any, ...] = (None, [], {})
 
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
-    "prompt_logprobs": (None, 0),
     "use_beam_search": _NEITHER,
     "logits_processors": _EMPTY,
 }
@@ -187,10 +187,15 @@ def refuse_unserved(
             raise invalid(field, f"{field} is {quote(value)}; it is not supported by this server")
 
 
-def check_stream_options(body: GenerationBody) -> None:
-    """Raises RequestError if there is no stream that they could speak of."""
+def check_stream(body: GenerationBody) -> None:
+    """Raises RequestError for what only a stream has, or no stream has."""
     if body.stream_options is not None and not body.streams:
         raise invalid("stream_options", "stream_options is given; it needs stream to be true")
+    if body.prompt_logprobs and body.streams:
+        raise invalid(
+            "prompt_logprobs",
+            f"prompt_logprobs is {body.prompt_logprobs}; it needs stream to be false",
+        )
 
 
 def checked_text(field: str, text: str) -> str:
@@ -228,6 +233,7 @@ def options_of(body: GenerationBody, **said: Any) -> Options:
         "priority": body.priority,
         "cache_salt": body.cache_salt,
         "truncate_prompt_tokens": body.truncate_prompt_tokens,
+        "num_prompt_logprobs": None if body.streams else body.prompt_logprobs,
         "allowed_token_ids": body.allowed_token_ids,
         "bad_words": [checked_text("bad_words", word) for word in body.bad_words or ()],
     }

@@ -160,6 +160,10 @@ def test_a_truncated_prompt_keeps_its_last_tokens(
 def test_a_truncated_text_may_be_too_long_and_its_echo_is_what_is_left(model: Model) -> None:
     call = completion(model, prompt="x" * 100_000 + "yz", truncate_prompt_tokens=3, echo=True)
     assert call.prompts == ("xyz",)
+    long = chat(
+        model, messages=[{"role": "user", "content": "x" * 9_999}], truncate_prompt_tokens=9
+    )
+    assert len(long.requests[0].prompt_token_ids) == 9
 
 
 def test_the_best_of_several_samples_needs_their_logprobs(model: Model) -> None:
@@ -169,6 +173,32 @@ def test_the_best_of_several_samples_needs_their_logprobs(model: Model) -> None:
     equal = completion(model, prompt="xyz", best_of=2, n=2, stream=True)
     assert (equal.requests[0].n, equal.num_kept) == (2, None)
     assert equal.requests[0].sampling.num_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "of_prompt", "of_output"),
+    [
+        ({"logprobs": 3}, None, 3),
+        ({"logprobs": 3, "echo": True}, 3, 3),
+        ({"prompt_logprobs": 2}, 2, None),
+        ({"prompt_logprobs": 0}, 0, None),
+        ({"prompt_logprobs": 5, "logprobs": 1, "echo": True}, 5, 1),
+        ({"prompt_logprobs": 0, "logprobs": 4, "echo": True}, 4, 4),
+        ({"prompt_logprobs": 0, "stream": True}, None, None),
+    ],
+)
+def test_prompts_have_logprobs_where_they_are_asked_for_or_echoed(
+    model: Model, fields: dict[str, Any], of_prompt: int | None, of_output: int | None
+) -> None:
+    sampling = completion(model, prompt="xyz", **fields).requests[0].sampling
+    assert (sampling.num_prompt_logprobs, sampling.num_logprobs) == (of_prompt, of_output)
+
+
+def test_no_output_at_all_is_one_token_that_nobody_sees(model: Model) -> None:
+    for fields in ({"echo": True}, {"prompt_logprobs": 0}):
+        call = completion(model, prompt="xyz", max_tokens=0, **fields)
+        assert (call.requests[0].max_tokens, call.is_prompt_only) == (1, True)
+    assert not completion(model, prompt="xyz", max_tokens=1, echo=True).is_prompt_only
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ class Running:
     submit: scheduler_pb2.Submit
     says: list[int] | None = None
     """In place of the prompt."""
+    score_from: int = 0
+    """The next token of the prompt to be scored; 0: none is."""
 
     @property
     def wants_vector(self) -> bool:
@@ -97,6 +99,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Sequences stop for as long as they have so many output tokens."""
     doubts: list[float] = field(default_factory=lambda: [1.0])
     """What the logprobs of the samples of a request are multiplied with, in turn."""
+    scores_at_once: int = 3
+    """Tokens of a prompt that a step scores; no output comes before all are."""
+    hold_scores_at: int | None = None
+    """Sequences stop while this token of their prompt is the next to be scored."""
+    loses_scores: bool = False
+    """Goes on as if they had been told."""
     refusal: scheduler_pb2.Refusal | None = None
     """The answer to every submission."""
     says: list[int] | None = None
@@ -225,8 +233,15 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 return
         tokens = np.frombuffer(submit.token_id, "<i4").tolist()
         for sequence_id in range(submit.sequence_id, submit.sequence_id + submit.num_samples):
+            asks = submit.sampling.HasField("num_prompt_logprobs")
+            asks = asks and sequence_id == submit.sequence_id and not self.loses_scores
             self.running[sequence_id] = Running(
-                sequence_id, list(tokens), submit.num_prompt_tokens, submit, self.says
+                sequence_id,
+                list(tokens),
+                submit.num_prompt_tokens,
+                submit,
+                self.says,
+                submit.score_from if asks else 0,
             )
 
     def _end(
@@ -247,8 +262,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._embed([sequence for sequence in ready if sequence.wants_vector], outbox)
             ready = [sequence for sequence in ready if not sequence.wants_vector]
             if ready and self.replica_ids:
-                outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=self._frame(ready)))
-                self._count(len(ready))
+                scoring = [s for s in ready if 0 < s.score_from < s.num_prompt_tokens]
+                frame = self._frame([s for s in ready if s not in scoring])
+                self._add_scores(frame, scoring)
+                outbox.put_nowait(scheduler_pb2.ConnectResponse(frame=frame))
+                self._count(len(ready) - len(scoring))
 
     def _embed(
         self,
@@ -318,6 +336,33 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         columns.top_token_id = np.array(top, "<i4").tobytes()
         columns.top_logprob = np.array([-float(token) for token in top], "<f4").tobytes()
 
+    def _add_scores(self, frame: scheduler_pb2.Frame, sequences: list[Running]) -> None:
+        """Minus the index of the token, and as alternatives the token itself, 10, 11, ..."""
+        runs = [
+            range(s.score_from, min(s.score_from + self.scores_at_once, s.num_prompt_tokens))
+            for s in sequences
+        ]
+        if not runs:
+            return
+        frame.scores.sequence_id = np.array([s.sequence_id for s in sequences], "<u4").tobytes()
+        frame.scores.start = np.array([run.start for run in runs], "<i4").tobytes()
+        frame.scores.length = np.array([len(run) for run in runs], "<i4").tobytes()
+        rows = [(s, index) for s, run in zip(sequences, runs, strict=True) for index in run]
+        counts = [s.submit.sampling.num_prompt_logprobs for s, _ in rows]
+        top = [
+            (s.tokens[index], -float(index)) if i == 0 else (9 + i, -100.0 - i)
+            for (s, index), count in zip(rows, counts, strict=True)
+            for i in range(count)
+        ]
+        columns = frame.scores.logprobs
+        columns.logprob = np.array([-float(index) for _, index in rows], "<f4").tobytes()
+        columns.rank = np.ones(len(rows), "<i4").tobytes()
+        columns.num_top = np.array(counts, "<i4").tobytes()
+        columns.top_token_id = np.array([token for token, _ in top], "<i4").tobytes()
+        columns.top_logprob = np.array([logprob for _, logprob in top], "<f4").tobytes()
+        for sequence, run in zip(sequences, runs, strict=True):
+            sequence.score_from = run.stop
+
     def _doubt(self, sequence: Running) -> float:
         return self.doubts[(sequence.sequence_id - sequence.submit.sequence_id) % len(self.doubts)]
 
@@ -326,6 +371,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             return self.hold_canaries
         if sequence.wants_vector:
             return self.hold_vectors
+        if sequence.score_from and sequence.score_from == self.hold_scores_at:
+            return True
         return sequence.num_output_tokens == self.hold_at
 
     @staticmethod

@@ -1,0 +1,108 @@
+"""How logprobs are written where tokens are told by their text: in completions, and of prompts."""
+
+import codecs
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from gateway.errors import invalid
+from gateway.output import TokenLogprob
+from gateway.request import GenerateRequest
+from gateway.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI writes for "as good as impossible"; JSON has no infinity."""
+
+MAX_PROMPT_LOGPROBS = 1 << 18
+"""Of one call: every token of its prompts counts, and every alternative."""
+
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+def written(logprob: float) -> float:
+    """A number that JSON has, whatever the model computed."""
+    return max(LEAST_LOGPROB, logprob)  # in this order: nothing is greater than NaN, nor less
+
+
+def check_prompt_logprobs(field: str, requests: Sequence[GenerateRequest]) -> None:
+    """Raises RequestError if all that a call asks of its prompts is too much for one answer."""
+    count = requests[0].sampling.num_prompt_logprobs
+    if count is None:
+        return
+    num_tokens = sum(len(request.prompt_token_ids) for request in requests)
+    total = num_tokens * (1 + count)
+    if total > MAX_PROMPT_LOGPROBS:
+        raise invalid(
+            field,
+            f"{field} is {count} and the prompts have {num_tokens} tokens, which makes {total} "
+            f"logprobs; one request may ask for at most {MAX_PROMPT_LOGPROBS}",
+        )
+
+
+class TextOffsets:
+    """Where each token begins in a text that grows, in characters.
+
+    A token that goes on with a character begins where that character does.
+    """
+
+    def __init__(self, bytes_of: Sequence[bytes], start: int) -> None:
+        """`bytes_of[token]` is what the token adds to the text; `start`: the first one's offset."""
+        self._bytes_of = bytes_of
+        self._utf8 = _Utf8Decoder("replace")
+        self._next = start
+
+    def feed(self, token_ids: Iterable[int]) -> list[int]:
+        """The offsets of these tokens."""
+        offsets = []
+        for token in token_ids:
+            offsets.append(self._next)
+            self._next += len(self._utf8.decode(self._bytes_of[token]))
+        return offsets
+
+
+def prompt_offsets(token_ids: Sequence[int], text: str, tokenizer: Tokenizer) -> list[int]:
+    """Where the tokens of a prompt begin in its text.
+
+    What the tokenizer put before the text (a token that begins a sequence, a space) is not in it.
+    """
+    decoded = tokenizer.decode(token_ids, skip_special_tokens=False)
+    before = len(decoded) - len(text) if decoded.endswith(text) else 0
+    offsets = TextOffsets(tokenizer.bytes_of, 0).feed(token_ids)
+    return [max(0, offset - before) for offset in offsets]
+
+
+def token_text(token: int, tokenizer: Tokenizer) -> str:
+    """A token's own text; the bytes of one that is no whole characters, as OpenAI writes them."""
+    content = tokenizer.bytes_of[token]
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def top_logprobs(row: TokenLogprob, count: int, tokenizer: Tokenizer) -> dict[str, float]:
+    """The `count` likeliest tokens, and the token itself even if it is not among them."""
+    pairs = (*islice(row.top, count), (row.token_id, row.logprob))
+    return {token_text(token, tokenizer): written(logprob) for token, logprob in pairs}
+
+
+def prompt_logprobs(
+    rows: Iterable[TokenLogprob], count: int, tokenizer: Tokenizer
+) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: by token id, the token itself first; none for the first token."""
+    entries: list[dict[str, Any] | None] = [None]
+    for row in rows:
+        entry = {row.token_id: (row.logprob, row.rank)}
+        for rank, (token, logprob) in enumerate(islice(row.top, count), start=1):
+            entry.setdefault(token, (logprob, rank))
+        entries.append(
+            {
+                str(token): {
+                    "logprob": written(logprob),
+                    "rank": rank,
+                    "decoded_token": tokenizer.bytes_of[token].decode("utf-8", "replace"),
+                }
+                for token, (logprob, rank) in entry.items()
+            }
+        )
+    return entries
