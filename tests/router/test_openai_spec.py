@@ -25,6 +25,7 @@ CHATS: list[dict[str, Any]] = [
     {"logprobs": True, "n": 2},
     {"stop": "fox"},
     {"return_token_ids": True},
+    {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
 ]
 COMPLETIONS: list[dict[str, Any]] = [
     {},
@@ -62,7 +63,7 @@ async def test_chat_completion_chunks(
         own = [choice for choice in told if choice["index"] == index]
         assert [c["delta"].get("role") for c in own] == ["assistant"] + [None] * (len(own) - 1)
         assert [bool(c["finish_reason"]) for c in own] == [False] * (len(own) - 1) + [True]
-    assert [not chunk["choices"] for _, chunk in chunks].count(True) == bool(usage)
+    assert [not chunk["choices"] for _, chunk in chunks].count(True) == ("stream_options" in body)
 
 
 @pytest.mark.parametrize("said", COMPLETIONS, ids=str)
@@ -89,6 +90,19 @@ async def test_completion_chunks(http: httpx.AsyncClient, said: dict[str, Any]) 
         check(chunk, "CreateCompletionResponse")
 
 
+@pytest.mark.parametrize("given", ["x", ["xyz", "x"], [5, 6], [[5], [6, 7]]], ids=str)
+async def test_embeddings(start_router: StartRouter, scheduler: FakeScheduler, given: Any) -> None:
+    """As numbers: the specification has no other form, though OpenAI's own server writes base64."""
+    scheduler.embedding_dim = 4
+    async with (
+        start_router() as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        response = await http.post("/v1/embeddings", json={"model": "tiny", "input": given})
+        assert response.status_code == 200
+        check(response.json(), "CreateEmbeddingResponse")
+
+
 async def test_models(http: httpx.AsyncClient) -> None:
     check((await http.get("/v1/models")).json(), "ListModelsResponse")
     check((await http.get("/v1/models/tiny")).json(), "Model")
@@ -102,6 +116,16 @@ ERRORS: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/v1/chat/completions", {"json": {**CHAT, "model": "other"}}, 404),
     ("POST", "/v1/completions", {"json": {"prompt": [5] * 256}}, 400),
     ("POST", "/v1/completions", {"json": {"prompt": "x" * (1 << 20)}}, 413),
+    ("POST", "/v1/embeddings", {"json": {"input": "x"}}, 400),
+    ("POST", "/v1/embeddings", {"json": {}}, 400),
+    ("POST", "/v1/responses", {"json": {"input": 3}}, 400),
+    ("POST", "/v1/responses", {"json": {"input": "x", "previous_response_id": "r"}}, 404),
+    ("POST", "/v1/responses", {"content": b"x", "headers": {}}, 415),
+    ("GET", "/v1/responses/nothing", {}, 404),
+    ("DELETE", "/v1/responses/nothing", {}, 404),
+    ("PUT", "/v1/responses/nothing", {}, 405),
+    ("POST", "/tokenize", {"json": {}}, 400),
+    ("POST", "/detokenize", {"json": {"tokens": [400]}}, 400),
     ("GET", "/v1/models/other", {}, 404),
     ("GET", "/v1/nothing", {}, 404),
     ("GET", "/v1/chat/completions", {}, 405),
