@@ -1,6 +1,6 @@
 # Quire. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check fmt protos bench up down logs clean
+.PHONY: help install run test test-all check fmt protos bench bench-gpu gpu-check up down logs clean
 
 PYTHON ?= python3
 MODEL ?= smollm2
@@ -55,6 +55,13 @@ protos: install  ## Generate the Python modules of protos/quire/v1
 
 bench: install  ## Measure the control path and the served path on this machine
 	$(BIN)/python -m bench
+
+# A machine with a GPU has its own Python and no network: nothing is installed for these two.
+bench-gpu:  ## Measure the GPU path with PYTHON, against the device's limits and others on it
+	$(PYTHON) -m bench.gpu $(ARGS)
+
+gpu-check:  ## Test everything on the GPU with PYTHON, then measure it; less than nine minutes
+	$(PYTHON) -m bench.gpu.check $(ARGS)
 
 up:  ## Start the containers (router, scheduler, worker, Prometheus)
 	$(COMPOSE) up --detach --build --wait

@@ -9,18 +9,39 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import torch
 import typer
 
-SUITES = {
-    "kernels": "kernels alone, against copying and multiplying",
-    "steps": "whole steps, against reading weights and KV",
-    "served": "the whole stack, and peers on the same weights",
-}
-_GRACE_S = 45.0
+from bench.gpu.device import facts, find
+from bench.gpu.packages import missing
+from bench.recording import save
+
+GRACE_S = 45.0
 """A part that was begun in time may take so much longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    about: str
+    needs: tuple[str, ...]
+
+
+_KERNELS_NEED = ("numpy", "torch", "triton")
+_LOOP_NEEDS = ("llguidance", "prometheus-client", "protobuf", "safetensors", *_KERNELS_NEED)
+_STACK_NEEDS = (
+    *("grpcio", "grpcio-health-checking", "grpcio-reflection", "httptools", "huggingface-hub"),
+    *("jinja2", "numba", "pydantic", "starlette", "tokenizers", "transformers", "uvicorn"),
+    *("uvloop", *_LOOP_NEEDS),
+)
+SUITES = {
+    "kernels": _Kind("kernels alone, against copying and multiplying", _KERNELS_NEED),
+    "steps": _Kind("whole steps, against reading weights and KV", _LOOP_NEEDS),
+    "served": _Kind("the whole stack, and peers on the same weights", _STACK_NEEDS),
+}
 
 
 def main(
@@ -31,39 +52,53 @@ def main(
     suite: Annotated[list[str] | None, typer.Option(help="Only these; repeatable.")] = None,
 ) -> None:
     """Runs each suite in a process of its own; what fails in one is noted, the others go on."""
+    names = suite or list(SUITES)
+    try:
+        found = find(device)
+        unknown = sorted(set(names) - set(SUITES))
+        if unknown:
+            raise RuntimeError(f"suite is {unknown[0]}; there are {', '.join(SUITES)}")
+    except RuntimeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise typer.Exit(2) from None
     ends_at = time.monotonic() + time_limit
     failed = []
-    for name in suite or SUITES:
+    for name in names:
         file = save_dir / f"{name}.json"
-        left = max(1.0, ends_at - time.monotonic())
-        arguments = ["--device", device, "--save", str(file), "--time-limit", f"{left:.0f}"]
-        arguments += ["--tiny"] if tiny else []
-        print(f"== {SUITES[name]} (python -m bench.gpu.{name})", flush=True)
         file.unlink(missing_ok=True)
-        error = _run(name, arguments, left + _GRACE_S)
-        if error is not None:
+        print(f"== {SUITES[name].about} (python -m bench.gpu.{name})", flush=True)
+        arguments = ["--device", device, "--save", str(file), *(["--tiny"] if tiny else [])]
+        reason = _run(name, arguments, ends_at)
+        if reason is not None:
             failed.append(name)
-            _note(file, error)
+            _note(file, reason, found)
         print(flush=True)
-    _sum_up(save_dir, suite or list(SUITES))
+    _sum_up(save_dir, names)
     raise typer.Exit(1 if failed else 0)
 
 
-def _run(name: str, arguments: list[str], patience_s: float) -> str | None:
+def _run(name: str, arguments: list[str], ends_at: float) -> str | None:
     """Why the suite is not complete, if it is not."""
-    command = [sys.executable, "-m", f"bench.gpu.{name}", *arguments]
+    absent = missing(SUITES[name].needs)
+    if absent:
+        return f"needs {', '.join(absent)}, not installed here"
+    left = ends_at - time.monotonic()
+    if left <= 0:
+        return "time was up before it began"
+    command = [sys.executable, "-m", f"bench.gpu.{name}", *arguments, "--time-limit", f"{left:.0f}"]
     try:
-        done = subprocess.run(command, check=False, timeout=patience_s)
+        done = subprocess.run(command, check=False, timeout=left + GRACE_S)
     except subprocess.TimeoutExpired:
-        return f"stopped after {patience_s:.0f} s"
+        return f"stopped after {left + GRACE_S:.0f} s"
     return None if done.returncode == 0 else f"ended with code {done.returncode}"
 
 
-def _note(file: Path, error: str) -> None:
+def _note(file: Path, error: str, device: torch.device) -> None:
     """Leaves what was measured before, with the reason why there is no more."""
-    record: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"error": error, **record}, indent=2, ensure_ascii=False) + "\n")
+    if not file.is_file():
+        save({}, [], file, facts(device))
+    record = {"error": error, **json.loads(file.read_text())}
+    file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     print(f"error: {error}", flush=True)
 
 

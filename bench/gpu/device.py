@@ -33,6 +33,31 @@ class Rates:
     flops_per_s: float
 
 
+def find(name: str) -> torch.device:
+    """The device that is "auto", "cuda" or "cpu"; raises RuntimeError where there is none such."""
+    has_gpu = torch.cuda.is_available()
+    if name not in ("auto", "cuda", "cpu"):
+        raise RuntimeError(f"device is {name}; it must be auto, cuda or cpu")
+    if name == "cuda" and not has_gpu:
+        raise RuntimeError("this machine has no CUDA device that torch can use")
+    is_gpu = has_gpu if name == "auto" else name == "cuda"
+    return torch.device("cuda", 0) if is_gpu else torch.device("cpu")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What a record says of a device; takes none of its memory."""
+    if device.type != "cuda":
+        return {"device": "cpu"}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "device_memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+    }
+
+
 class Device:
     """One device, and the lane that work is timed on.
 
@@ -43,31 +68,15 @@ class Device:
     """
 
     def __init__(self, name: str) -> None:
-        """`name` is "auto", "cuda" or "cpu"; raises RuntimeError where there is none such."""
-        has_gpu = torch.cuda.is_available()
-        if name == "cuda" and not has_gpu:
-            raise RuntimeError("this machine has no CUDA device that torch can use")
-        self.is_gpu = has_gpu if name == "auto" else name == "cuda"
-        self.torch_device = torch.device("cuda", 0) if self.is_gpu else torch.device("cpu")
+        """Raises RuntimeError as `find`."""
+        self.torch_device = find(name)
+        self.is_gpu = self.torch_device.type == "cuda"
         self.dtype = torch.bfloat16 if self.is_gpu else torch.float32
         self.lane: Lane = make_lane(self.torch_device)
 
-    def facts(self) -> dict[str, Any]:
-        """For the record."""
-        if not self.is_gpu:
-            return {"device": "cpu"}
-        properties = torch.cuda.get_device_properties(self.torch_device)
-        return {
-            "device": properties.name,
-            "device_memory_gib": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count,
-            "driver": _driver(),
-            "cuda": torch.version.cuda,
-        }
-
-    def random(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Normally distributed, in the models' number format unless told otherwise."""
-        return torch.randn(*shape, dtype=dtype or self.dtype, device=self.torch_device)
+    def random(self, *shape: int) -> torch.Tensor:
+        """Normally distributed, in the models' number format."""
+        return torch.randn(*shape, dtype=self.dtype, device=self.torch_device)
 
     def seconds(self, work: Callable[[], object]) -> float:
         """How long a launch takes on the device: the median of a few rounds of many.

@@ -86,9 +86,9 @@ class Kernels:
         }
         figures: dict[str, Any] = {}
         for rows in (self._scale.many_rows, self._scale.few_rows):
-            logits = 3 * self._device.random(rows, self._config.vocab_size, dtype=torch.float32)
+            logits = 3 * self._device.random(rows, self._config.vocab_size)
             figures[f"{rows} rows"] = {
-                name: self._moved(self._sampler(logits, changes), 4 * logits.numel())
+                name: self._moved(self._sampler(logits, changes), logits.nbytes)
                 for name, changes in choices.items()
             }
         return figures, []

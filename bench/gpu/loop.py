@@ -85,6 +85,7 @@ class Loop:
             device.lane,
             step_ops,
             Constraints(max_num_seqs, self._vocab_size, None),
+            loaded.pooler(max_num_seqs, at, device.lane),
             max_num_seqs,
         )
 

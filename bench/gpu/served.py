@@ -42,6 +42,8 @@ from quire.options import StackOptions
 Peer = Callable[[Path, Suite], dict[Load, float]]
 _WAIT = "quire:worker_wait_seconds_bucket"
 _WARM_UP = Load(4, 16, 8)
+_PATIENCE_S = 150.0
+"""A stack that does not answer leaves time for the peers."""
 
 
 class Quire:
@@ -91,7 +93,10 @@ class Quire:
                 raise RuntimeError("an answer is too short")
 
         try:
-            await asyncio.gather(*(one(request) for request in requests))
+            async with asyncio.timeout(_PATIENCE_S):
+                await asyncio.gather(*(one(request) for request in requests))
+        except TimeoutError:
+            raise RuntimeError(f"not every answer came within {_PATIENCE_S:.0f} s") from None
         finally:
             await client.close()
 

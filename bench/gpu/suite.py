@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.gpu.device import Device
+from bench.gpu.device import Device, facts
 from bench.gpu.scale import FULL, SMALLEST, Scale
 from bench.gpu.sheet import Sheet
 
@@ -46,7 +46,7 @@ def run_suite(measure: Callable[[Sheet, Suite], None]) -> None:
         except RuntimeError as error:
             sys.stderr.write(f"error: {error}\n")
             raise typer.Exit(2) from None
-        sheet = Sheet(found.facts(), save, time_limit)
+        sheet = Sheet(facts(found.torch_device), save, time_limit)
         measure(sheet, Suite(found, SMALLEST if tiny else FULL))
         raise typer.Exit(1 if sheet.num_failed else 0)
 
