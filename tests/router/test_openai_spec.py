@@ -25,8 +25,8 @@ CHATS: list[dict[str, Any]] = [
     {"logprobs": True, "n": 2},
     {"stop": "fox"},
     {"return_token_ids": True},
-    {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
 ]
+ALL_USAGE = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 COMPLETIONS: list[dict[str, Any]] = [
     {},
     {"prompt": ["xyz", "zyx"], "n": 2},
@@ -47,7 +47,7 @@ async def test_chat_completions(http: httpx.AsyncClient, said: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("said", CHATS, ids=str)
-@pytest.mark.parametrize("usage", [{}, USAGE], ids=["", "usage"])
+@pytest.mark.parametrize("usage", [{}, USAGE, ALL_USAGE], ids=["", "usage", "all usage"])
 async def test_chat_completion_chunks(
     http: httpx.AsyncClient, said: dict[str, Any], usage: dict[str, Any]
 ) -> None:
@@ -63,7 +63,7 @@ async def test_chat_completion_chunks(
         own = [choice for choice in told if choice["index"] == index]
         assert [c["delta"].get("role") for c in own] == ["assistant"] + [None] * (len(own) - 1)
         assert [bool(c["finish_reason"]) for c in own] == [False] * (len(own) - 1) + [True]
-    assert [not chunk["choices"] for _, chunk in chunks].count(True) == ("stream_options" in body)
+    assert [not chunk["choices"] for _, chunk in chunks].count(True) == bool(usage)
 
 
 @pytest.mark.parametrize("said", COMPLETIONS, ids=str)
