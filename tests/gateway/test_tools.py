@@ -19,6 +19,7 @@ from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.output import Finish, FinishReason, Piece, TokenLogprob
 from gateway.template import ChatTemplate
 from tests.gateway import tiny_model
+from tests.gateway.conftest import TEMPLATES
 
 LENGTH = 4096
 WEATHER = {
@@ -292,6 +293,42 @@ def test_a_template_that_takes_for_ever_is_stopped() -> None:
     endless = ChatTemplate("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", {}, ())
     with pytest.raises(RequestError, match="refuses the messages"):
         endless.render(Conversation([ChatMessage("user", "hi")]))
+
+
+# Each family.
+
+FAMILIES = {
+    "hermes": CALL,
+    "llama3": '{"name": "get_weather", "parameters": {"city": "Paris"}}',
+    "mistral": '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"}}]',
+    "pythonic": '[get_weather(city="Paris")]',
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_own_calls_come_back_as_its_template_writes_them(
+    model_dir: Path, family: str
+) -> None:
+    """An answer is read, its calls go back with their results, and the prompt has them again."""
+    model = load_model(model_dir, chat_template=TEMPLATES / f"{family}.jinja")
+    assert model.call_format is not None
+    call = parse(model, tools=[WEATHER])
+    message = whole(call, model, pieces_of([FAMILIES[family]]))["message"]
+    (said,) = message["tool_calls"]
+    assert json.loads(said["function"]["arguments"]) == {"city": "Paris"}
+    result = {"role": "tool", "tool_call_id": said["id"], "content": "sunny"}
+    text = prompt(model, tools=[WEATHER], messages=[*HELLO, message, result])
+    assert FAMILIES[family] in text
+    assert "sunny" in text
+    must = parse(model, tools=[WEATHER], tool_choice="required")
+    assert accepts(must, FAMILIES[family])
+
+
+def test_what_a_template_cannot_say_is_refused(model_dir: Path) -> None:
+    model = load_model(model_dir, chat_template=TEMPLATES / "llama3.jinja")
+    calls = [{"id": "1", "function": {"name": "f", "arguments": "{}"}}] * 2
+    with pytest.raises(RequestError, match="only one call at once"):
+        parse(model, messages=[{"role": "assistant", "tool_calls": calls}])
 
 
 # What must have a form.
