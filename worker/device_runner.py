@@ -27,7 +27,7 @@ from kernels.ops import DeviceStepOps
 from kernels.step_sampling import count_known_tokens
 from worker.constraints import Constraints
 from worker.device_tables import DeviceTables, Writes
-from worker.executor import Deliver, Model
+from worker.executor import Deliver, Fail, Model
 from worker.kv_cache import KVCache
 from worker.lane import Array, Fetched, Lane
 from worker.plans import BatchPlan, Int32Column, Logprobs, PlanError, StepResult, Timing
@@ -162,8 +162,12 @@ class DeviceRunner:
         self._unheard.clear()
         self._num_ordered = 0
 
+    def watch(self, fail: Fail) -> None:
+        """`Runner.watch`; to be called before anything that may fail is launched."""
+        self._completion.watch(fail)
+
     def close(self) -> None:
-        """Ends the thread that delivers; nothing can be launched afterwards."""
+        """`Runner.close`: the captured steps go, and the thread that delivers ends."""
         self.reset()
         self._graphs.clear()
         self._logits = None
@@ -493,8 +497,13 @@ class _Completion:
     def __init__(self, counts: SlotCounts) -> None:
         self._counts = counts
         self._queue: queue.SimpleQueue[_Launched | threading.Event | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
+        self._fail: Fail = lambda error: None
         threading.Thread(target=self._run, name="completion", daemon=True).start()
+
+    def watch(self, fail: Fail) -> None:
+        """From now on `fail` is told, too, when the wait for an outcome or delivering fails."""
+        self._fail = fail
 
     def put(self, launched: _Launched) -> None:
         """Delivers it when it is there; raises what went wrong with an earlier one."""
@@ -519,9 +528,11 @@ class _Completion:
             elif self._failure is None:
                 try:
                     item.deliver(self._result(item))
-                # The launching thread raises it: this one has nobody to tell.
-                except BaseException as error:
+                # This thread can end nothing: the launching one raises it, with the next plan or
+                # when it is told.
+                except Exception as error:
                     self._failure = error
+                    self._fail(error)
 
     def _result(self, launched: _Launched) -> StepResult:
         arrays = launched.fetched.wait()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from worker.encoder_loader import LoadedEncoder
-from worker.executor import Deliver
+from worker.executor import Deliver, DirectRunner
 from worker.models.encoder import PromptRows
 from worker.plans import Admission, BatchPlan, Int32Column, PlanError, Sampling, StepResult, Timing
 from worker.pooling import Pooler
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _NONE = np.empty(0, np.int32)
 
 
-class EncoderRunner:
+class EncoderRunner(DirectRunner):
     """Executes plans; implements `worker.executor.Runner`.
 
     Args:

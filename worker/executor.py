@@ -49,6 +49,10 @@ Deliver = Callable[[StepResult], None]
 """Takes the result of a plan, once, perhaps on another thread; in plan order."""
 
 
+Fail = Callable[[Exception], None]
+"""Is told, perhaps on another thread, what went wrong with a step that had been launched."""
+
+
 class Runner(Protocol):
     """What executes plans."""
 
@@ -75,6 +79,24 @@ class Runner(Protocol):
             deliver: takes the result.
         """
         ...
+
+    def watch(self, fail: Fail) -> None:
+        """From now on `fail` is told, once, of what goes wrong after `launch` has returned."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of what it holds on the device; nothing can be launched afterwards."""
+        ...
+
+
+class DirectRunner:
+    """What runners share that have finished a step when `launch` returns."""
+
+    def watch(self, fail: Fail) -> None:
+        """`Runner.watch`; nothing goes wrong behind the caller's back."""
+
+    def close(self) -> None:
+        """`Runner.close`; it holds nothing that would not go by itself."""
 
 
 class Executor:
@@ -105,6 +127,8 @@ class Executor:
         self._epoch: int | None = None
         self._next_step = 1
         self._wait_ns = 0
+        self._failure: Exception | None = None
+        runner.watch(self._fail)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serves until told to stop or drained; every plan that came before that is finished.
@@ -112,6 +136,7 @@ class Executor:
         Raises:
             PipeClosedError: the transport child has gone.
             PlanError: the scheduler's plans contradict this worker's state.
+            Exception: what went wrong with a step that had been launched.
         """
         # What exists now stays: the collector need not look at it in the middle of a step.
         gc.collect()
@@ -124,6 +149,8 @@ class Executor:
             asked = time.perf_counter_ns()
             frame = self._pipe.receive(IDLE_S)
             self._wait_ns += time.perf_counter_ns() - asked
+            if self._failure is not None:
+                raise self._failure
             if frame is None:
                 self._pipe.send(wire.encode_telemetry(self._totals.num_steps, resident_bytes()))
                 continue
@@ -141,6 +168,11 @@ class Executor:
             elif message.epoch == self._epoch:
                 self._step(message)
         self._runner.reset()  # what was launched is delivered first
+
+    def _fail(self, error: Exception) -> None:
+        """Ends the loop, which may be waiting for a plan that depends on the lost result."""
+        self._failure = error
+        self._pipe.wake()
 
     def _reset(self) -> None:
         self._runner.reset()

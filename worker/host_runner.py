@@ -6,7 +6,7 @@ import torch
 
 from kernels.batch import AttentionBatch
 from worker.constraints import Constraints
-from worker.executor import Deliver, Model
+from worker.executor import Deliver, DirectRunner, Model
 from worker.kv_cache import KVCache
 from worker.plans import BatchPlan, Scores, StepResult, Timing, Vectors
 from worker.pooling import Pooler
@@ -15,7 +15,7 @@ from worker.sampler import RowMasks, Sampler, logprob_columns
 from worker.step_state import SampledColumns, SampledRows, StepState
 
 
-class HostRunner:
+class HostRunner(DirectRunner):
     """Executes plans: the mirror, the model and the sampler joined into one step."""
 
     def __init__(

@@ -8,8 +8,10 @@ untouched in both directions, and only the executor knows what they mean.
 
 The executor's first frame is its Hello: it opens every stream. When a stream breaks the link dials
 again, with backoff, once the executor has answered that it is there: one that is stuck in a step
-takes no more work. What the executor produced before it saw the new stream's Welcome is stale: it
-answers each Welcome with a mark, and the link drops everything before that.
+takes no more work. The scheduler has fenced it by then, and nobody else can tell it from one that
+computes: so the link ends an executor that has not answered for long (`--patience-s`). What the
+executor produced before it saw the new stream's Welcome is stale: it answers each Welcome with a
+mark, and the link drops everything before that.
 
 The ranks of a replica agree on what their executors see (`worker.lockstep`), over sockets that the
 executors have joined before. They end as one: a link that loses a sibling gives its executor a
@@ -17,7 +19,7 @@ moment to go, and then ends it, wherever it is stuck; nobody could finish its co
 
 The link outlives nothing: when the executor goes, the link ends the stream and exits, so that the
 scheduler learns of it at once. Exit codes: 0 the executor has gone, 2 the scheduler refused the
-hello for good (FAILED_PRECONDITION), 3 a sibling was lost.
+hello for good (FAILED_PRECONDITION), 3 a sibling was lost, 4 the executor was stuck.
 """
 
 import argparse
@@ -40,7 +42,7 @@ import uvloop
 from protos.outage import Outage, plainly
 from worker import logs
 from worker.lockstep import Follower, Leader, Lockstep, Message
-from worker.pipe import END, LOST, MARK, REFUSED, AsyncPipe, PipeClosedError
+from worker.pipe import END, LOST, MARK, REFUSED, STUCK, AsyncPipe, PipeClosedError
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,10 @@ class LostSiblingError(Exception):
     """Another rank of this replica has gone."""
 
 
+class StuckExecutorError(Exception):
+    """The executor does not answer: it waits for a step that does not end."""
+
+
 class Link:
     """Moves frames between the executor and whichever stream is open.
 
@@ -82,14 +88,22 @@ class Link:
         scheduler: address to dial.
         siblings: to the links of the ranks that this one agrees with.
         leads: this is rank 0's.
+        patience_s: in which the executor answers that it has seen the end of a stream.
     """
 
     def __init__(
-        self, pipe: AsyncPipe, scheduler: str, siblings: Sequence[AsyncPipe], *, leads: bool
+        self,
+        pipe: AsyncPipe,
+        scheduler: str,
+        siblings: Sequence[AsyncPipe],
+        *,
+        leads: bool,
+        patience_s: float,
     ) -> None:
         self._pipe = pipe
         self._scheduler = scheduler
         self._siblings = siblings
+        self._patience_s = patience_s
         self._lockstep: Lockstep = (
             Leader([sibling.post for sibling in siblings], self._deliver)
             if leads
@@ -110,6 +124,7 @@ class Link:
         Raises:
             RefusedError: the scheduler will never take this worker.
             LostSiblingError: another rank has gone, and this one has not been told to.
+            StuckExecutorError: the executor still computes for a stream that ended long ago.
         """
         self._hello = await self._pipe.receive()
         pumping = asyncio.create_task(self._pump_results())
@@ -172,7 +187,15 @@ class Link:
             if line := outage.failed(reason, time.monotonic()):
                 log.warning("%s", line)
             await asyncio.sleep(next(delays))
-            await self._marked.wait()
+            await self._answered()
+
+    async def _answered(self) -> None:
+        """Waits until the executor has answered all that it was asked."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._marked.wait()
+        except TimeoutError:
+            raise StuckExecutorError from None
 
     async def _attach(self) -> tuple[bool, str]:
         """One stream from hello to its end; returns whether it was welcome, and why it ended."""
@@ -236,12 +259,14 @@ def _backoff() -> Iterator[float]:
         delay = min(2 * delay, _MAX_BACKOFF_S)
 
 
-async def _serve(fd: int, scheduler: str, sibling_fds: Sequence[int], *, leads: bool) -> int:
+async def _serve(
+    fd: int, scheduler: str, sibling_fds: Sequence[int], *, leads: bool, patience_s: float
+) -> int:
     executor = os.getppid()
     pipe = await AsyncPipe.open(socket.socket(fileno=fd))
     siblings = [await AsyncPipe.open(socket.socket(fileno=sibling)) for sibling in sibling_fds]
     try:
-        await Link(pipe, scheduler, siblings, leads=leads).run()
+        await Link(pipe, scheduler, siblings, leads=leads, patience_s=patience_s).run()
     except PipeClosedError:
         return 0
     except RefusedError as error:
@@ -250,6 +275,13 @@ async def _serve(fd: int, scheduler: str, sibling_fds: Sequence[int], *, leads: 
     except LostSiblingError:
         await _end_executor(pipe, executor)
         return LOST
+    except StuckExecutorError:
+        log.error(
+            "the executor has not come out of a step %g s after its stream ended; ending it",
+            patience_s,
+        )
+        _kill(executor)
+        return STUCK
     return 0
 
 
@@ -262,8 +294,12 @@ async def _end_executor(pipe: AsyncPipe, executor: int) -> None:
                 while True:
                     await pipe.receive()
     except TimeoutError:
-        if os.getppid() == executor:  # else it is not there any more
-            os.kill(executor, signal.SIGKILL)
+        _kill(executor)
+
+
+def _kill(executor: int) -> None:
+    if os.getppid() == executor:  # else it is not there any more
+        os.kill(executor, signal.SIGKILL)
 
 
 def main() -> int:
@@ -271,6 +307,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.link", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this side of the socketpair")
     parser.add_argument("--scheduler", required=True, help="address to dial")
+    parser.add_argument(
+        "--patience-s",
+        type=float,
+        default=60.0,
+        help="in which the executor answers that it has seen the end of a stream",
+    )
     parser.add_argument("--role", default="worker", help="stands in each line of the log")
     role = parser.add_mutually_exclusive_group()
     role.add_argument("--leader-fd", type=int, help="a socket to rank 0's link")
@@ -284,7 +326,9 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     leads = arguments.leader_fd is None
     siblings = arguments.follower_fd if leads else [arguments.leader_fd]
-    serving = _serve(arguments.fd, arguments.scheduler, siblings, leads=leads)
+    serving = _serve(
+        arguments.fd, arguments.scheduler, siblings, leads=leads, patience_s=arguments.patience_s
+    )
     exit_code: int = uvloop.run(serving)
     return exit_code
 

@@ -12,6 +12,7 @@ Neither side may import torch or grpc from here: both processes use this module.
 
 import asyncio
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -31,6 +32,10 @@ LOST = 3
 """Exit code of a transport child that lost the one of another rank."""
 
 
+STUCK = 4
+"""Exit code of a transport child that has ended an executor which did not answer."""
+
+
 class PipeClosedError(Exception):
     """The other side has gone."""
 
@@ -46,11 +51,13 @@ class Pipe:
 
     def __init__(self, sock: socket.socket, wake: socket.socket | None = None) -> None:
         self._sock = sock
-        self._wake = wake
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
         self._buffer = bytearray()
         self._sending = threading.Lock()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
         if wake is not None:
             self._poll.register(wake, select.POLLIN)
 
@@ -63,7 +70,7 @@ class Pipe:
             raise PipeClosedError from error
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """The next frame, or None after `timeout_s` seconds or a signal without one.
+        """The next frame, or None after `timeout_s` seconds, a signal or `wake` without one.
 
         Raises `PipeClosedError` when the other side has gone.
         """
@@ -75,13 +82,22 @@ class Pipe:
                 return None
             if any(fd == self._sock.fileno() for fd, _ in ready):
                 self._fill()
-            elif self._wake is not None:
-                self._wake.recv(64)
+            else:
+                for fd, _ in ready:
+                    os.read(fd, 64)
                 return None
         return frame
 
+    def wake(self) -> None:
+        """From any thread: `receive` returns early."""
+        with contextlib.suppress(BlockingIOError):  # it is full, and so awake
+            os.write(self._waker, b"\0")
+
     def close(self) -> None:
-        """Closes this end; the other side reads what was sent, then the end."""
+        """Closes this end; the other side reads what was sent, then the end.
+
+        What `wake` writes to stays open: another thread may be about to.
+        """
         self._sock.close()
 
     def _take(self) -> bytes | None:

@@ -38,6 +38,12 @@ from worker.sizes import Sizes, default_buckets
 log = logging.getLogger(__name__)
 
 _CHILD_EXIT_S = 5.0
+_END_S = 10
+"""In which an executor that ends lets go of its device: one that is stuck never would."""
+
+_PATIENCE_S = {"cpu": 600.0, "cuda": 60.0}
+"""How long an executor may still be busy when its stream has ended, by device. Steps of a large
+model on a CPU take minutes; on a GPU nothing does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +119,15 @@ def _run_in(group: Group, options: Options, device: torch.device) -> int:
     runner, num_blocks, loaded = served(options, device, group)
     hello = _hello(options, loaded, num_blocks, runner, device, group)
     stop = _StopSignal()
-    child, pipe = _start_link(options, group, stop.wake)
+    child, pipe = _start_link(options, group, stop.wake, _PATIENCE_S[device.type])
     pipe.send(wire.encode_hello(hello))
     say_ready = _ready_once(options, metrics_url, num_blocks)
     executor = Executor(runner, pipe, totals, say_ready, answers=group.rank == 0)
-    exit_code = _serve(executor, pipe, child, stop)
+    try:
+        exit_code = _serve(executor, pipe, child, stop)
+    finally:
+        _end_within(_END_S)
+        runner.close()  # captured steps hold operations of the group
     group.leave()
     return exit_code
 
@@ -130,6 +140,7 @@ def _serve(
         pipe.send(wire.FAREWELL)
         exit_code = 0
     except PipeClosedError:
+        pipe.close()  # a transport that has lost another rank's waits for this
         # The link has said why it was refused, which is final; anything else is a crash.
         ended = _exit_code(child)
         if ended == LOST:
@@ -144,6 +155,12 @@ def _serve(
         pipe.close()
         _exit_code(child)
     return exit_code
+
+
+def _end_within(seconds: int) -> None:
+    """Whatever hangs from now on, the kernel ends: the transport has gone, which would have."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 def _exit_code(child: subprocess.Popen[bytes]) -> int:
@@ -302,15 +319,19 @@ def _hello(
 
 
 def _start_link(
-    options: Options, group: Group, wake: socket.socket
+    options: Options, group: Group, wake: socket.socket, patience_s: float
 ) -> tuple[subprocess.Popen[bytes], Pipe]:
-    """The link, on one end of a socketpair and with the sockets to the other ranks' links."""
+    """The link, on one end of a socketpair and with the sockets to the other ranks' links.
+
+    It ends this process when that does not answer for `patience_s` after the end of a stream.
+    """
     ours, theirs = socket.socketpair()
     sibling = "--follower-fd" if group.rank == 0 else "--leader-fd"
     fds = [theirs.fileno(), *(end.fileno() for end in group.siblings)]
     python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
     command = [*python, "-m", "worker.link", "--scheduler", options.scheduler]
-    command += ["--role", options.place.role, "--fd", str(fds[0])]
+    command += ["--role", options.place.role, "--patience-s", str(patience_s)]
+    command += ["--fd", str(fds[0])]
     for fd in fds[1:]:
         command += [sibling, str(fd)]
     child = subprocess.Popen(

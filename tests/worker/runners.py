@@ -14,7 +14,7 @@ from worker.executor import Model, Runner
 from worker.grammars import Grammars
 from worker.host_runner import HostRunner
 from worker.kv_cache import KVCache
-from worker.lane import make_lane
+from worker.lane import Lane, make_lane
 from worker.loader import LoadedModel
 from worker.plans import Admission, BatchPlan, Sampling, StepResult
 from worker.sampler import Sampler
@@ -58,6 +58,7 @@ def make_device_runner(
     buckets: Sequence[int] = (),
     step_ops: DeviceStepOps = DEVICE_STEP_REFERENCE,
     device: torch.device = CPU,
+    lane: Lane | None = None,
 ) -> DeviceRunner:
     """One that launches; on a CPU its device is the host, and everything has happened at once."""
     counts = SlotCounts(
@@ -73,7 +74,7 @@ def make_device_runner(
         max_num_batched_tokens=256,
         vocab_size=VOCAB_SIZE,
     )
-    lane = make_lane(device)
+    lane = lane or make_lane(device)
     runner = DeviceRunner(
         model or loaded.model,
         KVCache(loaded.config, NUM_BLOCKS, BLOCK_SIZE, loaded.dtype, device),

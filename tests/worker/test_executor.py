@@ -1,16 +1,17 @@
 """The loop over a socketpair and a small real model: epochs, order, ends, and the same tokens."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import admission, column, plan
-from tests.worker.runners import PROMPTS, make_host_runner
+from tests.worker.runners import PROMPTS, make_device_runner, make_host_runner
 from worker import executor as executor_module
-from worker.executor import Executor
-from worker.host_runner import HostRunner
+from worker.executor import Executor, Runner
+from worker.lane import Array, Fetched, HostLane
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
 from worker.pipe import END, Pipe, PipeClosedError
@@ -22,7 +23,7 @@ from worker.plans import BatchPlan, PlanError
 class Script:
     """Frames for the loop, sent before it runs; its answers, read afterwards."""
 
-    def __init__(self, runner: HostRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         ours, self._theirs = socket.socketpair()
         self.welcomes = 0
         self.totals = StepTotals()
@@ -213,6 +214,41 @@ def test_the_time_without_a_scheduler_is_no_wait(
     assert [(r.epoch, r.step_id) for r in results] == [(1, 1), (2, 1)]
     assert [r.timing.wait_us for r in results] == [0, 0]
     assert script.totals.wait_us == 0
+
+
+class Breaking(HostLane):
+    """A lane on which no outcome arrives any more once it is broken."""
+
+    broken = False
+
+    def fetch(self, outcome: Sequence[torch.Tensor]) -> Fetched:
+        return Nothing() if self.broken else super().fetch(outcome)
+
+
+class Nothing:
+    """An outcome that was lost."""
+
+    def wait(self) -> list[Array]:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def device_us(self) -> tuple[int, int]:
+        raise AssertionError("asked before it has arrived")
+
+
+def test_a_lost_outcome_ends_the_loop_though_no_plan_follows(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "IDLE_S", 3600.0)
+    lane = Breaking()
+    runner = make_device_runner(tiny_model, lane=lane)
+    script = Script(runner)
+    lane.broken = True
+    script.send(welcome(1), first_plan(1))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        script.executor.run(never)
+    assert script.answers() == [None]
+    runner.close()
+    script.close()
 
 
 def test_the_transports_end_is_reported(script: Script) -> None:

@@ -62,7 +62,7 @@ class FakeExecutor:
 
 @asynccontextmanager
 async def running_link(
-    scheduler: str, follower: socket.socket | None = None
+    scheduler: str, follower: socket.socket | None = None, patience_s: float | None = None
 ) -> AsyncIterator[FakeExecutor]:
     ours, theirs = socket.socketpair()
     with theirs:
@@ -71,8 +71,12 @@ async def running_link(
         command += ["--fd", str(fds[0])]
         if follower is not None:
             fds.append(follower.fileno())
+            command += ["--follower-fd", str(fds[1])]
+        if patience_s is not None:
+            command += ["--patience-s", str(patience_s)]
+        if follower is not None or patience_s is not None:
             # It may end the process that started it: that must not be this one.
-            command = [*PARENT, *command, "--follower-fd", str(fds[1])]
+            command = [*PARENT, *command]
         process = await asyncio.create_subprocess_exec(
             *command, pass_fds=fds, stderr=subprocess.PIPE
         )
@@ -141,6 +145,32 @@ async def test_an_executor_that_is_stuck_takes_no_more_work(scheduler: FakeSched
             await scheduler.attached(patience_s=0.5)
         await executor.pipe.send(MARK)
         await scheduler.attached()
+
+
+async def test_an_executor_that_never_comes_out_of_a_step_is_ended(
+    scheduler: FakeScheduler,
+) -> None:
+    async with running_link(scheduler.address, patience_s=0.5) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.welcomed()
+        stream.closed.set()
+        assert await executor.receive() == MARK
+        assert await executor.exit_code() == -signal.SIGKILL
+        assert executor.process.stderr is not None
+        said = (await executor.process.stderr.read()).decode()
+        assert "has not come out of a step 0.5 s after its stream ended; ending it" in said
+
+
+async def test_an_executor_without_a_scheduler_is_left_alone(free_port: int) -> None:
+    async with running_link(f"127.0.0.1:{free_port}", patience_s=0.1) as executor:
+        assert executor.process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            await executor.process.stderr.readline()  # it has dialled in vain
+        async with fake_scheduler(free_port) as scheduler:
+            stream, _ = await scheduler.attached()
+            await stream.welcome(1)
+            assert await executor.welcomed() == 1
 
 
 async def test_an_executor_that_asks_to_leave_is_told_when(scheduler: FakeScheduler) -> None:

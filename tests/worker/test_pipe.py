@@ -1,6 +1,7 @@
 """Frames survive splits and joins; ends, time-outs and signals are told apart."""
 
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,16 @@ def test_a_frame_larger_than_any_buffer(ends: Ends) -> None:
             stream = stream[ends[1].send(stream) :]
         received = pipe.receive(0.0)
     assert received == frame
+
+
+def test_another_thread_can_wake_it(ends: Ends) -> None:
+    pipe = Pipe(ends[0])
+    threading.Thread(target=pipe.wake).start()
+    assert pipe.receive(3600.0) is None
+    ends[1].sendall(b"\x01\x00\x00\x00x")
+    assert pipe.receive(3600.0) == b"x", "it stays awake"
+    pipe.close()
+    pipe.wake()
 
 
 def test_the_end_comes_after_the_last_frame(ends: Ends) -> None:

@@ -101,11 +101,11 @@ class Worker:
 
 
 @asynccontextmanager
-async def running_worker(*arguments: object) -> AsyncIterator[Worker]:
+async def running_worker(*arguments: object, module: str = "worker") -> AsyncIterator[Worker]:
     metrics = () if "--metrics-port" in arguments else ("--metrics-port", 0)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "worker", "--device", "cpu", "--threads", "1"),
+        *("-m", module, "--device", "cpu", "--threads", "1"),
         *(str(argument) for argument in (*metrics, *arguments)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -199,6 +199,28 @@ async def test_a_signal_ends_it_in_order(
         assert (await worker.end())[0] == 0
 
 
+@pytest.mark.parametrize("contradicts", [False, True])
+async def test_captured_steps_go_before_the_ranks_part(
+    tiny_directory: Path, scheduler: FakeScheduler, contradicts: bool
+) -> None:
+    """They hold operations of the group that joins the ranks."""
+    settings = ("--model", tiny_directory, "--scheduler", scheduler.address, "--num-blocks", 30)
+    async with running_worker(*settings, module="tests.worker.noted_worker") as worker:
+        stream, hello = await scheduler.attached()
+        assert len(hello.graph_bucket) > 1
+        await stream.welcome(1)
+        assert worker.process.stdout is not None
+        rehearsed = [(await worker.process.stdout.readline()).decode() for _ in range(2)]
+        assert rehearsed == ["closed with graphs ()\n"] * 2
+        await worker.ready()
+        if contradicts:
+            await stream.plan(worker_pb2.BatchPlan(epoch=1, step_id=1, retire_slot=packed([3])))
+        else:
+            await stream.drain()
+        code, output, _ = await worker.end()
+        assert (code, output) == (int(contradicts), "closed with graphs ()\nleft \n")
+
+
 @pytest.mark.chaos
 async def test_killing_the_executor_breaks_the_stream_at_once(
     tiny_directory: Path, scheduler: FakeScheduler
@@ -234,6 +256,27 @@ async def test_the_executor_does_not_outlive_its_link(
         code, _, log = await worker.end()
         assert code == 1
         assert "worker error the transport process ended with code -9" in log
+
+
+@pytest.mark.chaos
+async def test_an_executor_that_waits_for_its_device_for_ever_is_ended(
+    tiny_directory: Path, scheduler: FakeScheduler
+) -> None:
+    """As the scheduler sees it: a step misses its deadline, and it ends the stream."""
+    settings = ("--model", tiny_directory, "--scheduler", scheduler.address, "--num-blocks", 30)
+    async with running_worker(*settings, module="tests.worker.stuck_worker") as worker:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await worker.ready()
+        await stream.plan(first_plan(1))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await stream.result()
+        assert worker.process.returncode is None, "it may still compute"
+        stream.closed.set()
+        code, _, log = await worker.end()
+        assert code == -signal.SIGKILL
+        assert "has not come out of a step 0.5 s after its stream ended; ending it" in log
 
 
 async def test_a_plan_that_contradicts_the_mirror_ends_it(
