@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+import numpy as np
+import numpy.typing as npt
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from quire.client.attempts import MAX_RETRIES, Attempts
@@ -23,7 +25,9 @@ from quire.client.wire import (
     Prompt,
     Terms,
     chunk_of,
+    embed_request,
     generate_request,
+    vectors_of,
 )
 from quire.errors import Cancelled
 from quire.outputs import Chunk, RequestOutput, ServedModel, output_of
@@ -114,6 +118,24 @@ class AsyncClient:
         request = generate_request(prompt, params, terms, whole=False)
         return self._stream(request, params, timeout)
 
+    async def embed(
+        self,
+        inputs: Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        model: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> npt.NDArray[np.float32]:
+        """The vectors of texts, or of lists of token ids: `[inputs, dimensions]`.
+
+        `dimensions` keeps the first numbers of each, of models that were trained for it.
+        """
+        terms = Terms(model=model, priority=priority, cache_salt=cache_salt)
+        request = embed_request(inputs, dimensions, terms)
+        return vectors_of(await self._ask(self._stub.Embed, request, timeout))
+
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a raw prompt, with what the model puts around one if that is wanted."""
         request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
@@ -129,11 +151,21 @@ class AsyncClient:
         answer = await self._ask(self._stub.ListModels, inference_pb2.ListModelsRequest())
         return [ServedModel(model.name, model.max_model_len or None) for model in answer.models]
 
-    async def _ask(self, rpc: Callable[..., Awaitable[_Answer]], request: object) -> _Answer:
-        attempts = Attempts(self._timeout_s, self._max_retries)
+    async def _ask(
+        self,
+        rpc: Callable[..., Awaitable[_Answer]],
+        request: object,
+        timeout_s: float | None = None,
+    ) -> _Answer:
+        attempts = self._attempts(timeout_s)
         while True:
-            async with attempts.one() as timeout_s:
-                return await rpc(request, metadata=self._metadata, timeout=timeout_s)
+            async with attempts.one() as left_s:
+                return await rpc(request, metadata=self._metadata, timeout=left_s)
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        """Of a call that begins now."""
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        return Attempts(limit_s, self._max_retries)
 
     def _stream(
         self,
@@ -145,10 +177,7 @@ class AsyncClient:
             call: _Call = self._stub.Generate(request, metadata=self._metadata, timeout=left_s)
             return call
 
-        def attempts() -> Attempts:
-            return Attempts(timeout_s or self._timeout_s, self._max_retries)
-
-        return AsyncStream(start, attempts, params)
+        return AsyncStream(start, lambda: self._attempts(timeout_s), params)
 
 
 class AsyncStream:

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from quire.background import BackgroundLoop
 from quire.client.aio import AsyncClient, AsyncStream
 from quire.client.attempts import MAX_RETRIES
@@ -106,6 +109,28 @@ class Client:
             cache_salt=cache_salt,
         )
         return Stream(stream, self._loop)
+
+    def embed(
+        self,
+        inputs: Sequence[Prompt],
+        *,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+        model: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> npt.NDArray[np.float32]:
+        """See `AsyncClient.embed`."""
+        return self._loop.run(
+            self._client.embed(
+                inputs,
+                dimensions=dimensions,
+                timeout=timeout,
+                model=model,
+                priority=priority,
+                cache_salt=cache_salt,
+            )
+        )
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """See `AsyncClient.tokenize`."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from protos.quire.v1 import inference_pb2, sampling_pb2
 from quire.outputs import Chunk, Logprob, Usage
@@ -55,6 +56,29 @@ def generate_request(
     else:
         request.tokens.ids.extend(int(token_id) for token_id in prompt)  # type: ignore[arg-type]
     return request
+
+
+def embed_request(
+    inputs: Sequence[Prompt], dimensions: int | None, terms: Terms
+) -> inference_pb2.EmbedRequest:
+    """Texts and lists of token ids may be mixed."""
+    request = inference_pb2.EmbedRequest(
+        model=terms.model,
+        dimensions=dimensions,
+        priority=terms.priority,
+        cache_salt=terms.cache_salt,
+    )
+    for each in inputs:
+        if isinstance(each, str):
+            request.inputs.add(text=each)
+        else:
+            request.inputs.add(tokens=inference_pb2.TokenIds(ids=each))
+    return request
+
+
+def vectors_of(answer: inference_pb2.EmbedResponse) -> npt.NDArray[np.float32]:
+    """`[inputs, dimensions]`, writable."""
+    return np.stack([np.frombuffer(each.vector, "<f4") for each in answer.embeddings])
 
 
 def chunk_of(piece: inference_pb2.GenerateResponse, params: SamplingParams) -> Chunk:

@@ -1,7 +1,10 @@
 """`quire.Client` and `quire.AsyncClient` against `quire serve` with the real model."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 
 from quire import AsyncClient, Client, SamplingParams
@@ -61,6 +64,23 @@ async def test_leaving_a_stream_gives_its_blocks_back(server: Server) -> None:
                 assert (await anext(stream)).token_ids
     blocks = idle_state(server.state)["blocks"]
     assert blocks["free"] + blocks["cached"] == blocks["total"]
+
+
+def test_vectors_are_those_of_the_http_door(tmp_path: Path) -> None:
+    texts = ["A river runs through the city.", "東京 is a city.", "tokens & vectors"]
+    with serve("minilm", tmp_path) as running, Client(f"127.0.0.1:{running.grpc_port}") as client:
+        vectors = client.embed(texts)
+        by_tokens = client.embed([client.tokenize(text) for text in texts])
+        answer = httpx.post(
+            f"{running.url}/v1/embeddings", json={"model": "minilm", "input": texts}
+        )
+        with pytest.raises(InvalidRequest, match="dimensions"):
+            client.embed(texts, dimensions=100_000)
+    assert vectors.shape == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(by_tokens, vectors, atol=1e-5)
+    over_http = [entry["embedding"] for entry in answer.json()["data"]]
+    np.testing.assert_allclose(over_http, vectors, atol=1e-5)
 
 
 def test_errors_have_names(server: Server, client: Client) -> None:
