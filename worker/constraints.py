@@ -13,7 +13,8 @@ or cost too much, or the rules contradict each other.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,12 @@ class _Rules:
     Attributes:
         base: [words] what the rules that never change let through.
         words: bad words of several tokens: the last one, by those before it.
-        output: the output's last tokens, as many as the longest bad word has before its last.
-        num_output: tokens of it.
-        pending: the grammar, while it is being compiled.
+        output: its tokens so far.
+        num_matched: so many of them the matcher has been told.
+        pending: the matcher, while the grammar is being compiled.
         matcher: the sequence's place in its grammar.
+        failed: nothing may come any more.
+        stale: the mask is not that of the newest token.
     """
 
     sampling: Sampling
@@ -43,13 +46,11 @@ class _Rules:
     base: Words
     words: dict[tuple[int, ...], list[int]]
     output: list[int]
-    num_output: int
+    num_matched: int = 0
     pending: Future[Matcher] | None = None
     matcher: Matcher | None = None
-    unread: list[int] = field(default_factory=list)
     failed: bool = False
     stale: bool = True
-    """The mask is not that of the newest token."""
 
     @property
     def changes(self) -> bool:
@@ -99,25 +100,30 @@ class Constraints:
 
     def _rules_of(self, admission: Admission) -> _Rules:
         sampling = admission.sampling
-        output = admission.token_ids[admission.num_prompt_tokens :]
         words: dict[tuple[int, ...], list[int]] = {}
         for *beginning, last in sampling.bad_words:
             if beginning:
                 words.setdefault(tuple(beginning), []).append(last)
-        longest = max(map(len, words), default=0)
         rules = _Rules(
             sampling=sampling,
             generation=admission.generation,
             base=self._base(sampling),
             words=words,
-            output=output[len(output) - min(len(output), longest) :].tolist(),
-            num_output=len(output),
+            output=admission.token_ids[admission.num_prompt_tokens :].tolist(),
         )
-        if sampling.grammar and self._grammars is None:
-            rules.failed = True
-        elif sampling.grammar and self._grammars is not None:
-            rules.pending = self._grammars.begin(sampling.grammar, output)
+        if sampling.grammar:
+            self._begin(rules)
         return rules
+
+    def _begin(self, rules: _Rules) -> None:
+        """Asks for a matcher, in place of one that has failed if there is one."""
+        if self._grammars is None:
+            rules.failed = True
+        else:
+            rules.pending = self._grammars.begin(
+                rules.sampling.grammar, rules.output, rules.matcher
+            )
+            rules.num_matched = len(rules.output)
 
     def _base(self, sampling: Sampling) -> Words:
         may_come = np.zeros(self.masks.shape[1] * 32, np.bool_)
@@ -158,15 +164,8 @@ class Constraints:
             if finish[index]:
                 self._forget(slot)  # whatever its rows yield later means nothing
             elif rules.changes:
-                self._note(rules, int(token_id[index]))
-
-    def _note(self, rules: _Rules, token: int) -> None:
-        rules.stale = True
-        rules.num_output += 1
-        if rules.words:
-            rules.output = [*rules.output, token][-max(map(len, rules.words)) :]
-        if rules.sampling.grammar:
-            rules.unread.append(token)
+                rules.output.append(int(token_id[index]))
+                rules.stale = True
 
     def refresh(self, slots: Int64Column) -> Int64Column:
         """Makes the masks of these slots, which have rules, those of their newest token.
@@ -174,8 +173,7 @@ class Constraints:
         Waits for a grammar that is still being compiled. Returns the slots whose mask has changed.
         """
         stale = [slot for slot in slots.tolist() if self._rules[slot].stale]
-        matching = [slot for slot in stale if self._reach(self._rules[slot])]
-        self._match(matching)
+        self._match([slot for slot in stale if self._rules[slot].sampling.grammar])
         for slot in stale:
             rules = self._rules[slot]
             rules.stale = False
@@ -188,51 +186,58 @@ class Constraints:
                 self._ban_words(slot, rules)
         return np.array(stale, np.int64)
 
-    def _reach(self, rules: _Rules) -> bool:
-        """Brings the matcher to the newest token; whether there is one that has not failed."""
-        if not rules.sampling.grammar or rules.failed:
-            return False
-        try:
-            if rules.pending is not None:
-                rules.matcher = rules.pending.result()
-                rules.pending = None
-            assert rules.matcher is not None
-            if rules.unread:
-                rules.matcher.advance(rules.unread)
-        except GrammarError:
-            rules.failed = True
-        rules.unread = []
-        return not rules.failed
-
     def _match(self, slots: list[int]) -> None:
-        if not slots:
-            return
+        """Writes what the grammars of these slots let through."""
+        left = [slot for slot in slots if not self._rules[slot].failed]
+        left = self._without_mask(left)
+        for slot in left:
+            rules = self._rules[slot]
+            if rules.matcher is None:
+                rules.failed = True  # it cannot be compiled
+            else:
+                self._begin(rules)
+        for slot in self._without_mask([slot for slot in left if not self._rules[slot].failed]):
+            self._rules[slot].failed = True
+
+    def _without_mask(self, slots: list[int]) -> list[int]:
+        """Those of the slots whose matcher has failed; the others have their masks."""
+        matchers: dict[int, Matcher] = {}
+        for slot in slots:
+            with suppress(GrammarError):
+                matchers[slot] = self._reached(self._rules[slot])
+        if not matchers:
+            return slots
         assert self._grammars is not None
-        matchers = [self._rules[slot].matcher for slot in slots]
-        try:
-            self._grammars.fill(self.masks, slots, [m for m in matchers if m is not None])
-        except GrammarError:
-            for slot in slots:
-                self._rules[slot].failed = True
+        with suppress(GrammarError):
+            self._grammars.fill(self.masks, list(matchers), list(matchers.values()))
+            return [slot for slot in slots if slot not in matchers or matchers[slot].has_failed]
+        return slots
+
+    def _reached(self, rules: _Rules) -> Matcher:
+        """The matcher, told of every token. Raises GrammarError."""
+        if rules.pending is not None:
+            pending, rules.pending = rules.pending, None
+            rules.matcher = pending.result()
+        if rules.matcher is None:
+            raise GrammarError("it has failed before")
+        unmatched = rules.output[rules.num_matched :]
+        if unmatched:
+            rules.num_matched = len(rules.output)
+            rules.matcher.advance(unmatched)
+        return rules.matcher
 
     def _restrict(self, slot: int, rules: _Rules) -> None:
         """The grammar's mask is there: the other rules, and the ends."""
         assert self._grammars is not None
         assert rules.matcher is not None
         mask = self.masks[slot]
-        try:
-            rules.matcher.check()
-            may_end = rules.matcher.may_end()
-        except GrammarError:
-            rules.failed = True
-            mask[:] = 0
-            return
         mask &= rules.base
         self._ban_words(slot, rules)
         stops = self._known(rules.sampling.stop_token_ids)
         _clear(mask, self._known(self._grammars.ends()))
         _clear(mask, stops)
-        if may_end and (rules.num_output >= rules.sampling.min_tokens or not mask.any()):
+        has_enough = len(rules.output) >= rules.sampling.min_tokens
+        if rules.matcher.may_end and (has_enough or not mask.any()):
             _set(mask, stops)
 
     def _ban_words(self, slot: int, rules: _Rules) -> None:

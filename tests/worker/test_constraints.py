@@ -1,5 +1,6 @@
 """What may come next is all that comes: on every runner, however a plan's work is cut up."""
 
+import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from protos.grammar import GRAMMAR_LIMITS, GrammarLimits
 from tests.worker.builders import VOCAB_SIZE, admission, column, plan
 from tests.worker.grammar_source import END, json_schema, regex, write_tokenizer
 from tests.worker.runners import (
@@ -227,7 +229,7 @@ def test_plans_may_run_ahead_of_results(tiny_model: LoadedModel, grammars: Gramm
 
 def test_compiled_grammars_are_kept_but_not_without_end(tokenizer_path: Path) -> None:
     grammars = Grammars(tokenizer_path, VOCAB_SIZE)
-    begin = partial(grammars.begin, output=column())
+    begin = partial(grammars.begin, output=[])
     for number in range(MAX_KEPT + 10):
         begin(regex(f"a{{{number + 1}}}")).result()
     assert grammars.num_kept == MAX_KEPT
@@ -239,9 +241,30 @@ def test_compiled_grammars_are_kept_but_not_without_end(tokenizer_path: Path) ->
         begin(regex("(")).result()
 
 
+def test_whoever_shares_a_grammar_is_not_ended_by_what_others_made_of_it(
+    tokenizer_path: Path,
+) -> None:
+    """Each alone needs a part of the states that the lexer may have; together they need more."""
+    limits: GrammarLimits = {**GRAMMAR_LIMITS, "max_lexer_states": 500}
+    grammars = Grammars(tokenizer_path, VOCAB_SIZE, limits=limits)
+    constraints = Constraints(1, VOCAB_SIZE, grammars)
+    grammar = regex("(a|b)*a(a|b){14}")
+    dice = random.Random(5)
+    slots = np.array([0])
+    exhausted = grammars.begin(grammar, []).result().compiled
+    for generation in range(12):
+        sequence = admission(0, [5], [1], generation=generation, sampling=constrained(grammar))
+        constraints.apply(plan(1, admit=[sequence]))
+        for _ in range(40):
+            constraints.refresh(slots)
+            token = dice.choice([token for token in allowed(constraints, 0) if token != END])
+            constraints.advance(column([0]), column([generation]), column([token]), column([0]))
+    assert grammars.begin(grammar, []).result().compiled is not exhausted
+
+
 def test_known_output_that_is_not_of_the_language_is_an_error(grammars: Grammars) -> None:
     with pytest.raises(GrammarError):
-        grammars.begin(regex("a+"), column([200, 201, 202])).result()
+        grammars.begin(regex("a+"), [200, 201, 202]).result()
 
 
 def test_a_mask_has_exactly_the_tokens_that_fit(grammars: Grammars, tokenizer: Tokenizer) -> None:
