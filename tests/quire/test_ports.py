@@ -3,11 +3,16 @@
 import contextlib
 import socket
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quire.errors import ConfigurationError
-from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free
+from quire.models import ResolvedModel
+from quire.options import StackOptions
+from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free, hold_shared
+from quire.stack import Stack, TcpDoor, check_ports
 
 HELD = pytest.mark.skipif(sys.platform != "linux", reason="a port can be held on Linux")
 
@@ -70,3 +75,48 @@ def test_a_port_that_does_not_exist_is_refused(port: int) -> None:
         ConfigurationError, match=f"--metrics-port is {port}; it must be 1 to 65535"
     ):
         check_free([AskedPort("--metrics-port", LOOPBACK, port)])
+
+
+def test_what_our_processes_share_is_refused_to_everybody_else() -> None:
+    with bound(0) as free:
+        port = free.getsockname()[1]
+    asked = [AskedPort("--port", LOOPBACK, port)]
+    with hold_shared(asked):
+        with socket.create_server((LOOPBACK, port), reuse_port=True) as ours:
+            assert ours.getsockname()[1] == port
+        with pytest.raises(ConfigurationError, match=f"--port {port} on 127.0.0.1: Address alr"):
+            check_free(asked)
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server((LOOPBACK, port))
+    check_free(asked)
+
+
+def test_what_somebody_has_to_himself_cannot_be_shared() -> None:
+    with bound(0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"--port {port} on 127.0.0.1: Address alr"):
+            hold_shared([AskedPort("--port", LOOPBACK, port)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"router_processes": 0}, "router_processes is 0; it must be at least 1"),
+        ({"router_processes": 2, "max_stored_bytes": 9}, "max_stored_bytes is 9; with 2 router"),
+    ],
+)
+def test_routers_that_cannot_share(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    door = TcpDoor(LOOPBACK, 8000, 50050)
+    with pytest.raises(ConfigurationError, match=message):
+        Stack(ResolvedModel(tmp_path, "tiny"), StackOptions(**options), door=door)
+
+
+def test_routers_without_a_port_are_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="router_processes is 2; without a port to share"):
+        Stack(ResolvedModel(tmp_path, "tiny"), StackOptions(router_processes=2))
+
+
+def test_routers_have_metrics_ports_after_the_workers() -> None:
+    options = StackOptions(metrics_port=65532, replicas=2, router_processes=2)
+    with pytest.raises(ConfigurationError, match="router-1's metrics port is 65536; it must be"):
+        check_ports(options, None)

@@ -165,6 +165,30 @@ def test_a_unix_socket_in_use(model_dir: Path, tmp_path: Path, flag: str, listen
     assert path.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--port", "0"], "--reuse-port needs --port and --grpc-port"),
+        (["--grpc-port", "0"], "--reuse-port needs --port and --grpc-port"),
+        (["--uds", "/nowhere/socket"], "--reuse-port shares TCP ports"),
+        (["--grpc-listen", "unix:/nowhere/socket"], "--reuse-port shares TCP ports"),
+        ([], "--reuse-port needs --metrics-port"),
+        (["--max-stored-bytes", "1000"], "--max-stored-bytes is 1000; with --reuse-port it must"),
+    ],
+)
+def test_what_cannot_be_shared(model_dir: Path, arguments: list[str], reason: str) -> None:
+    line = refused("--model", str(model_dir), "--reuse-port", *arguments)
+    assert line.startswith(f"error: {reason}")
+
+
+def test_a_port_is_shared_only_with_who_shares_it(model_dir: Path) -> None:
+    shared = ("--model", str(model_dir), "--reuse-port", "--metrics-port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = refused(*shared, "--port", port, "--grpc-port", port)
+    assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+
+
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, router.__main__, router.server\n"
