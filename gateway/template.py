@@ -28,8 +28,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gateway.conversation import ChatMessage, Conversation, Tool, ToolCall, ToolMode
+from gateway.conversation import MAX_DEPTH, ChatMessage, Conversation, Tool, ToolCall, ToolMode
 from gateway.errors import ModelError, invalid, quote
+from gateway.nesting import is_deeper
 
 RENDER_S = 5.0
 """Rendering takes milliseconds; what takes longer than this is given up."""
@@ -213,7 +214,7 @@ def _call_fields(call: ToolCall) -> dict[str, Any]:
     arguments: Any = call.arguments
     try:
         parsed = json.loads(call.arguments or "{}")
-        if isinstance(parsed, dict):
+        if isinstance(parsed, dict) and not is_deeper(parsed, MAX_DEPTH):
             arguments = parsed
     except (ValueError, RecursionError):
         pass  # the model failed to write JSON, and may see what it wrote

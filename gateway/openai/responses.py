@@ -4,6 +4,7 @@ A response that is stored keeps its conversation, so that the next one can go on
 for how long is the router's business.
 """
 
+import json
 import random
 import secrets
 from collections.abc import Callable, Mapping
@@ -279,4 +280,16 @@ def _said(body: ResponsesBody, request: GenerateRequest) -> dict[str, Any]:
     for name in ("prompt_cache_key", "safety_identifier"):
         if extra.get(name) is not None:
             said[name] = extra[name]
+    for name, value in said.items():
+        _check_writable(name, value)
     return said
+
+
+def _check_writable(field: str, value: Any) -> None:
+    """JSON that was read cannot always be written: half a surrogate pair, 1e999."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise invalid(field, f"{field} has a lone surrogate; it must be Unicode") from error
+    except ValueError as error:
+        raise invalid(field, f"{field} has a number that is too large") from error

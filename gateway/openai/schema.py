@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.nesting import is_deeper
 from gateway.openai.structure import StructuredBody, requested_grammar
 from gateway.request import Options
 
@@ -162,6 +163,7 @@ _EXPECTED = {
 }
 _EXPECTED_OF_FIELD = {"stop": "a string or an array of strings"}
 _MAX_ID_DIGITS = 10
+MAX_BODY_DEPTH = 128
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -245,7 +247,7 @@ def options_of(body: GenerationBody, **said: Any) -> Options:
 def parse_json(content: bytes) -> Any:
     """The value a body is. Raises RequestError: not JSON."""
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise _not_json("it is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -254,6 +256,9 @@ def parse_json(content: bytes) -> Any:
         raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
     except ValueError as error:  # an integer of thousands of digits
         raise _not_json("it has a number of too many digits") from error
+    if is_deeper(value, MAX_BODY_DEPTH):
+        raise _not_json(f"it is nested too deeply; it must be at most {MAX_BODY_DEPTH} deep")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
