@@ -123,7 +123,12 @@ async def watch(receive: Receive, generation: Generation) -> AsyncIterator[None]
 async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
     async for piece in generation.wholes():
         answer.collect([piece])
-    body = compact(answer.whole()).encode()
+    def render() -> bytes:
+        return compact(answer.whole()).encode()
+
+    # The logprobs of prompts are a lot to write, and others' streams go on meanwhile.
+    is_long = any(sample.scores is not None for sample in generation.samples)
+    body = await asyncio.to_thread(render) if is_long else render()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
