@@ -102,7 +102,7 @@ async def _responses(request: Request) -> Response:
         assert isinstance(call, ResponseCall)
         return ResponsesAnswer(call, tokenizer, store.keep)
 
-    parse = partial(parse_response, find=store.find)
+    parse = partial(parse_response, find=store.find, keeps=store.keeps)
     return GenerationResponse(backend, parse, answer, time.monotonic())
 
 

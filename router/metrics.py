@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from gateway.output import FinishReason
 from router.permits import Permits
+from router.response_store import ResponseStore
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -60,10 +61,11 @@ class Histogram:
 class Metrics(Collector):
     """All of one router's metrics."""
 
-    def __init__(self, model_name: str, permits: Permits) -> None:
-        """`permits`: one is taken for each request in flight."""
+    def __init__(self, model_name: str, permits: Permits, responses: ResponseStore) -> None:
+        """`permits`: one is taken for each request in flight; `responses` are those kept."""
         self._model_name = model_name
         self._permits = permits
+        self._responses = responses
         self.time_to_first_token = Histogram(
             "vllm:time_to_first_token_seconds",
             "From a request's arrival to the first token of its first sample.",
@@ -113,16 +115,27 @@ class Metrics(Collector):
         for reason, count in self.finished.items():
             finished.add_metric([self._model_name, reason.value], count)
         yield finished
-        in_flight = GaugeMetricFamily(
-            "quire:requests_in_flight", "Requests being answered.", labels=["model_name"]
+        yield self._gauge(
+            "quire:requests_in_flight", "Requests being answered.", self._permits.num_taken
         )
-        in_flight.add_metric([self._model_name], self._permits.num_taken)
-        yield in_flight
+        yield self._gauge(
+            "quire:stored_responses",
+            "Answers of /v1/responses that are kept.",
+            len(self._responses),
+        )
+        yield self._gauge(
+            "quire:stored_response_bytes", "What they take up, as JSON.", self._responses.num_bytes
+        )
         yield self._counter(
             "quire:resubmitted_requests",
             "Samples submitted anew after the scheduler was lost.",
             self.resubmitted,
         )
+
+    def _gauge(self, name: str, documentation: str, value: int) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, documentation, labels=["model_name"])
+        family.add_metric([self._model_name], value)
+        return family
 
     def _counter(self, name: str, documentation: str, value: int) -> CounterMetricFamily:
         family = CounterMetricFamily(name, documentation, labels=["model_name"])

@@ -35,6 +35,11 @@ class ResponseStore:
         """The oldest first."""
         self.num_bytes = 0
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything may be kept at all."""
+        return self._max_bytes > 0
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -57,9 +62,7 @@ class ResponseStore:
         if entry is None or entry.ends_at <= self._clock():
             raise RequestError(
                 Fault.UNKNOWN_RESPONSE,
-                f"response {quote(response_id)} is not here; a response is kept unless store is "
-                f"false, for {self._ttl_s:g} s or until newer ones need its room, by the router "
-                "that answered it, and not over a restart",
+                f"response {quote(response_id)} is not here; {self._rule()}",
                 field="response_id",
             )
         return entry.response
@@ -68,6 +71,14 @@ class ResponseStore:
         """Raises RequestError if there is none of that id."""
         self.find(response_id)
         self._drop(response_id)
+
+    def _rule(self) -> str:
+        if not self.keeps:
+            return "this server keeps none: send the whole conversation as input"
+        return (
+            f"a response is kept unless store is false, for {self._ttl_s:g} s or until newer ones "
+            "need its room, by the router that answered it, and not over a restart"
+        )
 
     def _drop(self, response_id: str) -> None:
         self.num_bytes -= self._entries.pop(response_id).num_bytes

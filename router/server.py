@@ -182,7 +182,8 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
 def create_backend(settings: Settings, model: Model) -> Backend:
     """The router without its fronts and its link."""
     permits = Permits(settings.max_in_flight, "requests are in flight")
-    metrics = Metrics(model.name, permits)
+    responses = ResponseStore(settings.max_stored_bytes, settings.response_ttl_s)
+    metrics = Metrics(model.name, permits, responses)
     engine = Engine(model, metrics, scheduler_timeout_s=settings.scheduler_timeout_s)
     return Backend(
         model=model,
@@ -191,7 +192,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         uploads=Permits(_UPLOADS_PER_REQUEST * settings.max_in_flight, "bodies are being read"),
         readiness=Readiness(engine),
         metrics=metrics,
-        responses=ResponseStore(settings.max_stored_bytes, settings.response_ttl_s),
+        responses=responses,
         max_body_bytes=settings.max_body_bytes,
         api_key=ApiKey(settings.api_key) if settings.api_key else None,
         seeds=random.Random(settings.seed),

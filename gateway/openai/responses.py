@@ -128,9 +128,11 @@ def parse_response(
     request_id: str,
     dice: random.Random,
     find: FindResponse,
+    *,
+    keeps: bool = True,
 ) -> ResponseCall:
     """A valid call out of a request body, with the prompt rendered and tokenized; `find` looks
-    up the response that it goes on from.
+    up the response that it goes on from, `keeps` says whether any are kept.
 
     Raises RequestError.
     """
@@ -155,6 +157,7 @@ def parse_response(
         request_id=request_id,
         prompt_field="input",
     )
+    stores = keeps and body.store is not False
     return ResponseCall(
         request_id=request_id,
         model=model.name,
@@ -165,9 +168,9 @@ def parse_response(
         wants_token_ids=False,
         parsing=prompt.parsing,
         response_id=f"resp_{secrets.token_hex(16)}",
-        said=_said(body, request),
+        said=_said(body, request, stores=stores),
         turns=tuple(turns),
-        stores=body.store is not False,
+        stores=stores,
     )
 
 
@@ -253,7 +256,7 @@ def _text_grammar(body: ResponsesBody) -> GrammarSpec | None:
             )
 
 
-def _said(body: ResponsesBody, request: GenerateRequest) -> dict[str, Any]:
+def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dict[str, Any]:
     """The request, as the response repeats it."""
     said: dict[str, Any] = {
         "background": False,
@@ -265,7 +268,7 @@ def _said(body: ResponsesBody, request: GenerateRequest) -> dict[str, Any]:
         "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "service_tier": "default",
-        "store": body.store is not False,
+        "store": stores,
         "temperature": request.sampling.temperature,
         "text": {"format": (body.text and body.text.format) or {"type": "text"}},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,

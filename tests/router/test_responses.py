@@ -131,6 +131,9 @@ async def test_what_is_kept_can_be_had_and_deleted(
     client: openai.AsyncOpenAI, http: httpx.AsyncClient
 ) -> None:
     kept = await client.responses.create(**ASKED)
+    metrics = (await http.get("/metrics")).text
+    assert 'quire:stored_responses{model_name="tiny"} 1.0' in metrics
+    assert 'quire:stored_response_bytes{model_name="tiny"} 0.0' not in metrics
     assert (await client.responses.retrieve(kept.id)).model_dump() == kept.model_dump()
     deleted = await http.delete(f"{PATH}/{kept.id}")
     assert deleted.json() == {"id": kept.id, "object": "response", "deleted": True}
@@ -161,7 +164,10 @@ async def test_a_router_that_keeps_none(start_router: StartRouter, said: dict[st
         httpx.AsyncClient(base_url=router.address) as http,
     ):
         answered = (await http.post(PATH, json=ASKED)).json()
-        error_of(await http.get(f"{PATH}/{answered['id']}"), 404)
+        error = error_of(await http.get(f"{PATH}/{answered['id']}"), 404)
+        keeps = said.get("max_stored_bytes") != 0
+        assert answered["store"] is keeps
+        assert ("this server keeps none" in error["message"]) is not keeps
 
 
 async def test_items_become_turns(
