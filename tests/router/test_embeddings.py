@@ -13,6 +13,7 @@ import pytest
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, scheduler_pb2
 from router.server import Router
+from tests import openai_spec
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler, vector_of
@@ -75,7 +76,20 @@ async def test_texts_and_tokens_one_or_several(
     }
 
 
-async def test_numbers_are_written_exactly(http: httpx.AsyncClient, scheduler: Any) -> None:
+@openai_spec.needs_spec
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+async def test_answers_and_errors_are_valid_by_openai_s_specification(
+    http: httpx.AsyncClient, encoding_format: str
+) -> None:
+    answer = (await post(http, input=["xyz", "x"], encoding_format=encoding_format)).json()
+    if encoding_format == "base64":  # which the specification knows in requests alone
+        for entry in answer["data"]:
+            entry["embedding"] = values(base64.b64decode(entry["embedding"]))
+    openai_spec.check(answer | {"model": "tiny"}, "CreateEmbeddingResponse")
+    openai_spec.check((await post(http, input=[])).json(), "ErrorResponse")
+
+
+async def test_numbers_are_written_exactly(http: httpx.AsyncClient) -> None:
     answer = (await post(http, input=[5, 6, 7])).json()
     vector = np.array(answer["data"][0]["embedding"], "<f4")
     assert vector.tobytes() == vector_of([5, 6, 7], DIM)
