@@ -146,6 +146,31 @@ def matcher_of(source: str) -> LLMatcher:
     return LLMatcher(_bytes_tokenizer(), source, log_level=0, limits=limits)
 
 
+class Reader:
+    """A text that grows, and whether it is of a language as far as it goes.
+
+    A language with tokens that are no text has no text that is complete.
+    """
+
+    def __init__(self, source: str) -> None:
+        """`source` is what `compiled` gave."""
+        self._matcher = _shared_matcher(source).deep_copy()
+
+    def read(self, text: str) -> None:
+        """The text goes on so."""
+        self._matcher.consume_tokens(list(text.encode()))
+
+    def accepts(self, text: str) -> bool:
+        """Whether the text, if it went on so, would be complete."""
+        matcher = self._matcher.deep_copy()
+        return matcher.consume_tokens(list(text.encode())) and matcher.is_accepting()
+
+
+@lru_cache(maxsize=64)
+def _shared_matcher(source: str) -> LLMatcher:
+    return matcher_of(source)
+
+
 @lru_cache(maxsize=64)
 def _compiled(kind: GrammarKind, text: str, has_tokens: bool) -> tuple[str, str]:
     """The grammar as it travels, and why it cannot."""
@@ -155,7 +180,7 @@ def _compiled(kind: GrammarKind, text: str, has_tokens: bool) -> tuple[str, str]
         tried = _source(kind, _TOKEN.sub(f"<[{_END}]>", text)) if has_tokens else source
     except ValueError as error:
         return "", _reason(str(error))
-    matcher = matcher_of(tried)
+    matcher = _shared_matcher(tried).deep_copy()
     if not matcher.is_error():
         matcher.compute_bitmask()  # fails if nothing may come
     if matcher.is_error():

@@ -14,6 +14,7 @@ from itertools import chain
 import numpy as np
 
 from gateway.detokenizer import Detokenizer
+from gateway.grammar import Reader
 from gateway.request import Float32Column, GenerateRequest, Int32Column
 from gateway.stop import StopMatcher
 from gateway.tokenizer import Tokenizer
@@ -115,13 +116,21 @@ def shown_bytes(request: GenerateRequest, tokenizer: Tokenizer) -> Sequence[byte
     return tokenizer.bytes_of
 
 
+def _stop_matcher(request: GenerateRequest) -> StopMatcher:
+    grammar = request.sampling.grammar
+    return StopMatcher(
+        request.stop,
+        include=request.include_stop_str_in_output,
+        language=Reader(grammar) if grammar else None,
+    )
+
+
 class SampleOutput:
     """The text of one sample."""
 
     def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
         self._detokenizer = Detokenizer(shown_bytes(request, tokenizer))
-        include = request.include_stop_str_in_output
-        self._matcher = StopMatcher(request.stop, include=include) if request.stop else None
+        self._matcher = _stop_matcher(request) if request.stop else None
         self._request = request
         self._end_tokens = request.eos_token_ids | request.stop_token_ids
         self.num_tokens = 0
@@ -166,6 +175,7 @@ class SampleOutput:
                 return ""
         text = self._detokenizer.feed((token,))
         if self.num_tokens <= self._request.sampling.min_tokens:
+            matcher.pass_by(text)
             return text  # a stop string may not end it yet, and so not begin yet either
         return self._show(text, matcher)
 

@@ -1,10 +1,12 @@
 """Stop strings: cut in the same place however the text arrives, and never shown in part."""
 
 import itertools
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.grammar import GrammarKind, GrammarSpec, Reader, compiled
 from gateway.stop import StopMatcher
 
 TEXTS = st.text(alphabet="abc", max_size=40)
@@ -64,3 +66,36 @@ def test_the_stop_string_is_kept_when_asked_for() -> None:
     assert matcher.feed("one E") == "one "
     assert matcher.feed("ND two") == "END"
     assert matcher.matched == "END"
+
+
+LANGUAGE = "(ab|c)*b?"
+"""Of texts that are not complete wherever a stop string may begin or end."""
+
+
+@given(
+    st.lists(st.sampled_from(["ab", "c"]), max_size=20).map("".join),
+    STOPS,
+    st.lists(st.integers(min_value=0)),
+    st.booleans(),
+)
+def test_a_text_of_a_language_ends_where_it_is_complete(
+    text: str, stops: list[str], cuts: list[int], include: bool
+) -> None:
+    expected: tuple[str, str | None] = (text, None)
+    for end in range(len(text) + 1):
+        matches = sorted((s for s in stops if text[:end].endswith(s)), key=len, reverse=True)
+        kept = [(text[: end if include else end - len(stop)], stop) for stop in matches]
+        if found := [match for match in kept if re.fullmatch(LANGUAGE, match[0])]:
+            expected = found[0]
+            break
+    grammar = compiled(GrammarSpec(GrammarKind.REGEX, LANGUAGE))
+    matcher = StopMatcher(stops, include=include, language=Reader(grammar))
+    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    shown = ""
+    for start, end in itertools.pairwise(edges):
+        shown += matcher.feed(text[start:end])
+        if matcher.matched is not None:
+            break
+    else:
+        shown += matcher.close()
+    assert (shown, matcher.matched) == expected
