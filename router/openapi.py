@@ -13,13 +13,17 @@ from pydantic.json_schema import models_json_schema
 from gateway.errors import Fault
 from gateway.openai.errors import ERROR_KINDS
 from router.endpoints import Endpoint
+from router.middleware import OPEN_PATHS
 from router.responses import ANTHROPIC_PATH
 
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 _REF = "#/components/schemas/{model}"
 
-_OF_ANY = (Fault.UNAUTHENTICATED, Fault.INTERNAL)
-_OF_PATHS_WITH_PARAMETERS = (Fault.UNKNOWN_MODEL,)
+_OF_PATHS = {
+    "/ready": (Fault.UNAVAILABLE,),
+    "/v1/models/{name:path}": (Fault.UNKNOWN_MODEL,),
+    "/v1/responses/{response_id}": (Fault.UNKNOWN_RESPONSE,),
+}
 _OF_BODIES = (
     Fault.INVALID,
     Fault.UNKNOWN_MODEL,
@@ -127,11 +131,11 @@ def _answer(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _errors(endpoint: Endpoint) -> dict[str, Any]:
-    faults = {*_OF_ANY}
+    faults = {Fault.INTERNAL, *_OF_PATHS.get(endpoint.path, ())}
+    if endpoint.path not in OPEN_PATHS:
+        faults.add(Fault.UNAUTHENTICATED)
     if endpoint.body:
         faults.update(_OF_BODIES)
-    if _PARAMETER.search(endpoint.path):
-        faults.update(_OF_PATHS_WITH_PARAMETERS)
     name = "AnthropicError" if endpoint.path.startswith(ANTHROPIC_PATH) else "Error"
     content = {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}
     told = {}

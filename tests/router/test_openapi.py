@@ -59,6 +59,9 @@ async def test_what_is_sent_and_refused_is_valid_by_it(
     statuses = told["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert str(response.status_code) in statuses
     validate(response.json(), "Error")
+    response = await http.get("/v1/responses/x")
+    statuses = told["paths"]["/v1/responses/{response_id}"]["get"]["responses"]
+    assert statuses[str(response.status_code)]["description"] == "response not found"
     unknown = await http.get("/v1/messages/x")
     validate(unknown.json(), "AnthropicError")
 
@@ -73,6 +76,9 @@ async def test_it_asks_for_a_key_where_the_server_does(
     ):
         guarded = (await http.get("/openapi.json")).json()
     assert guarded["security"] == [{"bearer": []}, {"x-api-key": []}]
+    for path, methods in guarded["paths"].items():
+        for operation in methods.values():
+            assert ("401" in operation["responses"]) is (path not in ("/health", "/ready"))
 
 
 class _Page(HTMLParser):
