@@ -71,7 +71,8 @@ class _Loop:
         kv = KVCache(loaded.config, num_blocks, BLOCK_SIZE, loaded.dtype, device)
         sampler = Sampler(max_num_seqs=concurrency, vocab_size=vocab_size, device=device)
         constraints = Constraints(concurrency, vocab_size, None)
-        self._runner = HostRunner(loaded.model, kv, state, sampler, constraints)
+        pooler = loaded.pooler(concurrency, device)
+        self._runner = HostRunner(loaded.model, kv, state, sampler, constraints, pooler)
         self._requests = uniform_requests(
             concurrency, input_len=input_len, output_len=output_len, seed=7
         )
