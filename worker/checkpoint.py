@@ -48,10 +48,12 @@ class Checkpoint:
     Attributes:
         files: the safetensors files, sorted.
         entries: by tensor name.
+        prefix: what each name begins with here, and not in the files.
     """
 
     files: tuple[Path, ...]
     entries: Mapping[str, TensorEntry]
+    prefix: str = ""
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -74,6 +76,11 @@ class Checkpoint:
         if absent:
             raise CheckpointError(f"the index promises tensors that no file has: {_few(absent)}")
         return cls(files, entries)
+
+    def under(self, prefix: str) -> "Checkpoint":
+        """The same tensors, their names after a prefix."""
+        entries = {prefix + name: entry for name, entry in self.entries.items()}
+        return Checkpoint(self.files, entries, prefix + self.prefix)
 
     def check_shapes(self, expected: Mapping[str, tuple[int, ...]], ignored: set[str]) -> None:
         """Holds the tensors against what the model needs.
@@ -112,8 +119,11 @@ class Checkpoint:
 
         Of a part only its own bytes are read from the file.
         """
+        stored_as = name.removeprefix(self.prefix)
         with safe_open(self.entries[name].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_slice(name)[part] if part else file.get_tensor(name)
+            tensor: torch.Tensor = (
+                file.get_slice(stored_as)[part] if part else file.get_tensor(stored_as)
+            )
         return tensor.to(device=device, dtype=dtype, copy=True)
 
     def update_digest(self, digest: "hashlib.blake2b") -> None:

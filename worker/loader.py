@@ -219,6 +219,9 @@ def checked_checkpoint(
     Raises `CheckpointError`.
     """
     checkpoint = Checkpoint.open(path)
+    if "embed_tokens.weight" in checkpoint.entries:
+        # Saved without its head, as models that were trained to embed are.
+        checkpoint = checkpoint.under("model.")
     checkpoint.check_shapes(shapes, ignored)
     return checkpoint
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE, admission, plan
@@ -166,3 +167,19 @@ def test_the_first_token_of_a_decoder_says_nothing(tiny_directory: Path) -> None
         load_model(tiny_directory, dtype="auto", device=device, pooling=Pooling.CLS)
     loaded = load_model(tiny_directory, dtype="auto", device=device, pooling=Pooling.MEAN)
     assert loaded.pooling == SentencePooling(Pooling.MEAN, normalizes=True)
+
+
+def test_a_decoder_saved_without_its_head_embeds(
+    tiny_directory: Path, tiny_model: LoadedModel, tmp_path: Path
+) -> None:
+    """As models that were trained to embed are published."""
+    oracle: Any = AutoModel.from_pretrained(tiny_directory, dtype=torch.float32)
+    oracle.save_pretrained(tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert "embed_tokens.weight" in names
+    assert not any(name.startswith("model.") for name in names)
+    (tmp_path / "config.json").write_bytes((tiny_directory / "config.json").read_bytes())
+    loaded = load_model(tmp_path, dtype="auto", device=torch.device("cpu"))
+    with_head, without = (make_host_runner(model, None) for model in (tiny_model, loaded))
+    for vector, same in zip(embed(with_head, 50), embed(without, 50), strict=True):
+        assert torch.equal(vector, same)
