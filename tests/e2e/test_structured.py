@@ -207,6 +207,25 @@ def test_a_choice_a_grammar_and_json_mode(server: Server) -> None:
     assert isinstance(json.loads(one(response_format={"type": "json_object"})), dict)
 
 
+def test_a_stop_string_ends_an_answer_only_where_it_is_complete(server: Server) -> None:
+    def one(**fields: Any) -> dict[str, Any]:
+        body = {"prompt": "A person:", "temperature": 1, "seed": 7, "max_tokens": 200, **fields}
+        response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
+        choice: dict[str, Any] = response.json()["choices"][0]
+        return choice
+
+    schema = Language.of_schema(PERSON)
+    choice = one(stop=[",", '"', "}"], **schema.fields)
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+    schema.check(choice["text"])
+    choice = one(stop=["\n"], **Language.of_regex("([a-z]{1,9} [a-z]{1,9}\n){1,9}").fields)
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", None)
+    lines = Language.of_regex("[a-z]{1,9}(\n[a-z]{1,9}){5}|[a-z]{1,9}")
+    choice = one(stop=["\n"], logit_bias={"2": -100}, **lines.fields)  # the end comes last
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "\n")
+    assert choice["text"].isalpha()
+
+
 def test_allowed_tokens_and_bad_words(server: Server) -> None:
     def tokens(**fields: Any) -> list[int]:
         body = {"prompt": "One two three", "max_tokens": 12, "ignore_eos": True, **fields}
