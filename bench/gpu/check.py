@@ -183,7 +183,7 @@ def run_share(
         *("--outcomes", str(outcomes), "--share", f"{number}/{suite.num_shares}"),
         *suite.arguments,
     ]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONUNBUFFERED": "1"}
     if not on_gpu:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
     began, error = time.monotonic(), None
