@@ -31,9 +31,9 @@ class AnswerParser:
         return self._reader.num_calls
 
     @property
-    def num_unread(self) -> int:
-        """Characters that wait for what comes after them."""
-        return self._reader.num_unread
+    def num_kept(self) -> int:
+        """Characters that are at hand: what waits for what comes after it, and what came last."""
+        return self._reader.num_kept
 
     def feed(self, text: str) -> list[Delta]:
         """What is certain now."""

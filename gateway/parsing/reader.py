@@ -86,9 +86,9 @@ class Reader:
         self._at = 0
 
     @property
-    def num_unread(self) -> int:
-        """Characters that wait for what comes after them."""
-        return len(self._text) - self._at
+    def num_kept(self) -> int:
+        """Characters that are at hand: what waits for what comes after it, and what came last."""
+        return len(self._text)
 
     # Words and what lies between them.
 
