@@ -17,6 +17,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeGuard
 
+import numpy as np
+import numpy.typing as npt
+
 from quire.background import BackgroundStack
 from quire.client import AsyncClient
 from quire.client.state import fetch_state
@@ -29,6 +32,8 @@ from quire.sampling import SamplingParams
 
 MAX_IN_FLIGHT = 256
 """Requests with the router at once; more only wait there."""
+EMBEDDED_TOGETHER = 64
+"""Prompts of one call for vectors."""
 
 Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -84,6 +89,15 @@ class LLM:
         batch = [messages] if one else list(messages)
         return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
 
+    def embed(self, prompts: Prompts, *, dimensions: int | None = None) -> npt.NDArray[np.float32]:
+        """The vectors of prompts, `[prompts, dimensions]`, in the order of the prompts.
+
+        `prompts` are as for `generate`. `dimensions` keeps the first numbers of each vector, of
+        models that were trained for it. Raises RequestFailed.
+        """
+        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        return self._stack.run(self._embed_all(batch, dimensions))
+
     def state(self) -> dict[str, Any]:
         """The scheduler's totals, as `quire state --json` prints them. Raises RequestFailed."""
         return self._stack.run(fetch_state(self._stack.stack.scheduler))
@@ -105,6 +119,24 @@ class LLM:
 
     async def _dial(self) -> AsyncClient:
         return AsyncClient(self._stack.stack.grpc)
+
+    async def _embed_all(
+        self, prompts: Sequence[Any], dimensions: int | None
+    ) -> npt.NDArray[np.float32]:
+        starts = range(0, max(1, len(prompts)), EMBEDDED_TOGETHER)
+        parts = [prompts[start : start + EMBEDDED_TOGETHER] for start in starts]
+        gate = asyncio.Semaphore(-(-MAX_IN_FLIGHT // EMBEDDED_TOGETHER))
+
+        async def embed(part: Sequence[Any]) -> npt.NDArray[np.float32]:
+            async with gate:
+                return await self._client.embed(part, dimensions=dimensions)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(embed(part)) for part in parts]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the first; it ended the others
+        return np.concatenate([task.result() for task in tasks])
 
     async def _answer_all(
         self, prompts: Sequence[Any], params: Params, show: bool

@@ -7,6 +7,7 @@ import select
 import signal
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from quire import LLM, SamplingParams
@@ -66,6 +67,19 @@ def test_a_conversation_is_answered(llm: LLM) -> None:
     [output] = llm.chat([{"role": "user", "content": "What is 2+2?"}], GREEDY)
     assert output.outputs[0].text
     assert output.prompt_token_ids is None
+
+
+def test_vectors_are_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts = [f"The number {number} and what it means" for number in range(70)]
+    vectors = llm.embed(prompts)
+    assert vectors.shape == (70, 576)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(llm.embed(prompts[66]), vectors[66:67], atol=1e-5)
+    assert len({vector.tobytes() for vector in vectors}) == 70
+    with pytest.raises(RequestFailed, match="dimensions is 3; vectors of model"):
+        llm.embed(prompts, dimensions=3)
+    with pytest.raises(RequestFailed, match="inputs has 0 entries"):
+        llm.embed([])
 
 
 def test_samples_of_one_prompt_differ_and_a_seed_repeats_them(llm: LLM) -> None:
