@@ -136,7 +136,7 @@ class ChatAnswer(Answer):
             deltas = choice.parser.feed(piece.text)
             if piece.finish is not None:
                 deltas += choice.parser.close()
-            fields = compact(_delta_fields(deltas))[1:-1]
+            fields = _written(deltas)
             says = bool(deltas)
             reason = _tool_reason(piece.finish, choice.parser.num_calls)
         shows = call.wants_logprobs or call.wants_token_ids
@@ -198,6 +198,23 @@ class ChatAnswer(Answer):
 
 
 _NO_CONTENT = '"content":""'
+
+
+def _written(deltas: Sequence[Delta]) -> str:
+    """The fields of a chunk's delta, as JSON without its braces. Most chunks have one delta."""
+    if len(deltas) == 1:
+        match deltas[0]:
+            case Content(text):
+                return f'"content":{compact(text)}'
+            case Reasoning(text):
+                written = compact(text)
+                return f'"reasoning":{written},"reasoning_content":{written}'
+            case CallArguments(index, text):
+                function = f'{{"arguments":{compact(text)}}}'
+                return f'"tool_calls":[{{"index":{index},"function":{function}}}]'
+            case _:
+                pass
+    return compact(_delta_fields(deltas))[1:-1]
 
 
 def _delta_fields(deltas: Sequence[Delta]) -> dict[str, Any]:
