@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ MAX_BIASED_TOKENS = 1024
 MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 256
 MAX_BAD_WORD_CHARACTERS = 256
+
+MAX_BEAM_TOKENS = 1024
+"""Of an answer that is searched for: each costs a request for every beam."""
 
 LEAST_TEMPERATURE = 1e-3
 """Anything colder is greedy: dividing float32 logits by less could overflow."""
@@ -65,6 +68,23 @@ class Sampling:
     """What the output must not contain, in tokens."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamOptions:
+    """A search for the likeliest answers, in place of drawing one."""
+
+    width: int
+    """Beams that run, and answers that are compared."""
+    length_penalty: float = 1.0
+    """An answer's logprob is divided by its length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """True: it is over once `width` answers have ended. False: once the best running beam is behind
+    them as it is. "never": once it is behind them whatever may follow."""
+
+    def num_candidates(self, num_ends: int) -> int:
+        """Continuations of a beam to look at: enough for `width` beams that do not end."""
+        return max(2, 1 + num_ends) * self.width
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateRequest:
     """A valid request: `n` samples of one prompt. Sample i draws with `seed + i`."""
@@ -93,6 +113,8 @@ class GenerateRequest:
     cache_salt: str
     field_names: Mapping[str, str]
     """What the client calls its prompt, max_tokens, logprobs and those of the prompt."""
+    beams: BeamOptions | None = None
+    """None: samples are drawn. Else the `n` best beams are the answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +149,7 @@ class Options:
     shown_tokens: frozenset[int] = frozenset()
     priority: int | None = None
     cache_salt: str | None = None
+    beams: BeamOptions | None = None
     truncate_prompt_tokens: int | None = None
     """The last so many tokens of the prompt are kept; -1: as many as leave room for max_tokens."""
     grammar: GrammarSpec | None = None
@@ -185,6 +208,7 @@ def build_request(
             f"cache_salt is {quote(options.cache_salt)}; "
             "it must be 1 to 64 letters, digits, '-' or '_'",
         )
+    _check_beams(options, limits, max_tokens)
     seed = dice.getrandbits(64) if options.seed is None else options.seed & _UINT64
     return GenerateRequest(
         request_id=request_id,
@@ -207,6 +231,7 @@ def build_request(
             "logprobs": options.logprobs_field,
             "prompt_logprobs": options.prompt_logprobs_field,
         },
+        beams=options.beams,
     )
 
 
@@ -288,6 +313,27 @@ def _truncated(prompt_token_ids: Sequence[int], options: Options, limits: Limits
     if kept < 0:
         kept = max(1, limits.max_model_len - max(1, options.max_tokens or 1))
     return prompt_token_ids[-kept:]
+
+
+def _check_beams(options: Options, limits: Limits, max_tokens: int) -> None:
+    if options.beams is None:
+        return
+    check_range("length_penalty", options.beams.length_penalty, -10, 10)
+    eos = frozenset[int]() if options.ignore_eos else limits.eos_token_ids
+    num_ends = len(eos | frozenset(options.stop_token_ids))
+    most = MAX_LOGPROBS // BeamOptions(width=1).num_candidates(num_ends)
+    if options.beams.width > most:
+        raise invalid(
+            "use_beam_search",
+            f"use_beam_search is true and there are {options.beams.width} beams (n, or best_of); "
+            f"with {num_ends} tokens that end an answer there can be at most {most}",
+        )
+    check_range(options.max_tokens_field, max_tokens, 1, MAX_BEAM_TOKENS)
+    if options.num_prompt_logprobs is not None:
+        raise invalid(
+            options.prompt_logprobs_field,
+            "use_beam_search is true; with it a prompt has no logprobs",
+        )
 
 
 def _max_tokens(num_prompt: int, options: Options, limits: Limits, prompt_field: str) -> int:

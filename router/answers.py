@@ -23,6 +23,7 @@ from gateway.openai.call import Call, compact
 from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
+from router.beam_search import BeamGeneration, beam_search
 from router.body import read_body
 from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
@@ -93,6 +94,11 @@ class GenerationResponse(Response):
                 )
                 scope["state"]["request_id"] = call.request_id
                 answer = self._make_answer(call, backend.model.tokenizer)
+                if call.requests[0].beams is not None:
+                    with beam_search(backend.engine, call.requests) as search:
+                        async with watch(receive, search):
+                            await _whole(answer, search, send)
+                    return
                 with backend.engine.generate(call.requests, self._arrived_at) as generation:
                     async with watch(receive, generation):
                         if call.streams:
@@ -105,7 +111,7 @@ class GenerationResponse(Response):
 
 
 @asynccontextmanager
-async def watch(receive: Receive, generation: Generation) -> AsyncIterator[None]:
+async def watch(receive: Receive, generation: Generation | BeamGeneration) -> AsyncIterator[None]:
     """Ends the generation as soon as the client has left."""
 
     async def until_gone() -> None:
@@ -120,9 +126,10 @@ async def watch(receive: Receive, generation: Generation) -> AsyncIterator[None]
         task.cancel()
 
 
-async def _whole(answer: Answer, generation: Generation, send: Send) -> None:
+async def _whole(answer: Answer, generation: Generation | BeamGeneration, send: Send) -> None:
     async for piece in generation.wholes():
         answer.collect([piece])
+
     def render() -> bytes:
         return compact(answer.whole()).encode()
 

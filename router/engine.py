@@ -56,6 +56,11 @@ class Engine:
         self._patience: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
 
+    @property
+    def patience_s(self) -> float:
+        """How long calls in flight wait for a lost scheduler or worker."""
+        return self._scheduler_timeout_s
+
     # What callers ask.
 
     def check_serving(self) -> ServedModel:

@@ -13,6 +13,7 @@ from gateway.openai.messages import chat_message
 from gateway.openai.schema import (
     REFUSED_IN_CHAT,
     ChatBody,
+    check_beams,
     check_stream,
     checked_text,
     options_of,
@@ -47,6 +48,7 @@ def parse_chat(
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
+    check_beams(body)
     prompt = model.chat(conversation_of(body), body.prompt_room(max_model_len))
     request = model.build(
         prompt.token_ids,

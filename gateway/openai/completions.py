@@ -19,6 +19,7 @@ from gateway.openai.logprobs import (
 from gateway.openai.schema import (
     REFUSED_IN_COMPLETION,
     CompletionBody,
+    check_beams,
     check_stream,
     checked_text,
     options_of,
@@ -43,7 +44,10 @@ def parse_completion(
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
+    check_beams(body)
     num_samples = _num_samples(body)
+    if body.use_beam_search:
+        num_samples = body.n or 1  # it keeps the best itself
     num_logprobs = body.logprobs
     if num_samples > (body.n or 1) and num_logprobs is None:
         num_logprobs = 0  # by which the best are known

@@ -7,7 +7,7 @@ unknown field is ignored, as clients expect.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.nesting import is_deeper
 from gateway.openai.structure import StructuredBody, requested_grammar
-from gateway.request import Options
+from gateway.request import BeamOptions, Options
 
 
 class StreamOptions(BaseModel):
@@ -59,6 +59,9 @@ class GenerationBody(StructuredBody):
     return_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
 
     @property
     def streams(self) -> bool:
@@ -125,7 +128,6 @@ _EMPTY: tuple[Any, ...] = (None, [], {})
 
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
-    "use_beam_search": _NEITHER,
     "logits_processors": _EMPTY,
 }
 
@@ -161,7 +163,10 @@ _EXPECTED = {
     "model_type": "an object",
     "model_attributes_type": "an object",
 }
-_EXPECTED_OF_FIELD = {"stop": "a string or an array of strings"}
+_EXPECTED_OF_FIELD = {
+    "early_stopping": 'true, false or "never"',
+    "stop": "a string or an array of strings",
+}
 _MAX_ID_DIGITS = 10
 MAX_BODY_DEPTH = 128
 
@@ -200,6 +205,57 @@ def check_stream(body: GenerationBody) -> None:
         )
 
 
+_WITH_BEAMS = frozenset(
+    (
+        *("model", "prompt", "messages", "n", "best_of", "max_tokens", "max_completion_tokens"),
+        *("seed", "logprobs", "top_logprobs", "stop_token_ids", "ignore_eos", "echo"),
+        *("include_stop_str_in_output", "skip_special_tokens", "return_token_ids"),
+        *("truncate_prompt_tokens", "chat_template_kwargs", "add_generation_prompt"),
+        *("continue_final_message", "reasoning_effort", "parallel_tool_calls"),
+        *("priority", "cache_salt", "request_id", "user"),
+        *("use_beam_search", "length_penalty", "early_stopping"),
+    )
+)
+_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
+    # what a search may be told although it does not draw
+    "temperature": (0, 1),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+}
+
+
+def check_beams(body: GenerationBody) -> None:
+    """Raises RequestError for what a search does not do, or what only a search does."""
+    if not body.use_beam_search:
+        for name, nothing in (("length_penalty", (None, 1)), ("early_stopping", (None, False))):
+            value = getattr(body, name)
+            if value not in nothing:
+                raise invalid(
+                    name, f"{name} is {quote(value)}; it needs use_beam_search to be true"
+                )
+        return
+    for name in sorted(type(body).model_fields.keys() - _WITH_BEAMS):
+        value = getattr(body, name)
+        if value and value not in _WITHOUT_EFFECT.get(name, ()):
+            raise invalid(
+                name, f"{name} is {quote(value)}; with use_beam_search it is not supported"
+            )
+
+
+def _beams(body: GenerationBody) -> BeamOptions | None:
+    """As many beams as there are samples; `n` of them are the answer."""
+    if not body.use_beam_search:
+        return None
+    width = max(body.n or 1, getattr(body, "best_of", None) or 1)
+    penalty = 1.0 if body.length_penalty is None else body.length_penalty
+    return BeamOptions(
+        width=width, length_penalty=penalty, early_stopping=body.early_stopping or False
+    )
+
+
 def checked_text(field: str, text: str) -> str:
     """The text itself. Raises RequestError: JSON can write half of a surrogate pair."""
     try:
@@ -235,6 +291,7 @@ def options_of(body: GenerationBody, **said: Any) -> Options:
         "priority": body.priority,
         "cache_salt": body.cache_salt,
         "truncate_prompt_tokens": body.truncate_prompt_tokens,
+        "beams": _beams(body),
         "num_prompt_logprobs": None if body.streams else body.prompt_logprobs,
         "allowed_token_ids": body.allowed_token_ids,
         "bad_words": [checked_text("bad_words", word) for word in body.bad_words or ()],

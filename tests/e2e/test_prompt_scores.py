@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from quire.models import resolve
 from tests.e2e.idle import idle_state
@@ -65,6 +65,27 @@ class Scorer:
         tops = [max(top.values()) for top in logprobs["top_logprobs"][1 : len(token_ids)]]
         assert tops == pytest.approx(best, abs=TOLERANCE)
 
+    def search(
+        self, token_ids: Sequence[int], *, width: int, max_tokens: int, length_penalty: float
+    ) -> list[list[int]]:
+        """What `generate` finds, best first; none of it ends early."""
+        ids = torch.tensor([token_ids])
+        config = GenerationConfig(
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=max_tokens,
+            length_penalty=length_penalty,
+            do_sample=False,
+            eos_token_id=self._model.generation_config.eos_token_id,
+            pad_token_id=self._model.generation_config.eos_token_id,
+        )
+        with torch.inference_mode():
+            found = self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config
+            )
+        beams: list[list[int]] = found[:, len(token_ids) :].tolist()
+        return beams
+
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
@@ -95,6 +116,25 @@ def test_a_batch_of_prompts_has_transformers_logprobs(
         for name, offset in zip(choice["logprobs"]["tokens"], offsets, strict=True):
             assert name.startswith("bytes:") or choice["text"].startswith(name, offset)
     assert answer["usage"]["completion_tokens"] == max_tokens * len(TEXTS)
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 2.0])
+def test_a_search_finds_transformers_beams(
+    server: Server, scorer: Scorer, length_penalty: float
+) -> None:
+    prompt = scorer.tokenizer("The best thing about a long walk is").input_ids
+    expected = scorer.search(prompt, width=3, max_tokens=10, length_penalty=length_penalty)
+    body = {
+        "prompt": prompt,
+        "use_beam_search": True,
+        "n": 3,
+        "max_tokens": 10,
+        "length_penalty": length_penalty,
+        "return_token_ids": True,
+    }
+    response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
+    assert response.status_code == 200, response.text
+    assert [choice["token_ids"] for choice in response.json()["choices"]] == expected
 
 
 @pytest.mark.slow
