@@ -94,11 +94,13 @@ class Checkpoint:
         """
         missing = sorted(set(expected) - set(self.entries))
         if missing:
-            raise CheckpointError(f"{len(missing)} tensors are missing: {_few(missing)}")
+            are = "tensor is" if len(missing) == 1 else "tensors are"
+            raise CheckpointError(f"{len(missing)} {are} missing: {_few(missing)}")
         unknown = sorted(set(self.entries) - set(expected) - ignored)
         if unknown:
+            have = "tensor has" if len(unknown) == 1 else "tensors have"
             raise CheckpointError(
-                f"{len(unknown)} tensors have no place in this architecture: {_few(unknown)}"
+                f"{len(unknown)} {have} no place in this architecture: {_few(unknown)}"
             )
         for name, shape in expected.items():
             entry = self.entries[name]

@@ -28,7 +28,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 class MemoryShortError(Exception):
-    """KV for one sequence of full length does not fit; the message has both figures."""
+    """Weights, or KV for one sequence of full length, do not fit; the message has both figures."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,16 @@ class KVNeed:
             f"one sequence of max_model_len {self.max_model_len} needs "
             f"{_size((self.blocks_each + 1) * self.block_bytes)} of KV memory; "
             f"{whence} {_size(given)}, {fits}"
+        )
+
+
+def check_weights(model: OpenedModel) -> None:
+    """Raises `MemoryShortError` if the weights, unread yet, need more than is free for them."""
+    needed, free = model.weight_bytes, free_bytes(model.device)
+    if needed > free:
+        raise MemoryShortError(
+            f"the weights need {_size(needed)} as {str(model.dtype).removeprefix('torch.')}; "
+            f"{_size(free)} of memory are free on {model.device}"
         )
 
 

@@ -115,6 +115,16 @@ class OpenedModel:
     num_tensors: int
     pooling: SentencePooling
 
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
+
+        def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+            return torch.empty(shape, dtype=self.dtype, device="meta")[part]
+
+        weights = Weights(read, self.group)
+        return build_model(self.config, weights, ops.REFERENCE, max_model_len=1).weight_bytes
+
     def load(self) -> LoadedModel:
         """Reads the weights; returns when every rank has.
 

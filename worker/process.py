@@ -25,7 +25,7 @@ from worker.encoder_loader import LoadedEncoder, holds_encoder, load_encoder
 from worker.encoder_runner import start_encoder
 from worker.executor import Executor, Runner
 from worker.grammars import Grammars
-from worker.ledger import KVNeed, KVRequest, MemoryShortError, parse_size
+from worker.ledger import KVNeed, KVRequest, MemoryShortError, check_weights, parse_size
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
 from worker.parallel import Group, LostRankError, form
@@ -253,6 +253,7 @@ def _start(options: Options, device: torch.device, group: Group) -> tuple[Runner
             pooling=_pooling(options),
         )
         KVNeed.of(opened, options.block_size).check(request)
+        check_weights(opened)
         grammars = Grammars(
             options.model / "tokenizer.json", opened.config.vocab_size, options.num_threads
         )
@@ -270,6 +271,9 @@ def _start(options: Options, device: torch.device, group: Group) -> tuple[Runner
         )
     except (LoadError, MemoryShortError) as error:
         raise StartError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise StartError(f"the weights and the largest step do not fit: {reason}") from error
     return runner, ledger.num_blocks, loaded
 
 

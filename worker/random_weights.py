@@ -32,8 +32,9 @@ class RandomWeights:
     ) -> torch.Tensor:
         """One tensor, or the part of it with one slice per axis.
 
-        Matrices are uniform and keep the variance of what they are applied to; norms keep
-        everything, biases are zero.
+        Matrices are uniform and keep the variance of what they are applied to. Norm weights are
+        one, which keeps everything; families that store them less one (Gemma) double it instead.
+        Biases are zero.
         """
         tensor = torch.empty(self.shapes[name], dtype=dtype, device=device)
         if tensor.dim() == 1:

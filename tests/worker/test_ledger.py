@@ -6,11 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.linear import can_pack
 from tests.worker.builders import MAX_MODEL_LEN, admission
 from worker import ledger
 from worker.kv_cache import KVCache
-from worker.ledger import Claims, KVNeed, KVRequest, Ledger, MemoryShortError, parse_size, settle
+from worker.ledger import (
+    Claims,
+    KVNeed,
+    KVRequest,
+    Ledger,
+    MemoryShortError,
+    check_weights,
+    parse_size,
+    settle,
+)
 from worker.loader import LoadedModel, open_model
+from worker.parallel import Group
+from worker.place import Place
 from worker.plans import Sampling
 from worker.sampler import Sampler
 from worker.sizes import Sizes
@@ -107,6 +119,40 @@ def test_what_was_asked_for_is_judged_without_the_weights(
         need.check(KVRequest(None, 3 * need.block_bytes))
     with pytest.raises(MemoryShortError, match=r"gives 8\.00 KiB, too little$"):
         need.check(KVRequest(None, need.block_bytes))
+
+
+def packed_bytes(loaded: LoadedModel) -> int:
+    """What a tied head takes that is laid out otherwise than the embedding."""
+    weight = loaded.model.embedding.weight
+    return weight.numel() * weight.itemsize * can_pack(weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_weights_take_is_known_before_they_are_read(tiny_directory: Path, dtype: str) -> None:
+    opened = open_model(tiny_directory, dtype=dtype, device=CPU)
+    loaded = opened.load()
+    assert opened.weight_bytes == loaded.weight_bytes - packed_bytes(loaded)
+    shared = [
+        open_model(tiny_directory, dtype=dtype, device=CPU, group=Group(Place(rank, 2)))
+        for rank in range(2)
+    ]
+    for share in shared:
+        loaded = share.load()
+        assert share.weight_bytes == loaded.weight_bytes - packed_bytes(loaded)
+        assert share.weight_bytes < opened.weight_bytes
+
+
+def test_weights_that_do_not_fit_are_not_read(
+    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_model(tiny_directory, dtype="bfloat16", device=CPU)
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: opened.weight_bytes)
+    check_weights(opened)
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: opened.weight_bytes - 1)
+    figure = rf"{opened.weight_bytes / 1024:.2f} KiB"
+    expected = rf"^the weights need {figure} as bfloat16; \d+\.\d\d KiB of memory are free on cpu$"
+    with pytest.raises(MemoryShortError, match=expected):
+        check_weights(opened)
 
 
 def test_the_length_that_is_said_to_fit_fits(tiny_model: LoadedModel) -> None:

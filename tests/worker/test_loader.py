@@ -168,7 +168,7 @@ def test_a_damaged_header(directory: Path, header: bytes) -> None:
 
 def test_missing_tensors_are_named(directory: Path) -> None:
     change_tensors(directory, lambda tensors: tensors.pop("model.norm.weight"))
-    assert "1 tensors are missing: model.norm.weight" in refusal(directory)
+    assert "1 tensor is missing: model.norm.weight" in refusal(directory)
 
 
 def test_unknown_tensors_are_named(directory: Path) -> None:

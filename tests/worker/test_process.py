@@ -20,6 +20,7 @@ import torch
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE
 from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler, fake_scheduler
+from worker import ledger
 from worker.loader import OpenedModel
 from worker.parallel import Group
 from worker.place import SOLE
@@ -319,18 +320,16 @@ async def test_not_enough_memory_for_one_sequence(tiny_directory: Path) -> None:
     )
 
 
-def test_no_weight_is_read_when_one_sequence_cannot_fit(
-    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
-    options = Options(
-        model=tiny_directory,
+def options(model: Path, kv_cache_memory: str | None = None) -> Options:
+    """As they are without any flag."""
+    return Options(
+        model=model,
         scheduler="unix:/nowhere",
         served_model_name="tiny",
         max_model_len=None,
         block_size=16,
         num_blocks=None,
-        kv_cache_memory="20KiB",
+        kv_cache_memory=kv_cache_memory,
         max_num_seqs=4,
         max_num_batched_tokens=64,
         dtype="auto",
@@ -343,8 +342,34 @@ def test_no_weight_is_read_when_one_sequence_cannot_fit(
         metrics_host="127.0.0.1",
         metrics_port=0,
     )
+
+
+def test_no_weight_is_read_when_one_sequence_cannot_fit(
+    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
     with pytest.raises(StartError, match=r"gives 20\.00 KiB"):
-        _start(options, torch.device("cpu"), Group(SOLE))
+        _start(options(tiny_directory, "20KiB"), torch.device("cpu"), Group(SOLE))
+
+
+def test_no_weight_is_read_when_they_cannot_fit(
+    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: 100 << 10)
+    with pytest.raises(StartError, match=r"^the weights need .* 100\.00 KiB of memory are free"):
+        _start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
+
+
+def test_a_device_that_is_full_is_one_line(
+    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(opened: OpenedModel) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs")
+
+    monkeypatch.setattr(OpenedModel, "load", load)
+    with pytest.raises(StartError, match=r"do not fit: CUDA out of memory.* 2 GiB\.$"):
+        _start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
 
 
 async def test_a_size_that_is_none(tiny_directory: Path) -> None:

@@ -181,6 +181,6 @@ def require_activation(fields: Fields, name: str, only: str) -> None:
 def parse_dtype(fields: Fields) -> torch.dtype:
     """What the checkpoint declares; raises `UnsupportedModelError`."""
     name = fields.raw.get("dtype", fields.raw.get("torch_dtype")) or "float32"
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise UnsupportedModelError(f"dtype is {name!r}; known: {', '.join(DTYPES)}")
     return DTYPES[name]

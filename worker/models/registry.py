@@ -43,7 +43,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         UnsupportedModelError: a field is missing, malformed or asks for what is not supported.
     """
     names, known = raw.get("architectures"), ", ".join(FAMILIES)
-    if not isinstance(names, list) or len(names) != 1:
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise UnsupportedModelError(
             f"architectures is {names!r}; it must name one supported architecture: {known}"
         )
