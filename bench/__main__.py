@@ -23,6 +23,10 @@ def main(
         "core_step": ("schedule and apply, per step", []),
         "plan_wire": ("plan bytes and round trip", []),
         "simulate": ("a simulated cell", ["--requests", str(requests)]),
+        "router": (
+            "a router's processor time per token of 256 streams",
+            ["--rounds", str(rounds), "--profile"],
+        ),
         "served": (
             "the served path, what bounds it and what a user would try first",
             ["--threads", str(threads), "--rounds", str(rounds)],

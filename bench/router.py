@@ -213,8 +213,9 @@ def _tokens(port: int) -> float:
 def profile_of(model: Path, steps_per_s: float, streams: int, seconds: float) -> dict[str, float]:
     """Share of the router's Python time by module, of a run under cProfile.
 
-    Calls into C count for the module that calls. What uvloop does by itself, waiting included, is
-    one figure to cProfile and left out; so is what ran before the streams.
+    Calls into C count for the module that calls, and so `transport.write` with the kernel's `send`
+    for uvicorn's protocol. What uvloop does by itself, waiting included, is one figure to cProfile
+    and left out; so are the modules that load the model, and what is none of ours or the servers'.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "profile")
@@ -222,17 +223,18 @@ def profile_of(model: Path, steps_per_s: float, streams: int, seconds: float) ->
             measure(process, port, streams, seconds)
         stats: Any = pstats.Stats(str(path))
     shares: dict[str, float] = {}
-    for (file, _, name), (_, _, own_s, _, callers) in stats.stats.items():
+    for (file, _, _), (_, _, own_s, _, callers) in stats.stats.items():
         if file != "~":
             shares[_module(file)] = shares.get(_module(file), 0.0) + own_s
             continue
         for (caller_file, _, _), (_, _, from_there_s, _) in callers.items():
-            module = (
-                "transport.write" if "write" in name and "uvloop" in name else _module(caller_file)
-            )
+            module = _module(caller_file)
             shares[module] = shares.get(module, 0.0) + from_there_s
-    shares.pop("asyncio.runners", None)  # the loop
-    shares = {name: share for name, share in shares.items() if name.startswith(_SERVING)}
+    shares = {
+        name: share
+        for name, share in shares.items()
+        if name.startswith(_SERVING) and name not in _NOT_SERVING
+    }
     total = sum(shares.values())
     return {
         name: share / total
@@ -241,7 +243,11 @@ def profile_of(model: Path, steps_per_s: float, streams: int, seconds: float) ->
     }
 
 
-_SERVING = ("router", "gateway", "uvicorn", "starlette", "grpc", "google", "transport", "asyncio")
+_SERVING = ("router", "gateway", "uvicorn", "starlette", "grpc", "google", "asyncio")
+_NOT_SERVING = (
+    *("asyncio.runners", "uvicorn.server"),  # cProfile counts the loop, waiting too, for its caller
+    *("gateway.model", "gateway.tokenizer", "gateway.vocabulary"),  # load the model
+)
 
 
 def _module(file: str) -> str:
