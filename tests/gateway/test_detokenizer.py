@@ -82,7 +82,7 @@ def test_sentencepiece_tokens_keep_the_space_between_prompt_and_output() -> None
     assert table == [b" Paris", b"\xc3", b"\xa9", b"!", b""]
 
 
-@pytest.mark.parametrize("decoder", [None, {"type": "WordPiece", "prefix": "##", "cleanup": True}])
+@pytest.mark.parametrize("decoder", [None, {"type": "CTC", "pad_token": "<pad>", "cleanup": True}])
 def test_other_decoders_are_refused_at_start(model: Model, decoder: dict[str, object]) -> None:
     with pytest.raises(ModelError, match="is not supported"):
         token_bytes(model.tokenizer._tokenizer, decoder, 400)
