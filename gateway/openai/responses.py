@@ -92,6 +92,10 @@ _OTHER_ENDPOINTS: Mapping[str, tuple[Any, ...]] = {
     "response_format": (None,),
     "truncate_prompt_tokens": (None,),
     "return_token_ids": (None, False),
+    "prompt_logprobs": (None, 0),
+    "use_beam_search": (None, False),
+    "length_penalty": (None,),
+    "early_stopping": (None, False),
 }
 
 
@@ -179,6 +183,9 @@ def _refuse(body: ResponsesBody) -> None:
     for field, allowed in _OTHER_ENDPOINTS.items():
         if (value := getattr(body, field)) not in allowed:
             raise invalid(field, f"{field} is {quote(value)}; a response has no such field")
+    if body.stream_options and body.stream_options.continuous_usage_stats:
+        field = "stream_options.continuous_usage_stats"
+        raise invalid(field, f"{field} is true; a response says its usage at its end")
     if body.text is not None:
         refuse_unserved(body.text, _REFUSED_IN_TEXT, prefix="text.")
     if body.reasoning is not None:

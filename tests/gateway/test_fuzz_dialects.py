@@ -18,6 +18,7 @@ from gateway.model import Model
 from gateway.openai.errors import error_body
 from gateway.openai.response_answer import ResponsesAnswer
 from gateway.openai.responses import ResponsesBody, StoredResponse, parse_response
+from gateway.openai.schema import GenerationBody
 from gateway.openai.tokens import DetokenizeBody, TokenizeBody, TokenizeChatBody
 from gateway.openai.tokens import detokenize as detokenize_body
 from gateway.openai.tokens import tokenize as tokenize_body
@@ -192,3 +193,25 @@ def test_what_is_nested_is_answered_or_refused(hermes: Model, depth: int) -> Non
     for body in bodies:
         for parse in (a_response, a_message):
             is_answered(parse, body)
+
+
+def test_no_field_of_the_other_endpoints_is_ignored_in_a_response(hermes: Model) -> None:
+    """Whatever is added to what the endpoints share is either served by a response or refused."""
+    served = {
+        *("model", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+        *("presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "stop_token_ids"),
+        *("allowed_token_ids", "bad_words", "ignore_eos", "include_stop_str_in_output"),
+        *("skip_special_tokens", "stream", "stream_options", "priority", "cache_salt"),
+        *("request_id", "user", "structured_outputs", "guided_json", "guided_regex"),
+        *("guided_choice", "guided_grammar"),
+    }
+    for name in GenerationBody.model_fields.keys() - served:
+        refused = 0
+        for value in (3, True, "never", 0.5, {"type": "json_object"}):
+            body = json.dumps({"input": "x", name: value}).encode()
+            with pytest.raises(RequestError, match=name) as caught:
+                parse_response(
+                    body, hermes, MAX_MODEL_LEN, "r1", random.Random(), nothing_is_stored
+                )
+            refused += "no such field" in caught.value.message
+        assert refused, name

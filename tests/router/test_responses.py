@@ -220,6 +220,13 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"max_output_tokens": 10**6}, "max_output_tokens", "max_output_tokens is 1000000"),
     ({"max_tokens": 5}, "max_tokens", "max_tokens is 5; a response has no such field"),
     ({"n": 2}, "n", "n is 2; a response has no such field"),
+    ({"use_beam_search": True}, "use_beam_search", "use_beam_search is true; a response has no"),
+    ({"prompt_logprobs": 2}, "prompt_logprobs", "prompt_logprobs is 2; a response has no such"),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        "stream_options.continuous_usage_stats",
+        "stream_options.continuous_usage_stats is true; a response says its usage at its end",
+    ),
     ({"temperature": 3}, "temperature", "temperature is 3; it must be at most 2"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", 'text.verbosity is "low"; it is not'),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", 'text.format.type is "xml"'),
