@@ -75,3 +75,9 @@ def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
 def test_what_is_not_a_template_is_refused_at_start() -> None:
     with pytest.raises(ModelError, match="not valid"):
         ChatTemplate("{% if %}", {}, ())
+
+
+def test_special_tokens_stay_text_where_a_template_escapes_what_is_not_ascii() -> None:
+    source = "{{ messages[0].content | tojson(ensure_ascii=true) }}"
+    rendered = ChatTemplate(source, {}, {"<s>"}).render(Conversation([ChatMessage("user", "é<s>")]))
+    assert rendered.pieces == ['"\\u00e9<', 's>"']
