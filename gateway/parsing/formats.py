@@ -204,8 +204,9 @@ def call_format(name: str, template: str) -> CallFormat | None:
         return _named("--tool-call-parser", name, CALL_FORMATS)
     if "[TOOL_CALLS]" in template:
         return CALL_FORMATS["mistral"]
-    if "<tool_call>" in template:  # some write XML inside of it instead
-        return None if "<function=" in template else CALL_FORMATS["hermes"]
+    if "<tool_call>" in template:
+        is_xml = "<function=" in template or "<arg_key>" in template  # inside of it
+        return None if is_xml else CALL_FORMATS["hermes"]
     if "func_name1(" in template or "<|python_start|>" in template:
         return CALL_FORMATS["pythonic"]
     if "<|python_tag|>" in template or '"parameters": dictionary' in template:

@@ -389,6 +389,7 @@ def test_tools_that_cannot_be_enforced_are_refused(hermes: Model) -> None:
     [
         ("{{ tools }}<tool_call>", "hermes"),
         ("{{ tools }}<tool_call><function=f>", None),
+        ("{{ tools }}<tool_call>f<arg_key>", None),
         ("{{ tools }}[TOOL_CALLS]", "mistral"),
         ("{{ tools }}<|python_tag|>", "llama3_json"),
         (
