@@ -95,7 +95,7 @@ class GenerationResponse(Response):
                 scope["state"]["request_id"] = call.request_id
                 answer = self._make_answer(call, backend.model.tokenizer)
                 if call.requests[0].beams is not None:
-                    with beam_search(backend.engine, call.requests) as search:
+                    with beam_search(backend.engine, call.requests, self._arrived_at) as search:
                         async with watch(receive, search):
                             await _whole(answer, search, send)
                     return

@@ -90,9 +90,14 @@ class BeamSearch:
 class BeamGeneration:
     """The answers of a call, found by search; stands where a `Generation` does."""
 
-    def __init__(self, engine: Engine, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(
+        self, engine: Engine, requests: Sequence[GenerateRequest], arrived_at: float
+    ) -> None:
         self._engine = engine
         self._requests = requests
+        self._arrived_at = arrived_at
+        self._num_accepted = 0
+        self._num_found = 0
         self._step: Generation | None = None
         self._error: RequestError | None = None
         self.samples: tuple[()] = ()
@@ -109,12 +114,38 @@ class BeamGeneration:
         for request in self._requests:
             assert request.beams is not None, "a search is asked for"
             ends = request.eos_token_ids | request.stop_token_ids
+            first = await self._continuations(request, [Beam(0.0, ())])
+            self._num_accepted += 1
             search = BeamSearch(request.beams, request.max_tokens, ends)
+            search.step(first)
             while not search.is_over:
                 search.step(await self._continuations(request, search.running))
-            for beam in search.ended[: request.n]:
-                yield self._piece(index, request, beam)
-                index += 1
+            pieces = [
+                self._piece(index + number, request, beam)
+                for number, beam in enumerate(search.ended[: request.n])
+            ]
+            index += len(pieces)
+            self._count(request, pieces)
+            for piece in pieces:
+                yield piece
+
+    def close(self) -> None:
+        """What was not found has been given up."""
+        reason = FinishReason.ABORT
+        if self._error is None or self._error.fault is Fault.INTERNAL:
+            reason = FinishReason.ERROR
+        self._engine.metrics.finished[reason] += self._num_accepted - self._num_found
+
+    def _count(self, request: GenerateRequest, pieces: Sequence[Piece]) -> None:
+        """One request of a client, whatever it took."""
+        self._num_found += 1
+        metrics = self._engine.metrics
+        metrics.prompt_tokens += len(request.prompt_token_ids)
+        metrics.generation_tokens += sum(len(piece.token_ids) for piece in pieces)
+        finish = pieces[0].finish
+        assert finish is not None, "an answer is whole"
+        metrics.finished[finish.reason] += 1
+        metrics.e2e_request_latency.observe(time.monotonic() - self._arrived_at)
 
     async def _continuations(
         self, request: GenerateRequest, beams: Sequence[Beam]
@@ -168,10 +199,16 @@ class BeamGeneration:
 
 
 @contextmanager
-def beam_search(engine: Engine, requests: Sequence[GenerateRequest]) -> Iterator[BeamGeneration]:
+def beam_search(
+    engine: Engine, requests: Sequence[GenerateRequest], arrived_at: float
+) -> Iterator[BeamGeneration]:
     """Starts a search; leaving the context ends it. Raises RequestError: nobody can serve it."""
     engine.check_available()
-    yield BeamGeneration(engine, requests)
+    search = BeamGeneration(engine, requests, arrived_at)
+    try:
+        yield search
+    finally:
+        search.close()
 
 
 def _one_token(request: GenerateRequest, beam: Beam) -> GenerateRequest:

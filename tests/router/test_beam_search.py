@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from gateway.output import TokenLogprob
 from gateway.request import BeamOptions
 from router.beam_search import BeamSearch
+from router.server import Router
 from tests.router.conftest import Until
 from tests.router.fake_scheduler import FakeScheduler
 from tests.worker.builders import write_tiny_llama
@@ -87,7 +88,7 @@ def test_the_beams_are_transformers_own(
 
 
 async def test_the_best_beams_are_the_answer(
-    http: httpx.AsyncClient, scheduler: FakeScheduler
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
 ) -> None:
     """After anything the fake model finds token 10 likeliest, then 11, ..."""
     body = SEARCH | {"logprobs": 1, "return_token_ids": True, "best_of": 3}
@@ -101,6 +102,11 @@ async def test_the_best_beams_are_the_answer(
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (3, 6)
     assert not scheduler.submits  # each is asked for on the router's own behalf
     assert not scheduler.running
+    metrics = router.backend.metrics
+    assert {reason.value: count for reason, count in metrics.finished.items() if count} == {
+        "length": 1
+    }
+    assert (metrics.prompt_tokens, metrics.generation_tokens) == (3, 6)
 
 
 async def test_a_chat_is_searched(client: openai.AsyncOpenAI) -> None:

@@ -10,7 +10,7 @@ from worker.executor import Runner
 from worker.plans import BatchPlan, Sampling, StepResult
 
 REFINED = (
-    Sampling(num_logprobs=3),
+    Sampling(num_logprobs=3, num_prompt_logprobs=2),
     Sampling(temperature=1.0, num_logprobs=0),
     Sampling(presence_penalty=0.7, frequency_penalty=0.4, repetition_penalty=1.3),
     Sampling(bias_token_ids=(7, 300, 999), bias=(3.0, -100.0, 5.0)),

@@ -23,6 +23,7 @@ WHOLE_FILES = (
 # Of these files the rest is what a CPU runs, or a specification.
 FUNCTIONS = {
     "kernels/sampling.py": ("token_logprobs",),
+    "worker/prompt_scores.py": ("score", "_tiles"),
     "kernels/step_sampling.py": ("count_known_tokens", "packed", "num_words"),
 }
 # Ask for values, or for a size that values decide.
