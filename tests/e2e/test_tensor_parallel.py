@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
+import httpx
 import psutil
 import pytest
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from tests.e2e.exactness import MAX_MODEL_LEN
+from tests.e2e.languages import HARD
 from tests.e2e.reference import NUM_OUTPUT_TOKENS, Prompt, Reference
 from tests.e2e.server import Server, serve
 
@@ -75,6 +77,18 @@ async def test_two_ranks_say_what_one_says(
     few = prompts[1:5] + prompts[17:19]
     for prompt, output in zip(few, await answers(server, few), strict=True):
         reference.check(prompt, output)
+
+
+async def test_two_ranks_keep_to_a_grammar(server: Server) -> None:
+    """Each makes the masks itself: did they differ, the sums of the ranks would mean nothing."""
+    asked = [HARD[name] for name in ("nested references", "unicode", "a date by regex")]
+    body = {"prompt": "Well:", "temperature": 1, "seed": 8, "max_tokens": 200}
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        for language in asked:
+            response = await client.post("/v1/completions", json=body | language.fields)
+            choice = response.json()["choices"][0]
+            assert choice["finish_reason"] == "stop"
+            language.check(choice["text"])
 
 
 @pytest.mark.slow
