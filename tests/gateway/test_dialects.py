@@ -11,7 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.anthropic.conversation import conversation_of
 from gateway.anthropic.messages import MessagesAnswer, parse_messages
+from gateway.anthropic.schema import CountTokensBody
 from gateway.model import Model, load_model
 from gateway.openai.response_answer import ResponsesAnswer
 from gateway.openai.responses import ResponseCall, StoredResponse, parse_response
@@ -225,3 +227,24 @@ def test_what_is_not_stored_is_not_kept(hermes: Model) -> None:
     answer.collect(pieces_of("hello", (), (FinishReason.STOP, None)))
     assert answer.whole()["store"] is False
     assert kept == []
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False}),
+        ({"thinking": {"type": "adaptive"}}, {"enable_thinking": True}),
+        ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        ({}, {}),
+    ],
+)
+def test_what_the_template_is_told_of_thinking(said: dict[str, Any], told: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], **said}
+    conversation = conversation_of(CountTokensBody.model_validate(body))
+    assert conversation.template_arguments == told
+
+
+def test_one_call_at_a_time() -> None:
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    body = {"messages": [{"role": "user", "content": "x"}], "tool_choice": choice}
+    assert not conversation_of(CountTokensBody.model_validate(body)).parallel_tool_calls
