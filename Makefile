@@ -50,8 +50,9 @@ fmt: install  ## Repair what `make check` finds, where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write protos
 
-protos: install  ## Generate the Python modules of protos/quire/v1
+protos: install  ## Generate the modules of protos/quire/v1: Python's, and Go's where its tools are
 	$(BIN)/python -m protos.generate
+	@if command -v protoc protoc-gen-go protoc-gen-go-grpc > /dev/null; then clients/go/generate.sh; fi
 
 bench: install  ## Measure the control path and the served path on this machine
 	$(BIN)/python -m bench
