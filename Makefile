@@ -52,7 +52,8 @@ fmt: install  ## Repair what `make check` finds, where a tool can
 
 protos: install  ## Generate the modules of protos/quire/v1: Python's, and Go's where its tools are
 	$(BIN)/python -m protos.generate
-	@if command -v protoc protoc-gen-go protoc-gen-go-grpc > /dev/null; then clients/go/generate.sh; fi
+	@if command -v protoc-gen-go-grpc && command -v protoc-gen-go && command -v protoc; \
+		then clients/go/generate.sh; fi > /dev/null
 
 bench: install  ## Measure the control path and the served path on this machine
 	$(BIN)/python -m bench
