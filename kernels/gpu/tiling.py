@@ -107,9 +107,12 @@ def chunk_tiling(
         if height <= tallest and has_use and fills_device:
             block_m = height
     block_m = max(block_m, next_power_of_2(group))
+    tile = _tile(gpu, head_dim, dtype)
+    if block_m == 16 and head_dim <= 64:
+        tile = min(tile, 32)  # of more scores registers spill, for groups of 1 and 3
     return Tiling(
         block_m=block_m,
-        tile=_tile(gpu, head_dim, dtype),
+        tile=tile,
         num_warps=8 if block_m >= tallest > 16 else 4,
         num_stages=gpu.num_stages,
     )

@@ -1,4 +1,4 @@
-"""Paged attention as it is launched."""
+"""Paged attention as it is launched; `specs_attention_groups` has what is left out here."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -33,15 +33,17 @@ class Layer:
         cache: str | None = None,
         window: int | None = None,
         softcap: bool = False,
+        group: int = GROUP,
     ) -> None:
         """The cache holds the type `kind` of queries if it holds no other."""
         self.head_dim, self.kind, self.cache = head_dim, kind, cache or kind
-        self.window, self.softcap = window, softcap
+        self.window, self.softcap, self.group = window, softcap, group
         self.name = "-".join(
             [str(head_dim), kind]
             + ([cache] if cache else [])
             + ([f"window{window}"] if window else [])
             + (["softcap"] if softcap else [])
+            + ([f"group{group}"] if group != GROUP else [])
         )
 
     @property
@@ -64,7 +66,7 @@ class Layer:
     def constexprs(self) -> dict[str, Any]:
         """Likewise."""
         return {
-            "GROUP": GROUP,
+            "GROUP": self.group,
             "BLOCK_SIZE": BLOCK_SIZE,
             "HEAD_DIM": self.head_dim,
             "WINDOW": self.window,
@@ -84,7 +86,7 @@ def instructions(block_m: int, kind: str) -> dict[str, tuple[str, ...]]:
 def decodes(architecture: str, layer: Layer, split: bool = False) -> CompileSpec:
     """Decodes of whole contexts, or of parts of them."""
     gpu: Gpu = GPUS[architecture]
-    chosen = tiling.decode_tiling(gpu, GROUP, layer.head_dim, DTYPES[layer.kind])
+    chosen = tiling.decode_tiling(gpu, layer.group, layer.head_dim, DTYPES[layer.kind])
     out = {"out": "*fp32", "logsums": "*fp32"} if split else {"out": f"*{layer.kind}"}
     return CompileSpec(
         name=f"decodes-{layer.name}{'-split' * split}-{architecture}",
@@ -103,9 +105,9 @@ def decodes(architecture: str, layer: Layer, split: bool = False) -> CompileSpec
 
 def chunk(architecture: str, layer: Layer, num_tokens: int) -> CompileSpec:
     """One prompt of so many tokens."""
-    num_heads, dtype = NUM_KV_HEADS * GROUP, DTYPES[layer.kind]
+    num_heads, dtype = NUM_KV_HEADS * layer.group, DTYPES[layer.kind]
     chosen = tiling.chunk_tiling(
-        GPUS[architecture], num_tokens, 1, num_heads, GROUP, layer.head_dim, dtype
+        GPUS[architecture], num_tokens, 1, num_heads, layer.group, layer.head_dim, dtype
     )
     return CompileSpec(
         name=f"chunk-{layer.name}-tokens{num_tokens}-{architecture}",
@@ -141,6 +143,10 @@ def specs() -> Iterator[CompileSpec]:
         yield chunk(HOPPER, layer, LONG)
     for head_dim in (64, 256):
         yield chunk(HOPPER, Layer(head_dim, cache="fp8e4nv"), LONG)
+    # Groups that are no power of two, and none at all.
+    yield chunk(HOPPER, Layer(64, group=3), SHORT)
+    yield chunk(HOPPER, Layer(128, group=7), LONG)
+    yield chunk(HOPPER, Layer(128, group=1), LONG)
     for architecture in (HOPPER, AMPERE, MI300):
         yield decodes(architecture, Layer(128), split=True)
     yield chunk(AMPERE, Layer(128), MIDDLE)

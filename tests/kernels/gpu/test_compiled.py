@@ -20,9 +20,13 @@ from tests.kernels.gpu.compiler import (
 )
 
 TABLES = sorted(path.stem for path in Path(__file__).parent.glob("specs_*.py"))
+SLOW = ("specs_attention_groups",)
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "table",
+    [pytest.param(table, marks=[pytest.mark.slow] * (table in SLOW)) for table in TABLES],
+)
 def test_kernels_compile_as_specified(table: str, pytestconfig: pytest.Config) -> None:
     assert pytestconfig.cache is not None
     cache = pytestconfig.cache.mkdir("triton")
