@@ -115,6 +115,15 @@ def select(device: torch.device, dtype: torch.dtype) -> Ops:
     return REFERENCE
 
 
+def compiles_ahead(device: torch.device) -> bool:
+    """Whether toy tensors are enough for its kernels to be compiled (`kernels.warm_up`).
+
+    On a CPU the sizes of a model do not matter to what is compiled. On a GPU they do: what is
+    compiled there is compiled when the model itself runs first.
+    """
+    return device.type == "cpu"
+
+
 def check_head_dim(device: torch.device, head_dim: int) -> None:
     """Raises ValueError unless the device's attention takes heads of this size."""
     if device.type == "cuda":

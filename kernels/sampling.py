@@ -1,4 +1,4 @@
-"""From logits to tokens: the functions of the sampler, for any device.
+"""From logits to tokens: the functions of the sampler where the host reaches the logits.
 
 A row's logits pass through these steps, in this order (that of vLLM):
 
@@ -18,8 +18,9 @@ token in any batch. A row knows nothing of its neighbours in any step.
 
 Log-probabilities are of the raw logits, before step 1.
 
-What is here is the specification; on a CPU the costly steps take the fused loops of
-`kernels.sampling_cpu`.
+`penalize_specification` and `draw_specification` are the text, for any device; the costly steps
+take the fused loops of `kernels.sampling_cpu`. A device that works on its own has
+`kernels.step_sampling` instead.
 """
 
 from dataclasses import dataclass
@@ -103,10 +104,8 @@ def argmax(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         [rows] int64.
     """
-    if logits.device.type == "cpu":
-        # numpy's argmax runs along the row in vector registers; torch's takes ten times as long.
-        return torch.from_numpy(logits.numpy().argmax(axis=1))
-    return logits.argmax(dim=1)
+    # numpy's argmax runs along the row in vector registers; torch's takes ten times as long.
+    return torch.from_numpy(logits.numpy().argmax(axis=1))
 
 
 def add_at_(
@@ -138,12 +137,9 @@ def penalize_(
         tables: what has been seen.
         penalties: [3, penalized] float32: repetition, presence, frequency.
     """
-    if logits.device.type == "cpu":
-        from kernels.sampling_cpu import penalize_rows  # numba: wanted on a CPU alone
+    from kernels.sampling_cpu import penalize_rows  # numba: wanted on a CPU alone
 
-        penalize_rows(logits, row, slot, tables, penalties)
-    else:
-        logits[row] = penalize_specification(logits[row], slot, tables, penalties)
+    penalize_rows(logits, row, slot, tables, penalties)
 
 
 def penalize_specification(
@@ -169,11 +165,9 @@ def draw(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) -> to
     Returns:
         [rows] int64.
     """
-    if logits.device.type == "cpu":
-        from kernels.sampling_cpu import draw_rows  # numba: wanted on a CPU alone
+    from kernels.sampling_cpu import draw_rows  # numba: wanted on a CPU alone
 
-        return draw_rows(logits, params, position)
-    return draw_specification(logits, params, position)
+    return draw_rows(logits, params, position)
 
 
 def draw_specification(

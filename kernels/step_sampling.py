@@ -181,7 +181,7 @@ def _chosen(
     logits: torch.Tensor, at: torch.Tensor, place: torch.Tensor, sampling: SlotSampling
 ) -> torch.Tensor:
     """Steps 5 to 9."""
-    token = steps.argmax(logits)
+    token = logits.argmax(dim=1)  # the first of several
     rows = (sampling.temperature[at] > 0).nonzero()[:, 0]
     drawn = at[rows]
     params = DrawParams(

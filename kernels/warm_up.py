@@ -11,12 +11,7 @@ _ROW_COUNTS = (1, 64)
 
 
 def warm_up(ops: Ops, device: torch.device, dtype: torch.dtype) -> None:
-    """Runs each op on toy tensors: on a CPU the sizes of a model do not matter to what is compiled.
-
-    On a GPU they do. What is compiled there is compiled when the model itself runs first.
-    """
-    if device.type != "cpu":
-        return
+    """Runs each op on toy tensors, where `kernels.ops.compiles_ahead`."""
     for num_rows in _ROW_COUNTS:
         _run_all(ops, num_rows, device, dtype)
 

@@ -175,14 +175,14 @@ def settle(
 ) -> Ledger:
     """Decides how many KV blocks the worker has.
 
-    By default: enough for every slot at full length, within a quarter of the free memory of a
-    machine (its other processes want some), or what a device's claims leave.
+    By default: enough for every slot at full length, within what the claims of a device leave; or
+    without claims, within a quarter of what the machine has free (its other processes want some).
 
     Raises `MemoryShortError` when one sequence of `max_model_len` does not fit.
     """
     free = free_bytes(device)
     need = KVNeed.of(loaded, sizes.block_size)
-    left = free
+    left, is_shared = free, claims is None
     if claims is None:
         workspace = _workspace_bytes(loaded, sizes)
         claims = Claims(workspace, graph_bytes=0)
@@ -192,7 +192,7 @@ def settle(
         given, whence = (request.num_blocks + 1) * need.block_bytes, "--num-blocks gives"
     elif request.memory_bytes is not None:
         given, whence = request.memory_bytes, "--kv-cache-memory gives"
-    elif device.type == "cpu":
+    elif is_shared:
         given, whence = int(free * _CPU_SHARE), "a quarter of the free memory is"
     else:
         given, whence = max(0, left - claims.spared_bytes), "free device memory leaves"

@@ -139,7 +139,8 @@ class OpenedModel:
                 return tensor
 
             model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
-        warm_up(kernels, self.device, self.dtype)
+        if ops.compiles_ahead(self.device):
+            warm_up(kernels, self.device, self.dtype)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,
