@@ -12,8 +12,6 @@ launched up to its forward pass; while that runs, the host reads the tokens of t
 makes the masks and launches the sampler behind them.
 """
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,14 +23,15 @@ from kernels import sampling
 from kernels.batch import AttentionBatch
 from kernels.ops import DeviceStepOps
 from kernels.step_sampling import count_known_tokens
+from worker.completion import Completion, Launched
 from worker.constraints import Constraints
 from worker.device_tables import DeviceTables, Writes
 from worker.executor import Deliver, Fail, Model
 from worker.kv_cache import KVCache
-from worker.lane import Array, Fetched, Lane
-from worker.plans import BatchPlan, Int32Column, Logprobs, PlanError, StepResult, Timing
+from worker.lane import Fetched, Lane
+from worker.plans import BatchPlan, Int32Column, PlanError
 from worker.pooling import PooledRows, Pooler
-from worker.prompt_scores import TILE_ROWS, PromptScores, ScoreRun, score, score_columns
+from worker.prompt_scores import TILE_ROWS, PromptScores, score
 from worker.slot_counts import Int64Column, SlotCounts
 
 
@@ -43,23 +42,6 @@ class _Outcome:
     slots: Int64Column
     generation: Int32Column
     fetched: Fetched
-
-
-@dataclass(frozen=True)
-class _Launched:
-    """A step whose outcome is on its way."""
-
-    plan: BatchPlan
-    slots: Int64Column
-    generation: Int32Column
-    logprob_rows: Int64Column
-    num_top: Int64Column
-    fetched: Fetched
-    pooled: PooledRows | None
-    had_work: bool
-    prepare_us: int
-    deliver: Deliver
-    score_runs: tuple[ScoreRun, ...]
 
 
 class _DecodeStep:
@@ -140,7 +122,7 @@ class DeviceRunner:
         self._graphs: dict[int, _DecodeStep] = {}
         self._logits: torch.Tensor | None = None
         self._num_ordered = 0
-        self._completion = _Completion(counts)
+        self._completion = Completion(counts)
         lane.drain()  # weights, cache and tables were not made on the lane
 
     @property
@@ -229,7 +211,7 @@ class DeviceRunner:
                 slots, fetched = self._launch_decodes(writes, plan, positions)
         generation = self._counts.generation[slots]
         self._follow(slots, generation, fetched)
-        launched = _Launched(
+        launched = Launched(
             plan=plan,
             slots=slots,
             generation=generation,
@@ -489,99 +471,3 @@ class DeviceRunner:
             )
             outcome += [values.logprob, values.rank, values.top_token_id, values.top_logprob]
         return self._lane.fetch(outcome)
-
-
-class _Completion:
-    """The thread that waits for outcomes and delivers them, in launch order."""
-
-    def __init__(self, counts: SlotCounts) -> None:
-        self._counts = counts
-        self._queue: queue.SimpleQueue[_Launched | threading.Event | None] = queue.SimpleQueue()
-        self._failure: Exception | None = None
-        self._fail: Fail = lambda error: None
-        threading.Thread(target=self._run, name="completion", daemon=True).start()
-
-    def watch(self, fail: Fail) -> None:
-        """From now on `fail` is told, too, when the wait for an outcome or delivering fails."""
-        self._fail = fail
-
-    def put(self, launched: _Launched) -> None:
-        """Delivers it when it is there; raises what went wrong with an earlier one."""
-        if self._failure is not None:
-            raise self._failure
-        self._queue.put(launched)
-
-    def drain(self) -> None:
-        """Waits until everything before has been delivered, or delivering has failed."""
-        reached = threading.Event()
-        self._queue.put(reached)
-        reached.wait()
-
-    def close(self) -> None:
-        """Ends the thread."""
-        self._queue.put(None)
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-            elif self._failure is None:
-                try:
-                    item.deliver(self._result(item))
-                # This thread can end nothing: the launching one raises it, with the next plan or
-                # when it is told.
-                except Exception as error:
-                    self._failure = error
-                    self._fail(error)
-
-    def _result(self, launched: _Launched) -> StepResult:
-        arrays = launched.fetched.wait()
-        idle_us, busy_us = launched.fetched.device_us()
-        token_id, finish = arrays[:2] if arrays else (np.empty(0, np.int32),) * 2
-        arrays, vectors, scores = arrays[2:], None, None
-        if launched.pooled is not None:
-            vectors = launched.pooled.vectors(arrays[0])
-            arrays = arrays[1:]
-            self._counts.end(vectors.slot, vectors.generation, vectors.finish)
-        if launched.score_runs:
-            scores = score_columns(launched.score_runs, arrays[:4])
-            arrays = arrays[4:]
-        rows = np.flatnonzero(token_id >= 0)
-        slots = launched.slots[rows]
-        self._counts.end(slots, launched.generation[rows], finish[rows])
-        return StepResult(
-            epoch=launched.plan.epoch,
-            step_id=launched.plan.step_id,
-            slot=slots.astype(np.int32),
-            generation=launched.generation[rows],
-            token_id=token_id[rows],
-            finish=finish[rows].astype(np.uint8),
-            logprobs=_logprobs(launched, rows, arrays),
-            scores=scores,
-            timing=Timing(
-                # Without live sequences the device was idle for want of work, not of a plan.
-                wait_us=idle_us if launched.had_work else 0,
-                prepare_us=launched.prepare_us,
-                forward_us=busy_us,
-                sample_us=0,
-            ),
-            vectors=vectors,
-        )
-
-
-def _logprobs(launched: _Launched, rows: Int64Column, arrays: Sequence[Array]) -> Logprobs | None:
-    """Of the live rows that asked; None when there are none."""
-    alive = np.isin(launched.logprob_rows, rows)
-    if not arrays or not alive.any():
-        return None
-    logprob, rank, top_token_id, top_logprob = arrays
-    num_top = launched.num_top[alive]
-    wanted = np.arange(top_token_id.shape[1]) < num_top[:, None]
-    return Logprobs(
-        row=np.searchsorted(rows, launched.logprob_rows[alive]).astype(np.int32),
-        logprob=logprob[alive],
-        rank=rank[alive].astype(np.int32),
-        num_top=num_top.astype(np.int32),
-        top_token_id=top_token_id[alive][wanted].astype(np.int32),
-        top_logprob=top_logprob[alive][wanted],
-    )
