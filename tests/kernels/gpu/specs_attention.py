@@ -143,10 +143,12 @@ def specs() -> Iterator[CompileSpec]:
         yield chunk(HOPPER, layer, LONG)
     for head_dim in (64, 256):
         yield chunk(HOPPER, Layer(head_dim, cache="fp8e4nv"), LONG)
-    # Groups that are no power of two, and none at all.
-    yield chunk(HOPPER, Layer(64, group=3), SHORT)
-    yield chunk(HOPPER, Layer(128, group=7), LONG)
-    yield chunk(HOPPER, Layer(128, group=1), LONG)
+    for group in (1, 3, 5, 7, 8, 16):
+        yield chunk(HOPPER, Layer(64, group=group), SHORT)
+        yield chunk(HOPPER, Layer(128, group=group), LONG)
+        yield decodes(HOPPER, Layer(128, group=group))
+    yield chunk(HOPPER, Layer(128, "fp16", window=4096, group=7), MIDDLE)
+    yield chunk(AMPERE, Layer(64, group=1), SHORT)
     for architecture in (HOPPER, AMPERE, MI300):
         yield decodes(architecture, Layer(128), split=True)
     yield chunk(AMPERE, Layer(128), MIDDLE)
