@@ -129,14 +129,14 @@ class OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names of kernels that are launched, onto nothing."""
     pytest.importorskip("triton")
-    from kernels.gpu import attention, tiling
+    from kernels.gpu import attention_kernels, tiling
 
     names: set[str] = set()
 
     def run(kernel: Any, *_: object, **__: object) -> None:
         names.add(kernel.fn.__name__)
 
-    monkeypatch.setattr(type(attention.attend_chunks_kernel), "run", run)
+    monkeypatch.setattr(type(attention_kernels.attend_chunks_kernel), "run", run)
     monkeypatch.setattr(tiling, "gpu_of", lambda _: tiling.HOPPER)
     return names
 

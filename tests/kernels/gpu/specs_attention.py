@@ -7,8 +7,8 @@ import torch
 from triton import next_power_of_2
 
 from kernels.gpu import tiling
-from kernels.gpu.attention import (
-    JOIN_WARPS,
+from kernels.gpu.attention import JOIN_WARPS
+from kernels.gpu.attention_kernels import (
     attend_chunks_kernel,
     attend_decodes_kernel,
     join_splits_kernel,
