@@ -20,7 +20,7 @@ import torch
 
 from kernels.jit import inner, jit
 from kernels.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1
-from kernels.sampling import DrawParams, PenaltyTables
+from kernels.sampling_inputs import DrawParams, PenaltyTables
 
 _M0, _M1 = np.uint64(MULTIPLIER_0), np.uint64(MULTIPLIER_1)
 _W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)

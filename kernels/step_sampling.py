@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels import sampling as steps
-from kernels.sampling import DrawParams, PenaltyTables
+from kernels.sampling_inputs import DrawParams, PenaltyTables
 from kernels.step_tables import SlotSampling, SlotTables
 
 STOP, LENGTH, ERROR = 1, 2, 4

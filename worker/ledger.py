@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.sampling import PenaltyTables
+from kernels.sampling_inputs import PenaltyTables
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, OpenedModel
 from worker.sizes import Sizes

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from kernels import sampling
-from kernels.sampling import DrawParams, PenaltyTables, TokenLogprobs
+from kernels.sampling import TokenLogprobs
+from kernels.sampling_inputs import DrawParams, PenaltyTables
 from worker.grammars import Words
 from worker.plans import Admission, Float32Column, Logprobs, Sampling
 from worker.slot_counts import Int64Column

@@ -9,8 +9,8 @@ import torch
 
 from kernels import sampling
 from kernels.philox import gumbel_noise
-from kernels.sampling import DrawParams, PenaltyTables
 from kernels.sampling_cpu import draw_rows
+from kernels.sampling_inputs import DrawParams, PenaltyTables
 
 NEVER = -math.inf
 
