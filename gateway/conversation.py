@@ -13,13 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.errors import invalid, quote
+from gateway.limits import RequestLimits
 
-MAX_TOOLS = 128
-MAX_TOOL_BYTES = 65_536
-"""Of one tool's parameters, as JSON."""
-MAX_TOOLS_BYTES = 1_048_576
-"""Of all of them."""
-MAX_DESCRIPTION_CHARACTERS = 16_384
 MAX_DEPTH = 64
 """Of the parameters' JSON, objects and arrays within one another."""
 MAX_ARGUMENTS_BYTES = 65_536
@@ -105,10 +100,14 @@ class Conversation:
     """Leave the last turn open, so that the model goes on with it."""
 
 
-def checked_tools(tools: Sequence[Tool], choice: ToolChoice, field: str = "tools") -> None:
+def checked_tools(
+    tools: Sequence[Tool], choice: ToolChoice, limits: RequestLimits, field: str = "tools"
+) -> None:
     """Raises RequestError naming what is wrong with the tools or the choice among them."""
-    if len(tools) > MAX_TOOLS:
-        raise invalid(field, f"{field} has {len(tools)} entries; it must have at most {MAX_TOOLS}")
+    if len(tools) > limits.tools:
+        raise invalid(
+            field, f"{field} has {len(tools)} entries; it must have at most {limits.tools}"
+        )
     names: set[str] = set()
     num_bytes = 0
     for index, tool in enumerate(tools):
@@ -122,10 +121,10 @@ def checked_tools(tools: Sequence[Tool], choice: ToolChoice, field: str = "tools
         if tool.name in names:
             raise invalid(where, f"{where} has the name {quote(tool.name)}, like one before it")
         names.add(tool.name)
-        num_bytes += _tool_bytes(where, tool)
-    if num_bytes > MAX_TOOLS_BYTES:
+        num_bytes += _tool_bytes(where, tool, limits)
+    if num_bytes > limits.tools_bytes:
         raise invalid(
-            field, f"{field} has {num_bytes} bytes; it must have at most {MAX_TOOLS_BYTES}"
+            field, f"{field} has {num_bytes} bytes; it must have at most {limits.tools_bytes}"
         )
     if choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED) and not tools:
         raise invalid("tool_choice", f"tool_choice asks for a call, and {field} has 0 entries")
@@ -158,17 +157,17 @@ def _check_depth(field: str, value: Any, left: int) -> None:
         _check_depth(field, inner, left - 1)
 
 
-def _tool_bytes(where: str, tool: Tool) -> int:
+def _tool_bytes(where: str, tool: Tool, limits: RequestLimits) -> int:
     described = len(tool.description or "")
-    if described > MAX_DESCRIPTION_CHARACTERS:
+    if described > limits.tool_description:
         raise invalid(
             where,
             f"{where} has a description of {described} characters; "
-            f"it must have at most {MAX_DESCRIPTION_CHARACTERS}",
+            f"it must have at most {limits.tool_description}",
         )
     if tool.parameters is None:
         return described
     said = tool.parameters.get("type", "object")
     if said != "object":
         raise invalid(where, f'{where} has parameters of type {quote(said)}; it must be "object"')
-    return described + checked_json(f"{where}.parameters", tool.parameters, MAX_TOOL_BYTES)
+    return described + checked_json(f"{where}.parameters", tool.parameters, limits.tool_bytes)

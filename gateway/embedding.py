@@ -17,9 +17,6 @@ from gateway.request import GenerateRequest, Options, check_range, check_token_i
 
 Float32Column = npt.NDArray[np.float32]
 
-MAX_INPUTS = 2048
-"""Of one call."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingOptions:
@@ -60,10 +57,10 @@ def embedding_call(
     input_field: str,
 ) -> EmbeddingCall:
     """Checks everything and tokenizes. Raises RequestError naming field, limit and value."""
-    if not 1 <= len(inputs) <= MAX_INPUTS:
+    if not 1 <= len(inputs) <= model.limits.inputs:
         raise invalid(
             input_field,
-            f"{input_field} has {len(inputs)} entries; it must have 1 to {MAX_INPUTS}",
+            f"{input_field} has {len(inputs)} entries; it must have 1 to {model.limits.inputs}",
         )
     dimensions = _dimensions(options.dimensions, embedding_dim, model)
     kept = options.truncate_prompt_tokens

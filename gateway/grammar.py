@@ -8,6 +8,7 @@ the limits that hold at the worker. It is refused if the library does not know a
 costs too much, or if nothing is in it.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,9 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from gateway.errors import invalid, quote
+from gateway.limits import DEFAULT_LIMITS, MAX_SCHEMA_DEPTH, RequestLimits
+from gateway.nesting import is_deeper
 from protos.grammar import GRAMMAR_LIMITS, MAX_GRAMMAR_BYTES
-
-MAX_TEXT_BYTES = 1 << 16
-MAX_SCHEMA_DEPTH = 32
-MAX_SCHEMA_NODES = 2000
-MAX_CHOICES = 1000
 
 _MAX_REASON = 300
 _END = 256
@@ -66,31 +64,35 @@ class GrammarSpec:
     """Where the client said it."""
     has_tokens: bool = False
     """For LARK: what it writes as <[5]> is that token of the model's."""
+    said: Mapping[str, Any] | Sequence[str] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+    """The schema, or the texts that the answer is one of: what a client may not say too much of."""
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any], field: str) -> "GrammarSpec":
-        """That of a schema. Raises RequestError if it is too large or nested too deeply."""
-        _check_schema(schema, field)
+        """That of a schema. Raises RequestError if it is nested too deeply to be written."""
+        if is_deeper(schema, MAX_SCHEMA_DEPTH):
+            raise invalid(
+                field,
+                f"{field} is nested too deeply; no schema may be more than {MAX_SCHEMA_DEPTH} deep",
+            )
         text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-        return cls(GrammarKind.JSON_SCHEMA, text, field)
+        return cls(GrammarKind.JSON_SCHEMA, text, field, said=schema)
 
     @classmethod
     def choice(cls, texts: Sequence[str], field: str) -> "GrammarSpec":
-        """One of some texts. Raises RequestError if there are none, or too many."""
-        if not 1 <= len(texts) <= MAX_CHOICES:
-            raise invalid(
-                field, f"{field} has {len(texts)} entries; it must have 1 to {MAX_CHOICES}"
-            )
+        """One of some texts."""
         quoted = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
         quoted = quoted.replace("\x7f", "\\u007f")  # which JSON may have as it is, and Lark may not
-        return cls(GrammarKind.LARK, f"start: {quoted}", field)
+        return cls(GrammarKind.LARK, f"start: {quoted}", field, said=texts)
 
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of `json_object`."""
 
 
-def compiled(spec: GrammarSpec) -> str:
+def compiled(spec: GrammarSpec, limits: RequestLimits = DEFAULT_LIMITS) -> str:
     """The grammar in the form that the worker takes.
 
     Raises RequestError naming the field: it is too large, cannot be read, costs too much, or no
@@ -102,10 +104,7 @@ def compiled(spec: GrammarSpec) -> str:
         raise invalid(
             spec.field, f"{spec.field} has a lone surrogate; it must be Unicode"
         ) from error
-    if size > MAX_TEXT_BYTES:
-        raise invalid(
-            spec.field, f"{spec.field} has {size} bytes; it must have at most {MAX_TEXT_BYTES}"
-        )
+    _check_size(spec, size, limits)
     source, reason = _compiled(spec.kind, spec.text, spec.has_tokens)
     if reason:
         name = _NAMES[spec.kind]
@@ -119,12 +118,12 @@ def compiled(spec: GrammarSpec) -> str:
     return source
 
 
-def as_rule(spec: GrammarSpec) -> str:
+def as_rule(spec: GrammarSpec, limits: RequestLimits) -> str:
     """What stands for this language in a rule of a larger grammar, in Lark.
 
     Raises RequestError if it cannot be enforced as it is.
     """
-    compiled(spec)
+    compiled(spec, limits)
     match spec.kind:
         case GrammarKind.JSON_SCHEMA:
             return json_rule(json.loads(spec.text))
@@ -226,21 +225,35 @@ def _bytes_tokenizer() -> LLTokenizer:
     return LLTokenizer(TokenizerWrapper(_Bytes()), slices=[])
 
 
-def _check_schema(schema: Mapping[str, Any], field: str) -> None:
+def _check_size(spec: GrammarSpec, num_bytes: int, limits: RequestLimits) -> None:
+    """Raises RequestError if that is more than a client may ask for."""
+    field, said = spec.field, spec.said
+    if num_bytes > limits.grammar_bytes:
+        raise invalid(
+            field, f"{field} has {num_bytes} bytes; it must have at most {limits.grammar_bytes}"
+        )
+    if isinstance(said, Mapping):
+        _check_schema(said, field, limits)
+    elif said is not None and not 1 <= len(said) <= limits.choice:
+        raise invalid(field, f"{field} has {len(said)} entries; it must have 1 to {limits.choice}")
+
+
+def _check_schema(schema: Mapping[str, Any], field: str, limits: RequestLimits) -> None:
     """Counts without recursion."""
     left: list[tuple[Any, int]] = [(schema, 1)]
     num_nodes = 0
     while left:
         node, depth = left.pop()
         num_nodes += 1
-        if depth > MAX_SCHEMA_DEPTH:
-            raise invalid(
-                field, f"{field} is nested too deeply; it must be at most {MAX_SCHEMA_DEPTH} deep"
-            )
-        if num_nodes > MAX_SCHEMA_NODES:
+        if depth > limits.schema_depth:
             raise invalid(
                 field,
-                f"{field} has more values in it than the {MAX_SCHEMA_NODES} that it may have",
+                f"{field} is nested too deeply; it must be at most {limits.schema_depth} deep",
+            )
+        if num_nodes > limits.schema_values:
+            raise invalid(
+                field,
+                f"{field} has more values in it than the {limits.schema_values} that it may have",
             )
         if isinstance(node, Mapping):
             left += [(child, depth + 1) for child in node.values()]

@@ -18,6 +18,7 @@ from typing import Any
 from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
+from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.parsing.call_grammars import answer_grammar
 from gateway.parsing.deltas import Parsing
 from gateway.parsing.formats import (
@@ -77,6 +78,8 @@ class Model:
     """How it sets its thoughts apart from its answer, if it thinks."""
     matryoshka_dimensions: frozenset[int] | None = None
     """Lengths to which its vectors may be cut: these, or any if there are none; None: no other."""
+    limits: RequestLimits = DEFAULT_LIMITS
+    """What one request may ask of it, by the operator's word."""
 
     def check_name(self, name: str | None) -> None:
         """Raises RequestError if a client asks for another model; not asking means this one."""
@@ -140,7 +143,7 @@ class Model:
         prompt_field: str,
     ) -> GenerateRequest:
         """`build_request` with this model's limits and defaults."""
-        limits = Limits(max_model_len, self.tokenizer.vocab_size, self.eos_token_ids)
+        limits = Limits(max_model_len, self.tokenizer.vocab_size, self.eos_token_ids, self.limits)
         return build_request(
             prompt_token_ids,
             options,
@@ -154,7 +157,7 @@ class Model:
 
     def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """How each may be written: at the start of a text, and after a space."""
-        check_bad_words(words)
+        check_bad_words(words, self.limits)
         spellings = (text for word in words for text in (word.strip(), f" {word.strip()}"))
         tokens = (self.tokenizer.encode(text, add_special_tokens=False) for text in spellings)
         return tuple(dict.fromkeys(map(tuple, tokens)))
@@ -162,7 +165,7 @@ class Model:
     def _tools(self, conversation: Conversation) -> Sequence[Tool]:
         """Those that may be called. Raises RequestError if the model has no way to do that."""
         tools, choice = conversation.tools, conversation.tool_choice
-        checked_tools(tools, choice)
+        checked_tools(tools, choice, self.limits)
         if not tools or choice.mode is ToolMode.NONE:
             return ()
         assert self.template is not None
@@ -197,6 +200,7 @@ class Model:
             thoughts=self.thoughts,
             starts_thinking=starts_thinking,
             token=self.tokenizer.special_token,
+            limits=self.limits,
         )
 
     def _shown_tokens(self, thoughts: Thoughts | None, calls: CallFormat | None) -> frozenset[int]:
@@ -220,12 +224,13 @@ def load_model(
     chat_template: Path | None = None,
     tool_call_parser: str = AUTO,
     reasoning_parser: str = AUTO,
+    limits: RequestLimits = DEFAULT_LIMITS,
 ) -> Model:
     """Reads a model directory in Hugging Face's layout.
 
     `name` is what clients ask for; the directory's own name if it is None. `chat_template` is a
     file in place of the directory's own template. The parsers are names of formats, see
-    `gateway.parsing.formats`.
+    `gateway.parsing.formats`. `limits` are what one request may ask for.
 
     Raises ModelError, with a message for the operator.
     """
@@ -259,6 +264,7 @@ def load_model(
         call_format=call_format(tool_call_parser, shown),
         thoughts=thoughts_format(reasoning_parser, shown),
         matryoshka_dimensions=_matryoshka_dimensions(config),
+        limits=limits,
     )
 
 

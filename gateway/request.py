@@ -16,21 +16,10 @@ import numpy.typing as npt
 
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec, compiled
+from gateway.limits import MAX_LOGPROBS, RequestLimits
 
 Int32Column = npt.NDArray[np.int32]
 Float32Column = npt.NDArray[np.float32]
-
-MAX_SAMPLES = 128
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = 1024
-MAX_STOP_TOKENS = 128
-MAX_BIASED_TOKENS = 1024
-MAX_LOGPROBS = 20
-MAX_BAD_WORDS = 256
-MAX_BAD_WORD_CHARACTERS = 256
-
-MAX_BEAM_TOKENS = 1024
-"""Of an answer that is searched for: each costs a request for every beam."""
 
 LEAST_TEMPERATURE = 1e-3
 """Anything colder is greedy: dividing float32 logits by less could overflow."""
@@ -171,12 +160,13 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the model can take."""
+    """What the model can take, and what one client may ask of it."""
 
     max_model_len: int
     """Prompt and output tokens together."""
     vocab_size: int
     eos_token_ids: frozenset[int]
+    client: RequestLimits
 
 
 def build_request(
@@ -196,7 +186,7 @@ def build_request(
 
     Raises RequestError naming the field, the limit and the value given.
     """
-    check_range("n", options.n, 1, MAX_SAMPLES)
+    check_range("n", options.n, 1, limits.client.n)
     check_range("seed", options.seed, -(1 << 63), _UINT64)
     check_range("priority", options.priority, -(1 << 31), (1 << 31) - 1)
     prompt_token_ids = _truncated(prompt_token_ids, options, limits)
@@ -272,18 +262,19 @@ def check_request_id(name: str, value: str) -> str:
     return value
 
 
-def check_bad_words(words: Sequence[str]) -> None:
+def check_bad_words(words: Sequence[str], limits: RequestLimits) -> None:
     """Raises RequestError if there are too many, or one is empty or too long."""
-    if len(words) > MAX_BAD_WORDS:
+    if len(words) > limits.bad_words:
         raise invalid(
-            "bad_words", f"bad_words has {len(words)} words; it must have at most {MAX_BAD_WORDS}"
+            "bad_words",
+            f"bad_words has {len(words)} words; it must have at most {limits.bad_words}",
         )
     for word in words:
-        if not 1 <= len(word.strip()) <= MAX_BAD_WORD_CHARACTERS:
+        if not 1 <= len(word.strip()) <= limits.bad_word_characters:
             raise invalid(
                 "bad_words",
                 f"bad_words has a word of {len(word.strip())} characters; "
-                f"each must have 1 to {MAX_BAD_WORD_CHARACTERS}",
+                f"each must have 1 to {limits.bad_word_characters}",
             )
 
 
@@ -328,7 +319,7 @@ def _check_beams(options: Options, limits: Limits, max_tokens: int) -> None:
             f"use_beam_search is true and there are {options.beams.width} beams (n, or best_of); "
             f"with {num_ends} tokens that end an answer there can be at most {most}",
         )
-    check_range(options.max_tokens_field, max_tokens, 1, MAX_BEAM_TOKENS)
+    check_range(options.max_tokens_field, max_tokens, 1, limits.client.beam_tokens)
     if options.num_prompt_logprobs is not None:
         raise invalid(
             options.prompt_logprobs_field,
@@ -357,23 +348,23 @@ def _max_tokens(num_prompt: int, options: Options, limits: Limits, prompt_field:
 
 
 def _check_stop(options: Options, limits: Limits) -> None:
-    name = options.stop_field
-    if len(options.stop) > MAX_STOP_STRINGS:
+    name, client = options.stop_field, limits.client
+    if len(options.stop) > client.stop:
         raise invalid(
-            name, f"{name} has {len(options.stop)} strings; it must have at most {MAX_STOP_STRINGS}"
+            name, f"{name} has {len(options.stop)} strings; it must have at most {client.stop}"
         )
     for text in options.stop:
-        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+        if not 1 <= len(text) <= client.stop_characters:
             raise invalid(
                 name,
                 f"{name} has a string of {len(text)} characters; "
-                f"each must have 1 to {MAX_STOP_CHARACTERS}",
+                f"each must have 1 to {client.stop_characters}",
             )
-    if len(options.stop_token_ids) > MAX_STOP_TOKENS:
+    if len(options.stop_token_ids) > client.stop_token_ids:
         raise invalid(
             "stop_token_ids",
             f"stop_token_ids has {len(options.stop_token_ids)} tokens; "
-            f"it must have at most {MAX_STOP_TOKENS}",
+            f"it must have at most {client.stop_token_ids}",
         )
     check_token_ids("stop_token_ids", options.stop_token_ids, limits.vocab_size)
 
@@ -392,8 +383,9 @@ def _sampling(
     check_range("repetition_penalty", options.repetition_penalty, above=0, high=100)
     check_range("presence_penalty", options.presence_penalty, -2, 2)
     check_range("frequency_penalty", options.frequency_penalty, -2, 2)
-    check_range(options.logprobs_field, options.num_logprobs, 0, MAX_LOGPROBS)
-    check_range(options.prompt_logprobs_field, options.num_prompt_logprobs, 0, MAX_LOGPROBS)
+    most = limits.client.logprobs
+    check_range(options.logprobs_field, options.num_logprobs, 0, most)
+    check_range(options.prompt_logprobs_field, options.num_prompt_logprobs, 0, most)
     check_range("min_tokens", options.min_tokens, 0)
     if options.min_tokens is not None and options.min_tokens > max_tokens:
         raise invalid(
@@ -411,7 +403,7 @@ def _sampling(
         presence_penalty=_said(options.presence_penalty, 0.0),
         frequency_penalty=_said(options.frequency_penalty, 0.0),
         min_tokens=_said(options.min_tokens, 0),
-        logit_bias=_logit_bias(options.logit_bias, limits.vocab_size),
+        logit_bias=_logit_bias(options.logit_bias, limits),
         num_logprobs=options.num_logprobs,
         num_prompt_logprobs=options.num_prompt_logprobs,
         grammar=_grammar(options, limits),
@@ -435,7 +427,7 @@ def _grammar(options: Options, limits: Limits) -> str:
             f"{spec.field} is given; this model has no end token, "
             "so stop_token_ids must have at least 1 token",
         )
-    return compiled(spec)
+    return compiled(spec, limits.client)
 
 
 def _allowed_token_ids(token_ids: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
@@ -448,13 +440,13 @@ def _allowed_token_ids(token_ids: Sequence[int] | None, vocab_size: int) -> tupl
     return tuple(sorted(set(token_ids)))
 
 
-def _logit_bias(bias: Mapping[int, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    if len(bias) > MAX_BIASED_TOKENS:
+def _logit_bias(bias: Mapping[int, float], limits: Limits) -> tuple[tuple[int, float], ...]:
+    most = limits.client.logit_bias
+    if len(bias) > most:
         raise invalid(
-            "logit_bias",
-            f"logit_bias has {len(bias)} tokens; it must have at most {MAX_BIASED_TOKENS}",
+            "logit_bias", f"logit_bias has {len(bias)} tokens; it must have at most {most}"
         )
-    check_token_ids("logit_bias", list(bias), vocab_size)
+    check_token_ids("logit_bias", list(bias), limits.vocab_size)
     for token, value in bias.items():
         check_range(f"logit_bias[{token}]", value, -100, 100)
     return tuple(sorted(bias.items()))

@@ -5,7 +5,7 @@ exceptions are what the stack itself acts on: how many replicas it starts, how l
 drain, and where it and they answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -62,6 +62,9 @@ class StackOptions:
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     max_body_bytes: int | None = None
+    limit: Sequence[str] | None = None
+    """NAME=VALUE, each the most of something that one request may ask for."""
+
     max_in_flight: int | None = None
     seed: int | None = None
     """Of the seeds that requests without one get."""
@@ -108,8 +111,10 @@ class StackOptions:
             arguments.append("--no-enable-prefix-caching")
         if role == "worker" and self.enforce_eager:
             arguments.append("--enforce-eager")
-        if role == "router" and self.allow_credentials:
-            arguments.append("--allow-credentials")
+        if role == "router":
+            arguments += [part for said in self.limit or () for part in ("--limit", said)]
+            if self.allow_credentials:
+                arguments.append("--allow-credentials")
         return arguments
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from gateway.limits import described_limits, parse_limits
 from router.cors import parse_cors
 from router.listeners import ConfigurationError
 from router.server import MAX_STORED_BYTES, RESPONSE_TTL_S, Settings, serve
@@ -84,6 +85,15 @@ def main(
     max_body_bytes: Annotated[int, Option(help="Largest request body, in bytes.", min=1024)] = 8
     * 1024
     * 1024,
+    limit: Annotated[
+        list[str] | None,
+        Option(
+            help="The most that one request may ask for; may be given several times. By default: "
+            f"{described_limits()}.",
+            metavar="NAME=VALUE",
+            show_default=False,
+        ),
+    ] = None,
     max_in_flight: Annotated[
         int, Option(help="Requests in flight beyond which new ones get 429.", min=1)
     ] = 1024,
@@ -144,6 +154,7 @@ def main(
     """
     _configure_log()
     try:
+        limits = parse_limits(limit or ())
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
         )
@@ -173,6 +184,7 @@ def main(
             max_stored_bytes=max_stored_bytes,
             response_ttl_s=response_ttl,
             cors=cors,
+            limits=limits,
             reuse_port=reuse_port,
             metrics_port=metrics_port,
         )

@@ -25,6 +25,7 @@ from pathlib import Path
 import uvicorn
 
 from gateway.errors import ModelError
+from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.model import Model, load_model
 from router.app import create_app
 from router.backend import Backend
@@ -83,6 +84,8 @@ class Settings:
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
+    limits: RequestLimits = DEFAULT_LIMITS
+    """What one request may ask for."""
     reuse_port: bool = False
     """Other processes that say so too answer on the same ports."""
     metrics_port: int | None = None
@@ -142,6 +145,7 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
             chat_template=settings.chat_template,
             tool_call_parser=settings.tool_call_parser,
             reasoning_parser=settings.reasoning_parser,
+            limits=settings.limits,
         )
     except ModelError as error:
         raise ConfigurationError(str(error)) from error

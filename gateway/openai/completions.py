@@ -27,11 +27,7 @@ from gateway.openai.schema import (
     refuse_unserved,
 )
 from gateway.output import Piece, TokenLogprob, shown_bytes
-from gateway.request import MAX_SAMPLES, GenerateRequest, check_range, check_request_id
-
-MAX_PROMPTS = 1024
-MAX_CHOICES = 1024
-"""Prompts times n of one call."""
+from gateway.request import GenerateRequest, check_range, check_request_id
 
 
 def parse_completion(
@@ -45,7 +41,7 @@ def parse_completion(
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
     check_beams(body)
-    num_samples = _num_samples(body)
+    num_samples = _num_samples(body, model.limits.n)
     if body.use_beam_search:
         num_samples = body.n or 1  # it keeps the best itself
     num_logprobs = body.logprobs
@@ -59,13 +55,13 @@ def parse_completion(
         max_tokens=1 if is_prompt_only else body.max_tokens,
         **_prompt_logprobs(body),
     )
-    prompts = _prompts(body.prompt)
-    if len(prompts) * num_samples > MAX_CHOICES:
+    prompts = _prompts(body.prompt, model.limits.prompts)
+    if len(prompts) * num_samples > model.limits.choices:
         name = "n" if body.best_of is None else "best_of"
         raise invalid(
             name,
             f"{name} is {quote(num_samples)} and prompt has {len(prompts)} entries; "
-            f"together they must make at most {MAX_CHOICES} choices",
+            f"together they must make at most {model.limits.choices} choices",
         )
     requests = tuple(
         model.build(
@@ -186,15 +182,13 @@ class CompletionAnswer(Answer):
         }
 
 
-def _prompts(value: Any) -> list[str | list[int]]:
+def _prompts(value: Any, most: int) -> list[str | list[int]]:
     """A string, strings, tokens, or lists of tokens."""
     if isinstance(value, str):
         return [checked_text("prompt", value)]
     if isinstance(value, list) and value:
-        if len(value) > MAX_PROMPTS and not _is_token(value[0]):
-            raise invalid(
-                "prompt", f"prompt has {len(value)} entries; it must have at most {MAX_PROMPTS}"
-            )
+        if len(value) > most and not _is_token(value[0]):
+            raise invalid("prompt", f"prompt has {len(value)} entries; it must have at most {most}")
         if all(map(_is_token, value)):
             return [value]
         if all(isinstance(prompt, str) for prompt in value):
@@ -227,11 +221,11 @@ def _prompt_logprobs(body: CompletionBody) -> dict[str, Any]:
     return {"num_prompt_logprobs": max(asked, default=None), "prompt_logprobs_field": field}
 
 
-def _num_samples(body: CompletionBody) -> int:
+def _num_samples(body: CompletionBody, most: int) -> int:
     """To be generated for each prompt: the best of them are the answer."""
     n = 1 if body.n is None else body.n
-    check_range("n", n, 1, MAX_SAMPLES)
-    check_range("best_of", body.best_of, 1, MAX_SAMPLES)
+    check_range("n", n, 1, most)
+    check_range("best_of", body.best_of, 1, most)
     best_of = n if body.best_of is None else body.best_of
     if best_of < n:
         raise invalid("best_of", f"best_of is {best_of}; it must be at least n, which is {n}")

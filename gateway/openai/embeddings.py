@@ -8,7 +8,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from gateway.embedding import (
-    MAX_INPUTS,
     EmbeddingCall,
     EmbeddingOptions,
     Float32Column,
@@ -75,7 +74,7 @@ def parse_embeddings(
             f"encoding_format is {quote(encoding)}; it must be one of {quote(_FORMATS)}",
         )
     call = embedding_call(
-        _inputs(body.input),
+        _inputs(body.input, model.limits.inputs),
         EmbeddingOptions(
             dimensions=body.dimensions,
             truncate_prompt_tokens=body.truncate_prompt_tokens,
@@ -124,17 +123,15 @@ def _base64(vector: Float32Column) -> str:
     return compact(base64.b64encode(vector.tobytes()).decode())
 
 
-def _inputs(value: Any) -> list[str | list[int]]:
+def _inputs(value: Any, most: int) -> list[str | list[int]]:
     """A string, strings, tokens, or lists of tokens."""
     if isinstance(value, str):
         return [checked_text("input", value)]
     if isinstance(value, list) and value:
         if all(map(_is_token, value)):
             return [value]
-        if len(value) > MAX_INPUTS:
-            raise invalid(
-                "input", f"input has {len(value)} entries; it must have 1 to {MAX_INPUTS}"
-            )
+        if len(value) > most:
+            raise invalid("input", f"input has {len(value)} entries; it must have 1 to {most}")
         if all(isinstance(each, str) for each in value):
             return [checked_text("input", each) for each in value]
         if all(isinstance(each, list) and all(map(_is_token, each)) for each in value):

@@ -11,6 +11,7 @@ from typing import Any
 from gateway.conversation import Tool
 from gateway.errors import invalid
 from gateway.grammar import GrammarKind, GrammarSpec, as_rule, json_rule
+from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.parsing.formats import CallFormat, Thoughts
 
 Token = Callable[[str], int | None]
@@ -32,6 +33,7 @@ def answer_grammar(
     starts_thinking: bool,
     token: Token,
     tools_field: str = "tools",
+    limits: RequestLimits = DEFAULT_LIMITS,
 ) -> GrammarSpec:
     """The language of whole answers: perhaps thoughts, and then either calls of these tools
     (`several` of them or one) or what the client wants the content to be.
@@ -45,7 +47,7 @@ def answer_grammar(
         rules += _calls(form, tools, several, token, tools_field)
     if content is not None:
         ways.append("content")
-        rules.append(f"content: {as_rule(content)}")
+        rules.append(f"content: {as_rule(content, limits)}")
     start = f"({' | '.join(ways)})"
     if thoughts is not None:
         rules.append(_thoughts(thoughts, token))

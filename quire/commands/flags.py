@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.models import OptionInfo
 
+from gateway.limits import described_limits, parse_limits
+
 MODEL_HELP = (
     "An alias (smollm2, minilm), a Hugging Face directory, a .gguf file or a hub id (org/name)."
 )
@@ -71,6 +73,15 @@ def _scheduler(help_text: str, metavar: str | None = None) -> OptionInfo:
 
 def _router(help_text: str, metavar: str | None = None, **more: Any) -> OptionInfo:
     return _option(help_text, "Router", metavar, **more)
+
+
+def _checked_limits(said: list[str] | None) -> list[str] | None:
+    """Before anything is started."""
+    try:
+        parse_limits(said or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return said
 
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -165,6 +176,16 @@ ReasoningParser = Annotated[
     str | None, _router("How the model sets its thoughts apart.", "auto|think|mistral|none")
 ]
 MaxBodyBytes = Annotated[int | None, _router("Largest HTTP body.", "BYTES")]
+Limit = Annotated[
+    list[str] | None,
+    _router(
+        "The most that one request may ask for; may be given several times. By default: "
+        f"{described_limits()}.",
+        "NAME=VALUE",
+        callback=_checked_limits,
+        show_default=False,
+    ),
+]
 MaxInFlight = Annotated[
     int | None, _router("Requests the router holds at once; more get 429.", "N")
 ]

@@ -29,6 +29,7 @@ def serve(
     tool_call_parser: flags.ToolCallParser = None,
     reasoning_parser: flags.ReasoningParser = None,
     max_body_bytes: flags.MaxBodyBytes = None,
+    limit: flags.Limit = None,
     max_in_flight: flags.MaxInFlight = None,
     seed: flags.Seed = None,
     router_processes: flags.RouterProcesses = 1,

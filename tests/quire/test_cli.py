@@ -106,6 +106,13 @@ def test_a_port_in_use_is_told_at_once(flag: str) -> None:
     assert finished.stderr == f"error: {flag} {port} on 127.0.0.1: Address already in use\n"
 
 
+def test_a_limit_that_does_not_exist_is_refused_before_anything_is_started() -> None:
+    finished = quire("serve", "smollm2", "--limit", "samples=3")
+    assert finished.returncode == 2
+    assert "limit 'samples' does not exist; there are n," in finished.stderr
+    assert "starting" not in finished.stderr
+
+
 @pytest.mark.parametrize("command", ["serve", "doctor"])
 @pytest.mark.parametrize("port", ["0", "-1", "65536"])
 def test_a_port_that_does_not_exist_is_refused(command: str, port: str) -> None:

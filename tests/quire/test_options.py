@@ -32,6 +32,11 @@ def test_a_flag_reaches_those_who_use_it() -> None:
     assert not dummy.needs_weights
 
 
+def test_limits_are_handed_to_the_router_one_by_one() -> None:
+    arguments = StackOptions(limit=["n=4", "stop=2"]).arguments("router")
+    assert arguments[-4:] == ["--limit", "n=4", "--limit", "stop=2"]
+
+
 def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
     assert "--no-enable-prefix-caching" in StackOptions(enable_prefix_caching=False).arguments(
         "scheduler"
@@ -60,6 +65,8 @@ def test_every_option_is_used_by_some_process() -> None:
         if field.name in ("replicas", "router_processes", "metrics_port"):  # the stack's own
             continue
         flipped: Any = False if getattr(default, field.name) is True else 7
+        if field.name == "limit":
+            flipped = ["n=7"]
         options = StackOptions(**{field.name: flipped})
         roles = ("scheduler", "worker", "router")
         assert any(options.arguments(r) != default.arguments(r) for r in roles), field.name

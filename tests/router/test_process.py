@@ -86,6 +86,27 @@ async def test_it_finishes_what_runs_before_it_ends(
         assert await router.end() == 0
 
 
+async def test_requests_are_held_to_the_limits_that_it_was_told(
+    model_dir: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    scheduler, address = served
+    told = ("--limit", "n=2", "--limit", "stop=0")
+    async with (
+        running("--model", str(model_dir), "--scheduler", address, *told) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http,
+    ):
+        await until(lambda: scheduler.num_canaries > 0)
+        for fields, message in (
+            ({"n": 3}, "n is 3; it must be at most 2"),
+            ({"stop": "x"}, "stop has 1 strings; it must have at most 0"),
+        ):
+            response = await http.post("/v1/completions", json={"prompt": "xyz", **fields})
+            assert response.status_code == 400
+            assert response.json()["error"]["message"] == message
+        body = {"prompt": "xyz", "n": 2, "max_tokens": 3}
+        assert len((await http.post("/v1/completions", json=body)).json()["choices"]) == 2
+
+
 async def until_refused(http: httpx.AsyncClient) -> None:
     """Returns when new requests are refused because it drains."""
     async with asyncio.timeout(PATIENCE_S):
@@ -130,6 +151,11 @@ def refused(*arguments: str) -> str:
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr
     return line
+
+
+def test_a_limit_beyond_what_the_scheduler_takes(model_dir: Path) -> None:
+    line = refused("--model", str(model_dir), "--limit", "n=129")
+    assert line == "error: limit n is 129; it must be at most 128"
 
 
 def test_a_model_directory_that_does_not_exist() -> None:
