@@ -154,6 +154,8 @@ def main(
     """
     _configure_log()
     try:
+        if api_key == "":
+            raise ValueError("the API key is empty; leave it out to serve without one")
         limits = parse_limits(limit or ())
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials

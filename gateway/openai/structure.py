@@ -141,7 +141,7 @@ def _schema(field: str, value: object) -> GrammarSpec:
     return checked_schema(value, field)
 
 
-_NOTHING: tuple[Any, ...] = (None, False, "", [])
+_NOTHING: tuple[Any, ...] = (None, False, "")
 
 _KINDS: Mapping[str, Callable[[str, object], GrammarSpec]] = {
     "json": _schema,

@@ -84,6 +84,13 @@ def _checked_limits(said: list[str] | None) -> list[str] | None:
     return said
 
 
+def _checked_key(said: str | None) -> str | None:
+    """What a variable that is not set leaves on a command line must not open a server."""
+    if said == "":
+        raise typer.BadParameter("the key is empty; leave the flag out to serve without one")
+    return said
+
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 
 Replicas = Annotated[int, _model("Workers, each with the whole model.", "N")]
@@ -160,7 +167,12 @@ MetricsPort = Annotated[
 ]
 ApiKey = Annotated[
     str | None,
-    _router("Bearer token, or x-api-key, that clients must send.", "KEY", envvar="QUIRE_API_KEY"),
+    _router(
+        "Bearer token, or x-api-key, that clients must send.",
+        "KEY",
+        envvar="QUIRE_API_KEY",
+        callback=_checked_key,
+    ),
 ]
 ServedModelName = Annotated[
     str | None, _router("What clients put in `model` (else MODEL's name).", "NAME")
@@ -201,7 +213,11 @@ Seed = Annotated[
 
 RouterProcesses = Annotated[
     int,
-    _router("Routers that share --port and --grpc-port, for more than a core serves.", "N"),
+    _router(
+        "Routers that share --port and --grpc-port, for more than a core serves. Several keep no "
+        "/v1/responses for `previous_response_id`.",
+        "N",
+    ),
 ]
 MaxStoredBytes = Annotated[
     int | None,

@@ -188,7 +188,8 @@ def _show_ready(stack: "Stack", door: "TcpDoor", *, only_embeds: bool) -> None:
     console.print(f"  gRPC        [cyan]{door.grpc}[/]")
     for name, url in metrics.items():
         console.print(f"  metrics     [cyan]{url}[/] [dim]({name})[/]")
-    console.print("\n  Try it:\n")
+    with_key = " (with the key in QUIRE_API_KEY)" if door.api_key else ""
+    console.print(f"\n  Try it{with_key}:\n")
     console.print(f"    curl {door.url}/v1/{path}{key} \\", markup=False)
     console.print("      -H 'Content-Type: application/json' \\", markup=False)
     console.print(f"      -d '{json.dumps(question)}'\n", markup=False)

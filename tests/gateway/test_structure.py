@@ -101,7 +101,7 @@ def test_every_kind_of_language(
         {},
         {"response_format": {"type": "text"}},
         {"response_format": None, "structured_outputs": {}, "guided_json": None},
-        {"guided_regex": "", "guided_choice": [], "guided_grammar": None},
+        {"guided_regex": "", "guided_choice": None, "guided_grammar": None},
         {"structured_outputs": {"json": None, "json_object": False, "whitespace_pattern": None}},
     ],
 )
@@ -123,6 +123,16 @@ def nested(depth: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
+        (
+            {"guided_choice": []},
+            "guided_choice",
+            "guided_choice has 0 entries; it must have 1 to 1000",
+        ),
+        (
+            {"structured_outputs": {"choice": []}},
+            "structured_outputs.choice",
+            "structured_outputs.choice has 0 entries; it must have 1 to 1000",
+        ),
         ({"response_format": "json"}, "response_format", 'is "json"; it must be an object'),
         ({"response_format": {}}, "response_format.type", "is null; it must be one of text"),
         ({"response_format": {"type": "xml"}}, "response_format.type", 'is "xml"; it must be one'),

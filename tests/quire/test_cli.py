@@ -113,6 +113,13 @@ def test_a_limit_that_does_not_exist_is_refused_before_anything_is_started() -> 
     assert "starting" not in finished.stderr
 
 
+def test_an_empty_api_key_does_not_open_the_server() -> None:
+    finished = quire("serve", "smollm2", *_free_ports(), "--api-key", "")
+    assert finished.returncode == 2
+    assert "the key is empty" in finished.stderr
+    assert "starting" not in finished.stderr
+
+
 @pytest.mark.parametrize("command", ["serve", "doctor"])
 @pytest.mark.parametrize("port", ["0", "-1", "65536"])
 def test_a_port_that_does_not_exist_is_refused(command: str, port: str) -> None:

@@ -158,6 +158,11 @@ def test_a_limit_beyond_what_the_scheduler_takes(model_dir: Path) -> None:
     assert line == "error: limit n is 129; it must be at most 128"
 
 
+def test_an_empty_api_key_does_not_open_the_router(model_dir: Path) -> None:
+    line = refused("--model", str(model_dir), "--api-key", "")
+    assert line == "error: the API key is empty; leave it out to serve without one"
+
+
 def test_a_model_directory_that_does_not_exist() -> None:
     assert refused("--model", "/nowhere") == "error: model directory /nowhere does not exist"
 
