@@ -5,12 +5,14 @@ the router says so (with gRPC's own trailer, `grpc-retry-pushback-ms`), or nobod
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 
+from protos.outage import plainly
 from quire.errors import (
     AuthenticationFailed,
     Cancelled,
@@ -25,6 +27,8 @@ from quire.errors import (
 MAX_RETRIES = 29
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
 PUSHBACK_TRAILER = "grpc-retry-pushback-ms"
+
+_log = logging.getLogger(__name__)
 
 _KINDS: dict[grpc.StatusCode, type[RequestFailed]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -51,6 +55,7 @@ class Attempts:
         self._ends_at = None if timeout_s is None else self._clock() + timeout_s
         self._retries_left = max_retries
         self._backoff_s = FIRST_BACKOFF_S
+        self._told = False
         self.final = False
         """Set when something of the answer has been seen: what fails now stays failed."""
 
@@ -69,7 +74,15 @@ class Attempts:
             wait_s = self._worth_waiting_s(error)
             if wait_s is None:
                 raise failure(error) from error
+            self._tell(error)
             await asyncio.sleep(wait_s)
+
+    def _tell(self, error: grpc.aio.AioRpcError) -> None:
+        """Once: whoever has a wrong address shall not wait for all attempts to learn it."""
+        if not self._told and pushback_of(error) == 0:
+            self._told = True
+            why = plainly(error.code().name, error.details())
+            _log.warning("no answer from the router: %s; trying again", why)
 
     def _worth_waiting_s(self, error: grpc.aio.AioRpcError) -> float | None:
         """Seconds after which to try again; None: not at all."""

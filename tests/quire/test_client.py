@@ -1,6 +1,7 @@
 """The gRPC clients before a router that is busy, breaks off, is slow, or never takes a message."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -202,6 +203,21 @@ async def test_a_message_that_is_too_large_is_not_sent_again(
         with pytest.raises(Overloaded, match="larger than max"):
             await client.tokenize("x" * 5000)
     assert router.num_calls == 0
+
+
+async def test_a_wrong_address_is_told_before_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_attempts, "FIRST_BACKOFF_S", 0.0)
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{nobody_listens.getsockname()[1]}"
+        async with AsyncClient(target, max_retries=3) as client:
+            with pytest.raises(Unavailable):
+                await client.tokenize("abc")
+    assert [record.message for record in caplog.records] == [
+        "no answer from the router: nobody listens there; trying again"
+    ]
 
 
 async def test_a_router_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
