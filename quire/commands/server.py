@@ -42,7 +42,9 @@ def server(
         with BackgroundStack(resolved, options) as background:
             yield Server(Endpoint(background.stack.url), background.stack.name)
         return
-    endpoint = Endpoint(url or _only_url(), api_key)
+    # With /v1, too, as other clients want it and `quire serve` prints it.
+    base = url.rstrip("/").removesuffix("/v1") if url else _only_url()
+    endpoint = Endpoint(base, api_key)
     yield Server(endpoint, _served_model(endpoint))
 
 

@@ -37,6 +37,10 @@ def test_only_the_answer_is_printed(chat: Chat) -> None:
     assert chat("The capital of France?\n").output == "Paris.\n"
 
 
+def test_the_url_may_be_that_of_the_api(chat: Chat, server: Server) -> None:
+    assert chat("The capital of France?\n", "--url", f"{server.url}/v1").output == "Paris.\n"
+
+
 def test_a_turn_remembers_the_turns_before(chat: Chat, server: Server) -> None:
     assert chat("one\n\ntwo\n", "--system", "Be brief.").output == "Paris.\nParis.\n"
     assert asked(server)[1]["messages"] == [
