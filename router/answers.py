@@ -24,7 +24,6 @@ from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
 from router.beam_search import BeamGeneration, beam_search
-from router.body import read_body
 from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
 from router.wait_limit import WaitLimit
@@ -84,8 +83,7 @@ class GenerationResponse(Response):
             backend.permits.check()
             backend.engine.check_available()
             dice = backend.dice_of_call()
-            with backend.uploads.permit():
-                content = await read_body(request, backend.max_body_bytes)
+            content = await backend.read_body(request)
             with backend.permits.permit():
                 max_model_len = backend.engine.check_available()
                 request_id = scope["state"]["request_id"]
@@ -136,6 +134,11 @@ async def _whole(answer: Answer, generation: Generation | BeamGeneration, send: 
     # The logprobs of prompts are a lot to write, and others' streams go on meanwhile.
     is_long = any(sample.scores is not None for sample in generation.samples)
     body = await asyncio.to_thread(render) if is_long else render()
+    await send_json(body, send)
+
+
+async def send_json(body: bytes, send: Send) -> None:
+    """A whole response that went well."""
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -47,7 +47,6 @@ from gateway.openai.tokens import (
 from gateway.tokenizer import Tokenizer
 from router.answers import GenerationResponse
 from router.backend import Backend
-from router.body import read_body
 from router.cors import CorsPolicy
 from router.docs_page import page
 from router.embeddings import EmbeddingsResponse
@@ -349,8 +348,7 @@ async def _computed(request: Request, answer: Callable[[bytes], Any]) -> Respons
     """What `answer` makes of the body, in a thread. Raises RequestError."""
     backend = _backend(request)
     backend.permits.check()
-    with backend.uploads.permit():
-        content = await read_body(request, backend.max_body_bytes)
+    content = await backend.read_body(request)
     with backend.permits.permit():
         return JSONResponse(await backend.in_thread(answer, content))
 

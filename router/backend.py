@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
+from starlette.requests import Request
+
 from gateway.model import Model
+from router.body import read_body
 from router.engine import Engine
 from router.metrics import Metrics
 from router.middleware import ApiKey
@@ -52,6 +55,11 @@ class Backend:
         """Gives the requests of one call their seeds. Taken when the call arrives: the threads that
         build its requests end in any order."""
         return random.Random(self.seeds.getrandbits(64))
+
+    async def read_body(self, request: Request) -> bytes:
+        """The whole body; not too many are read at once. Raises RequestError."""
+        with self.uploads.permit():
+            return await read_body(request, self.max_body_bytes)
 
     async def in_thread(
         self,

@@ -6,9 +6,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import Fault, RequestError
 from gateway.openai.embeddings import embeddings_body, parse_embeddings
-from router.answers import watch
+from router.answers import send_json, watch
 from router.backend import Backend
-from router.body import read_body
 from router.generation import Generation
 
 
@@ -28,20 +27,14 @@ class EmbeddingsResponse(Response):
             # What would be refused now is refused before its body is read.
             backend.permits.check()
             backend.engine.check_embeds()
-            with backend.uploads.permit():
-                content = await read_body(request, backend.max_body_bytes)
+            content = await backend.read_body(request)
             with backend.permits.permit():
                 body = await self._answer(content, scope, receive)
         except RequestError as error:
             if error.fault is not Fault.CLIENT_GONE:
                 raise
             return
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_json(body, send)
 
     async def _answer(self, content: bytes, scope: Scope, receive: Receive) -> bytes:
         backend = self._backend

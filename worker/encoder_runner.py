@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from worker.encoder_loader import LoadedEncoder
-from worker.executor import Deliver, DirectRunner
+from worker.executor import DirectRunner
 from worker.models.encoder import PromptRows
 from worker.plans import Admission, BatchPlan, Int32Column, PlanError, Sampling, StepResult, Timing
 from worker.pooling import Pooler
@@ -50,19 +50,10 @@ class EncoderRunner(DirectRunner):
         """Sequences that hold a slot and have no vector yet."""
         return len(self._waiting)
 
-    @property
-    def graph_buckets(self) -> tuple[int, ...]:
-        """None: nothing is captured."""
-        return ()
-
     def reset(self) -> None:
         """Forgets every sequence."""
         self._prompts.clear()
         self._waiting.clear()
-
-    def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
-        """`Runner.launch`; the result is delivered before it returns."""
-        deliver(self.step(plan, wait_us))
 
     @torch.inference_mode()
     def step(self, plan: BatchPlan, wait_us: int = 0) -> StepResult:

@@ -9,6 +9,7 @@ competes with this thread for the interpreter.
 import gc
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -89,13 +90,26 @@ class Runner(Protocol):
         ...
 
 
-class DirectRunner:
+class DirectRunner(ABC):
     """What runners share that have finished a step when `launch` returns."""
 
-    def watch(self, fail: Fail) -> None:
+    @abstractmethod
+    def step(self, plan: BatchPlan, wait_us: int = 0) -> StepResult:
+        """Runs one plan. Raises `PlanError`."""
+
+    @property
+    def graph_buckets(self) -> tuple[int, ...]:
+        """None: nothing is captured."""
+        return ()
+
+    def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
+        """`Runner.launch`; the result is delivered before it returns."""
+        deliver(self.step(plan, wait_us))
+
+    def watch(self, fail: Fail) -> None:  # noqa: B027 - nothing is what it has to do
         """`Runner.watch`; nothing goes wrong behind the caller's back."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - likewise
         """`Runner.close`; it holds nothing that would not go by itself."""
 
 

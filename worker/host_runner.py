@@ -6,7 +6,7 @@ import torch
 
 from kernels.batch import AttentionBatch
 from worker.constraints import Constraints
-from worker.executor import Deliver, DirectRunner, Model
+from worker.executor import DirectRunner, Model
 from worker.kv_cache import KVCache
 from worker.plans import BatchPlan, Scores, StepResult, Timing, Vectors
 from worker.pooling import Pooler
@@ -40,19 +40,10 @@ class HostRunner(DirectRunner):
         """Sequences that hold a slot and have not ended."""
         return self._state.num_live
 
-    @property
-    def graph_buckets(self) -> tuple[int, ...]:
-        """None: nothing is captured."""
-        return ()
-
     def reset(self) -> None:
         """Forgets every sequence."""
         self._state.reset()
         self._constraints.reset()
-
-    def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
-        """`Runner.launch`; the result is delivered before it returns."""
-        deliver(self.step(plan, wait_us))
 
     @torch.inference_mode()
     def step(self, plan: BatchPlan, wait_us: int = 0) -> StepResult:
