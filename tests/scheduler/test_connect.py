@@ -22,6 +22,17 @@ async def until_past(served: Served, num_steps: int) -> None:
     await eventually(lambda: served.cell.view().replicas[0].num_steps > num_steps)
 
 
+async def until_known(served: Served, num_sequences: int) -> None:
+    """Returns once so many are accepted: what two routers submit is taken in any order, and all but
+    the first may come when two plans are on their way, so that they wait for a result."""
+
+    def are_known() -> bool:
+        state = served.cell.state()
+        return state.num_running + state.num_waiting == num_sequences
+
+    await eventually(are_known)
+
+
 async def test_a_router_is_welcomed_and_told_how_the_cell_is(served: Served) -> None:
     before = await FakeRouter.connected(served.address, "before")
     assert not before.statuses[0].HasField("model")
@@ -75,7 +86,7 @@ async def test_one_frame_per_router_and_step(served: Served) -> None:
     right = await FakeRouter.connected(served.address, "right")
     await left.submit(1, [1] * 3, num_samples=2)
     await right.submit(1, [2] * 5)
-    await eventually(lambda: served.cell.state().num_running == 3)
+    await until_known(served, 3)
     working = asyncio.create_task(rank.work())
 
     while len(left.finished) < 2 or not right.finished:
@@ -95,7 +106,7 @@ async def test_logprobs_point_into_the_frame_they_travel_in(served: Served) -> N
     routers = [await FakeRouter.connected(served.address, name) for name in ("a", "b")]
     for length, router in enumerate(routers, start=3):
         await router.submit(9, [1] * length, max_tokens=6)
-    await eventually(lambda: served.cell.state().num_running == 2)
+    await until_known(served, 2)
     rows_together = 0
     while served.cell.state().num_running:
         result = rank.execute(await rank.plan())
@@ -389,11 +400,11 @@ async def test_a_router_that_leaves_takes_its_sequences_along(served: Served) ->
     stays = await FakeRouter.connected(served.address, "stays")
     await router.submit(1, [1, 2, 3])
     await stays.submit(1, [4, 5, 6])
-    await eventually(lambda: served.cell.state().num_running == 2)
+    await until_known(served, 2)
 
     await router.hang_up()
 
-    await eventually(lambda: served.cell.state().num_running == 1)
+    await until_known(served, 1)
     working = asyncio.create_task(rank.work())
     await stays.until_finished(1)
     assert stays.tokens == {1: [token_at(3 + n) for n in range(4)]}
