@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.model import Model
-from gateway.request import GenerateRequest, Options, check_range, check_token_ids
+from gateway.ranges import check_range
+from gateway.request import GenerateRequest, Options, check_token_ids
 
 Float32Column = npt.NDArray[np.float32]
 

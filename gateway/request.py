@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec, compiled
 from gateway.limits import MAX_LOGPROBS, RequestLimits
+from gateway.ranges import MAX_UINT64, check_known_range, check_range, number
 
 Int32Column = npt.NDArray[np.int32]
 Float32Column = npt.NDArray[np.float32]
@@ -26,7 +27,10 @@ LEAST_TEMPERATURE = 1e-3
 
 _SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_UINT64 = (1 << 64) - 1
+_SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "min_tokens"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 _Value = TypeVar("_Value")
 
 
@@ -186,9 +190,8 @@ def build_request(
 
     Raises RequestError naming the field, the limit and the value given.
     """
-    check_range("n", options.n, 1, limits.client.n)
-    check_range("seed", options.seed, -(1 << 63), _UINT64)
-    check_range("priority", options.priority, -(1 << 31), (1 << 31) - 1)
+    for name in ("n", "seed", "priority"):
+        check_known_range(name, getattr(options, name), limits.client)
     prompt_token_ids = _truncated(prompt_token_ids, options, limits)
     max_tokens = _max_tokens(len(prompt_token_ids), options, limits, prompt_field)
     _check_stop(options, limits)
@@ -199,7 +202,7 @@ def build_request(
             "it must be 1 to 64 letters, digits, '-' or '_'",
         )
     _check_beams(options, limits, max_tokens)
-    seed = dice.getrandbits(64) if options.seed is None else options.seed & _UINT64
+    seed = dice.getrandbits(64) if options.seed is None else options.seed & MAX_UINT64
     return GenerateRequest(
         request_id=request_id,
         prompt_token_ids=np.array(prompt_token_ids, np.int32),
@@ -225,31 +228,12 @@ def build_request(
     )
 
 
-def check_range(
-    name: str,
-    value: float | None,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    above: float | None = None,
-) -> None:
-    """Raises RequestError if `value` is said and not in low..high (both allowed) or not > above."""
-    if value is None:
-        return
-    if low is not None and not value >= low:
-        raise invalid(name, f"{name} is {_number(value)}; it must be at least {_number(low)}")
-    if above is not None and not value > above:
-        raise invalid(name, f"{name} is {_number(value)}; it must be above {_number(above)}")
-    if high is not None and not value <= high:
-        raise invalid(name, f"{name} is {_number(value)}; it must be at most {_number(high)}")
-
-
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Raises RequestError if one is not a token of the model."""
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
         raise invalid(
-            name, f"{name} has {_number(wrong)}; token ids of this model are 0 to {vocab_size - 1}"
+            name, f"{name} has {number(wrong)}; token ids of this model are 0 to {vocab_size - 1}"
         )
 
 
@@ -309,7 +293,7 @@ def _truncated(prompt_token_ids: Sequence[int], options: Options, limits: Limits
 def _check_beams(options: Options, limits: Limits, max_tokens: int) -> None:
     if options.beams is None:
         return
-    check_range("length_penalty", options.beams.length_penalty, -10, 10)
+    check_known_range("length_penalty", options.beams.length_penalty, limits.client)
     eos = frozenset[int]() if options.ignore_eos else limits.eos_token_ids
     num_ends = len(eos | frozenset(options.stop_token_ids))
     most = MAX_LOGPROBS // BeamOptions(width=1).num_candidates(num_ends)
@@ -336,11 +320,11 @@ def _max_tokens(num_prompt: int, options: Options, limits: Limits, prompt_field:
     if options.max_tokens is None:
         return left
     name = options.max_tokens_field
-    check_range(name, options.max_tokens, 1)
+    check_known_range("max_tokens", options.max_tokens, limits.client, said_as=name)
     if options.max_tokens > left:
         raise RequestError(
             Fault.TOO_LONG,
-            f"{name} is {_number(options.max_tokens)} and the prompt has {num_prompt} tokens; "
+            f"{name} is {number(options.max_tokens)} and the prompt has {num_prompt} tokens; "
             f"this model accepts at most {limits.max_model_len} for both together",
             field=name,
         )
@@ -376,21 +360,17 @@ def _sampling(
     max_tokens: int,
     bad_words: tuple[tuple[int, ...], ...],
 ) -> Sampling:
-    check_range("temperature", options.temperature, 0, 2)
-    check_range("top_k", options.top_k, -1, (1 << 31) - 1)
-    check_range("top_p", options.top_p, above=0, high=1)
-    check_range("min_p", options.min_p, 0, 1)
-    check_range("repetition_penalty", options.repetition_penalty, above=0, high=100)
-    check_range("presence_penalty", options.presence_penalty, -2, 2)
-    check_range("frequency_penalty", options.frequency_penalty, -2, 2)
-    most = limits.client.logprobs
-    check_range(options.logprobs_field, options.num_logprobs, 0, most)
-    check_range(options.prompt_logprobs_field, options.num_prompt_logprobs, 0, most)
-    check_range("min_tokens", options.min_tokens, 0)
+    for name in _SAMPLING:
+        check_known_range(name, getattr(options, name), limits.client)
+    for name, value, said_as in (
+        ("logprobs", options.num_logprobs, options.logprobs_field),
+        ("prompt_logprobs", options.num_prompt_logprobs, options.prompt_logprobs_field),
+    ):
+        check_known_range(name, value, limits.client, said_as=said_as)
     if options.min_tokens is not None and options.min_tokens > max_tokens:
         raise invalid(
             "min_tokens",
-            f"min_tokens is {_number(options.min_tokens)}; "
+            f"min_tokens is {number(options.min_tokens)}; "
             f"it must be at most max_tokens, which is {max_tokens}",
         )
     temperature = _said(options.temperature, defaults.temperature)
@@ -454,7 +434,3 @@ def _logit_bias(bias: Mapping[int, float], limits: Limits) -> tuple[tuple[int, f
 
 def _said(value: _Value | None, default: _Value) -> _Value:
     return default if value is None else value
-
-
-def _number(value: float) -> str:
-    return quote(value) if isinstance(value, int) else f"{value:g}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.errors import RequestError, invalid, quote
+from gateway.limits import RequestLimits
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
 from gateway.openai.logprobs import (
@@ -27,7 +28,8 @@ from gateway.openai.schema import (
     refuse_unserved,
 )
 from gateway.output import Piece, TokenLogprob, shown_bytes
-from gateway.request import GenerateRequest, check_range, check_request_id
+from gateway.ranges import check_known_range
+from gateway.request import GenerateRequest, check_request_id
 
 
 def parse_completion(
@@ -41,7 +43,7 @@ def parse_completion(
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
     check_beams(body)
-    num_samples = _num_samples(body, model.limits.n)
+    num_samples = _num_samples(body, model.limits)
     if body.use_beam_search:
         num_samples = body.n or 1  # it keeps the best itself
     num_logprobs = body.logprobs
@@ -221,11 +223,11 @@ def _prompt_logprobs(body: CompletionBody) -> dict[str, Any]:
     return {"num_prompt_logprobs": max(asked, default=None), "prompt_logprobs_field": field}
 
 
-def _num_samples(body: CompletionBody, most: int) -> int:
+def _num_samples(body: CompletionBody, limits: RequestLimits) -> int:
     """To be generated for each prompt: the best of them are the answer."""
     n = 1 if body.n is None else body.n
-    check_range("n", n, 1, most)
-    check_range("best_of", body.best_of, 1, most)
+    check_known_range("n", n, limits)
+    check_known_range("best_of", body.best_of, limits)
     best_of = n if body.best_of is None else body.best_of
     if best_of < n:
         raise invalid("best_of", f"best_of is {best_of}; it must be at least n, which is {n}")
