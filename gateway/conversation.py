@@ -98,6 +98,9 @@ class Conversation:
     """Begin the assistant's turn."""
     continue_final_message: bool = False
     """Leave the last turn open, so that the model goes on with it."""
+    max_thought_tokens: int | None = None
+    """After so many tokens of thoughts the answer begins; None: they may be as long as it."""
+    max_thought_tokens_field: str = "max_thought_tokens"
 
 
 def checked_tools(

@@ -26,7 +26,7 @@ from protos.grammar import GRAMMAR_LIMITS, MAX_GRAMMAR_BYTES
 
 _MAX_REASON = 300
 _END = 256
-_TOKEN = re.compile(r"<\[[0-9]+\]>")
+_TOKEN = re.compile(r"<\[(\^?)[0-9]+\]>")
 _JSON_OPTIONS: Mapping[str, Any] = {
     # A model that goes on indenting would never come to the point.
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
@@ -63,7 +63,7 @@ class GrammarSpec:
     field: str = "grammar"
     """Where the client said it."""
     has_tokens: bool = False
-    """For LARK: what it writes as <[5]> is that token of the model's."""
+    """For LARK: what it writes as <[5]> is that token of the model's, and <[^5]> any other."""
     said: Mapping[str, Any] | Sequence[str] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
@@ -176,7 +176,7 @@ def _compiled(kind: GrammarKind, text: str, has_tokens: bool) -> tuple[str, str]
     try:
         source = _source(kind, text)
         # the vocabulary it is tried on has a single token that is no byte: it stands for any
-        tried = _source(kind, _TOKEN.sub(f"<[{_END}]>", text)) if has_tokens else source
+        tried = _source(kind, _TOKEN.sub(rf"<[\g<1>{_END}]>", text)) if has_tokens else source
     except ValueError as error:
         return "", _reason(str(error))
     matcher = _shared_matcher(tried).deep_copy()

@@ -6,6 +6,7 @@ to write them. Where a model thinks, it may do so first, whatever comes then.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.conversation import Tool
@@ -23,6 +24,22 @@ _SPACING = {
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
+@dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """How long a model may think: so many tokens, and then its thoughts are ended for it.
+
+    Counted in tokens, so their begin and end must be single ones; a model that would spell them out
+    in several is not seen to think.
+    """
+
+    max_tokens: int
+    begin: int
+    end: int
+    """Token ids."""
+    field: str
+    """Where the client said it."""
+
+
 def answer_grammar(
     *,
     content: GrammarSpec | None,
@@ -34,11 +51,13 @@ def answer_grammar(
     token: Token,
     tools_field: str = "tools",
     limits: RequestLimits = DEFAULT_LIMITS,
+    thought_limit: ThoughtLimit | None = None,
 ) -> GrammarSpec:
     """The language of whole answers: perhaps thoughts, and then either calls of these tools
     (`several` of them or one) or what the client wants the content to be.
 
-    Without `content` it must be calls, without tools it cannot be. Raises RequestError.
+    Without `content` it must be calls, without tools it cannot be; without either it is anything,
+    and `thought_limit` is all that binds it. Raises RequestError.
     """
     rules: list[str] = []
     ways: list[str] = []
@@ -49,7 +68,16 @@ def answer_grammar(
         ways.append("content")
         rules.append(f"content: {as_rule(content, limits)}")
     start = f"({' | '.join(ways)})"
-    if thoughts is not None:
+    if thought_limit is not None:
+        limit = thought_limit
+        rules.append(f"thoughts: <[^{limit.end}]>{{0,{limit.max_tokens}}} <[{limit.end}]>")
+        if ways:
+            start = rf"/[ \n]{{1,4}}/? {start}"
+        else:
+            start = f"<[^{limit.begin}]>*"
+        thought = "thoughts" if starts_thinking else f"(<[{limit.begin}]> thoughts)?"
+        start = f"{thought} {start}"
+    elif thoughts is not None:
         rules.append(_thoughts(thoughts, token))
         before = r"thoughts /[ \n]{1,4}/?"
         if not starts_thinking:
@@ -57,6 +85,8 @@ def answer_grammar(
         start = f"{before} {start}"
     text = "\n".join([f"start: {start}", *rules])
     field = tools_field if content is None else content.field
+    if thought_limit is not None and not ways:
+        field = thought_limit.field
     return GrammarSpec(GrammarKind.LARK, f"{text}\n", field, has_tokens=True)
 
 
