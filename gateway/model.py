@@ -9,7 +9,7 @@ chat_template.jinja      the chat template, if it is not in tokenizer_config.jso
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
-from gateway.parsing.call_grammars import answer_grammar
+from gateway.parsing.call_grammars import ThoughtLimit, answer_grammar
 from gateway.parsing.deltas import Parsing
 from gateway.parsing.formats import (
     AUTO,
@@ -51,14 +51,8 @@ class ChatPrompt:
     token_ids: list[int]
     parsing: Parsing | None = None
     """None: all that it writes is content."""
-    _answer_grammar: Callable[[GrammarSpec | None], GrammarSpec | None] = lambda content: content
-
-    def grammar(self, content: GrammarSpec | None) -> GrammarSpec | None:
-        """What the whole answer must be if its content must be `content`; None: anything.
-
-        Raises RequestError if that cannot be enforced.
-        """
-        return self._answer_grammar(content)
+    grammar: GrammarSpec | None = None
+    """What the whole answer must be; None: anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +84,13 @@ class Model:
                 field="model",
             )
 
-    def chat(self, conversation: Conversation, max_model_len: int) -> ChatPrompt:
-        """The prompt of a conversation. Raises RequestError if the model cannot take it."""
+    def chat(
+        self, conversation: Conversation, max_model_len: int, content: GrammarSpec | None = None
+    ) -> ChatPrompt:
+        """The prompt of a conversation; `content` is what the answer's content must be.
+
+        Raises RequestError if the model cannot take it, or what must be cannot be enforced.
+        """
         field = conversation.messages_field
         if self.template is None:
             raise invalid(
@@ -104,7 +103,7 @@ class Model:
         calls = self.call_format if tools else None
         thoughts = self.thoughts
         if calls is None and thoughts is None:
-            return ChatPrompt(tokens)
+            return ChatPrompt(tokens, None, content)
         starts_thinking = thoughts is not None and begins_thinking(
             thoughts, rendered.tail, inside=conversation.continue_final_message
         )
@@ -119,7 +118,7 @@ class Model:
         return ChatPrompt(
             tokens,
             Parsing(make_parser, self._shown_tokens(thoughts, calls)),
-            partial(self._answer_grammar, conversation, starts_thinking),
+            self._answer_grammar(conversation, starts_thinking, content),
         )
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:
@@ -188,20 +187,38 @@ class Model:
     ) -> GrammarSpec | None:
         choice = conversation.tool_choice
         must_call = choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED)
-        if content is None and not must_call:
+        limit = self._thought_limit(conversation)
+        if content is None and not must_call and limit is None:
             return None
         named = choice.mode is ToolMode.NAMED
         tools = [tool for tool in conversation.tools if not named or tool.name == choice.name]
         return answer_grammar(
             content=None if must_call else content,
             form=self.call_format,
-            tools=[] if choice.mode is ToolMode.NONE else tools,
+            tools=tools if must_call or (content and choice.mode is ToolMode.AUTO) else [],
             several=conversation.parallel_tool_calls and not named,
             thoughts=self.thoughts,
             starts_thinking=starts_thinking,
             token=self.tokenizer.special_token,
             limits=self.limits,
+            thought_limit=limit,
         )
+
+    def _thought_limit(self, conversation: Conversation) -> ThoughtLimit | None:
+        """Raises RequestError if the model's thoughts cannot be counted."""
+        field, most = conversation.max_thought_tokens_field, conversation.max_thought_tokens
+        if most is None:
+            return None
+        if self.thoughts is None:
+            raise invalid(field, f"{field} is {most}; model {quote(self.name)} does not think")
+        begin, end = map(self.tokenizer.token_id, (self.thoughts.begin, self.thoughts.end))
+        if begin is None or end is None:
+            raise invalid(
+                field,
+                f"{field} is {most}; thoughts of model {quote(self.name)} do not begin and end with"
+                " a token of their own, so they cannot be counted",
+            )
+        return ThoughtLimit(most, begin, end, field)
 
     def _shown_tokens(self, thoughts: Thoughts | None, calls: CallFormat | None) -> frozenset[int]:
         words = [*(calls.tokens if calls else ())]

@@ -30,7 +30,7 @@ def parse_messages(
     """
     body = parse_body(content, MessagesBody)
     model.check_name(body.model)
-    prompt = model.chat(conversation_of(body), max_model_len)
+    prompt = model.chat(conversation_of(body), max_model_len, _grammar(body))
     stop = [
         checked_text(f"stop_sequences[{index}]", text)
         for index, text in enumerate(body.stop_sequences or ())
@@ -45,7 +45,7 @@ def parse_messages(
             stop=stop,
             stop_field="stop_sequences",
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
-            grammar=prompt.grammar(_grammar(body)),
+            grammar=prompt.grammar,
         ),
         max_model_len,
         dice=dice,

@@ -49,12 +49,14 @@ def parse_chat(
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
     check_beams(body)
-    prompt = model.chat(conversation_of(body), body.prompt_room(max_model_len))
+    prompt = model.chat(
+        conversation_of(body), body.prompt_room(max_model_len), requested_grammar(body)
+    )
     request = model.build(
         prompt.token_ids,
         options_of(
             body,
-            grammar=prompt.grammar(requested_grammar(body)),
+            grammar=prompt.grammar,
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
             num_logprobs=_num_logprobs(body),
             logprobs_field="top_logprobs",

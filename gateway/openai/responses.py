@@ -146,7 +146,7 @@ def parse_response(
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     turns = [*_turns_before(body, find), *input_turns(body.input)]
-    prompt = model.chat(_conversation(body, turns), max_model_len)
+    prompt = model.chat(_conversation(body, turns), max_model_len, _grammar(body))
     request = model.build(
         prompt.token_ids,
         options_of(
@@ -154,7 +154,7 @@ def parse_response(
             max_tokens=body.max_output_tokens,
             max_tokens_field="max_output_tokens",
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
-            grammar=prompt.grammar(_grammar(body)),
+            grammar=prompt.grammar,
         ),
         max_model_len,
         dice=dice,
