@@ -68,9 +68,12 @@ class ChatTemplate:
         """
         self.source = source
         self.tool_source = tool_source or source
-        self._template, _ = _compiled(source)
-        self._tool_template, self.knows_tools = _compiled(self.tool_source)
+        self._template, names = _compiled(source)
+        self._tool_template, names_with_tools = _compiled(self.tool_source)
+        self.knows_tools = "tools" in names_with_tools
         """Whether the model is told of tools."""
+        self.variables = names & names_with_tools
+        """What a conversation may tell it, beside the messages."""
         self._variables = dict(variables)
         self._render_s = render_s
         written = [re.escape(token) for token in special_tokens if len(token) > 1]
@@ -222,17 +225,17 @@ def _call_fields(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _compiled(source: str) -> tuple[jinja2.Template, bool]:
-    """The template, and whether it reads `tools`. Raises ModelError."""
+def _compiled(source: str) -> tuple[jinja2.Template, frozenset[str]]:
+    """The template, and the names of the variables that it reads. Raises ModelError."""
     environment = _environment()
     try:
         tree = environment.parse(source)
-        knows_tools = "tools" in meta.find_undeclared_variables(tree)
+        names = frozenset(meta.find_undeclared_variables(tree))
         _add_ticks(tree)
         code = environment.compile(tree)
     except (jinja2.TemplateError, RecursionError) as error:
         raise ModelError(f"the chat template is not valid: {error}") from error
-    return jinja2.Template.from_code(environment, code, environment.globals), knows_tools
+    return jinja2.Template.from_code(environment, code, environment.globals), names
 
 
 def _add_ticks(tree: nodes.Template) -> None:
