@@ -453,7 +453,7 @@ async def test_telemetry_is_a_sign_of_life(served: Served) -> None:
 async def test_a_worker_is_not_told_to_leave_when_the_scheduler_goes(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
-    await router.submit(1, [1, 2, 3])
+    await router.submit(1, [1, 2, 3], max_tokens=1)  # and so one plan is all
     await rank.plan()
     served.cell.end_streams()
     with pytest.raises(grpc.aio.AioRpcError, match="the scheduler is shutting down"):

@@ -119,9 +119,10 @@ async def test_what_outlasts_the_drain_does_not_hold_it_up(processes: list[Proce
 async def test_a_second_signal_ends_it_at_once(processes: list[Process]) -> None:
     scheduler = await Process.started(*FREE, "--drain-timeout", "600")
     processes.append(scheduler)
-    await FakeRank.attached(scheduler.address)
+    rank = await FakeRank.attached(scheduler.address)
     router = await FakeRouter.connected(scheduler.address)
     await router.submit(1, [1, 2, 3])
+    await rank.plan()  # it is accepted: there is something to wait for
     scheduler.process.send_signal(signal.SIGINT)
     while not router.statuses[-1].draining:
         router.statuses.append(await router.status())
