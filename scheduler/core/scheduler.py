@@ -268,10 +268,10 @@ class Scheduler:
         vector_row: int | None = None,
     ) -> Finished:
         """The one way out for an accepted sequence."""
-        replica = self._home(sequence)
-        if sequence.status is Status.WAITING:
-            (self._unplaced if replica is None else replica.queue).remove(sequence)
+        if sequence.queue is not None:
+            sequence.queue.remove(sequence)
         else:
+            replica = self._home(sequence)
             assert replica is not None, "a running sequence has a replica"
             replica.release(sequence)
         sequence.move(Status.FINISHED)

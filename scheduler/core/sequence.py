@@ -12,6 +12,7 @@ nothing: it ends when its prompt is computed.
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from scheduler.core.block_hash import HashChain
 from scheduler.core.decisions import Finished
 from scheduler.core.events import FinishReason, Int32Column, Request
 from scheduler.core.policy import Order
+
+if TYPE_CHECKING:
+    from scheduler.core.waiting import WaitingQueue
 
 
 class Status(Enum):
@@ -58,7 +62,9 @@ class Sequence:
     """Confirmed output tokens beyond those of the request."""
     chain: HashChain | None = None
     replica: str | None = None
-    """Where it waits or runs; None while no replica is attached that could hold it."""
+    """Where it waits or runs; None while it waits for no replica in particular."""
+    queue: "WaitingQueue | None" = None
+    """Which it waits in; None while it runs."""
 
     slot: int = 0
     """Meaningful only while running."""

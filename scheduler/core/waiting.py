@@ -31,25 +31,31 @@ class WaitingQueue:
 
     def push(self, sequence: Sequence, num_tokens: int) -> None:
         """Queue a sequence that needs about `num_tokens` computed."""
+        assert sequence.queue is None, "the sequence waits elsewhere"
+        sequence.queue = self
         sequence.num_queued_tokens = num_tokens
         self.num_tokens += num_tokens
         insort(self._sequences, sequence, key=_order)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out of the queue; it must be here."""
+        assert sequence.queue is self, "the sequence waits elsewhere"
         index = bisect_left(self._sequences, sequence.order, key=_order)
-        assert self._sequences[index] is sequence, "the sequence waits elsewhere"
+        sequence.queue = None
         del self._sequences[index]
         self.num_tokens -= sequence.num_queued_tokens
 
     def take_all(self) -> list[Sequence]:
         """Empty the queue."""
         sequences, self._sequences, self.num_tokens = self._sequences, [], 0
+        for sequence in sequences:
+            sequence.queue = None
         return sequences
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless sorted and summed up."""
         orders = [sequence.order for sequence in self._sequences]
         assert orders == sorted(set(orders)), "the queue is out of order"
+        assert all(sequence.queue is self for sequence in self._sequences), "it waits elsewhere"
         total = sum(sequence.num_queued_tokens for sequence in self._sequences)
         assert total == self.num_tokens, "the queue's tokens are miscounted"
