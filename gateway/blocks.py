@@ -64,6 +64,8 @@ class Added:
 
     block: Block
     text: str
+    spans: tuple[tuple[int, int], ...] = ()
+    """Of words and thoughts: where they stand in all that the model wrote, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +112,29 @@ class Blocks:
 
     def _take(self, delta: Delta, events: list[BlockEvent]) -> None:
         match delta:
-            case Content(text):
-                self._say(BlockKind.WORDS, text, events)
-            case Reasoning(text):
-                self._say(BlockKind.REASONING, text, events)
+            case Content(text, start):
+                self._say(BlockKind.WORDS, text, events, start)
+            case Reasoning(text, start):
+                self._say(BlockKind.REASONING, text, events, start)
             case CallBegun(_, id, name):
                 self._begin(BlockKind.CALL, events, id, name)
             case CallArguments(_, text):
                 self._say(BlockKind.CALL, text, events)
 
-    def _say(self, kind: BlockKind, text: str, events: list[BlockEvent]) -> None:
+    def _say(
+        self, kind: BlockKind, text: str, events: list[BlockEvent], start: int | None = None
+    ) -> None:
         if self._open is None or self._open.kind is not kind:
             assert kind is not BlockKind.CALL, "arguments of no call"
             self._begin(kind, events)
         assert self._open is not None
         self._open.add(text)
+        spans = () if start is None else ((start, start + len(text)),)
         last = events[-1] if events else None
         if isinstance(last, Added) and last.block is self._open:
-            events[-1] = Added(self._open, last.text + text)
+            events[-1] = Added(self._open, last.text + text, last.spans + spans)
         else:
-            events.append(Added(self._open, text))
+            events.append(Added(self._open, text, spans))
 
     def _begin(
         self, kind: BlockKind, events: list[BlockEvent], call_id: str = "", name: str = ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from gateway.errors import RequestError
 from gateway.openai.errors import error_body
-from gateway.openai.logprobs import TextOffsets, written
+from gateway.openai.logprobs import TextOffsets, chat_logprob
 from gateway.output import Finish, FinishReason, Piece, PromptLogprobs, TokenLogprob
 from gateway.parsing.deltas import Parser, Parsing
 from gateway.request import GenerateRequest
@@ -204,12 +204,7 @@ class Answer(ABC):
 
     def logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
         """A token as chat completions write it."""
-        content = self.tokenizer.bytes_of[token]
-        return {
-            "token": content.decode("utf-8", "replace"),
-            "logprob": written(logprob),
-            "bytes": list(content),
-        }
+        return chat_logprob(token, logprob, self.tokenizer)
 
     @abstractmethod
     def chunk(self, choice: Choice, piece: Piece) -> str | None:

@@ -1,6 +1,7 @@
 """How logprobs are written where tokens are told by their text: in completions, and of prompts."""
 
 import codecs
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -39,6 +40,25 @@ def check_prompt_logprobs(field: str, requests: Sequence[GenerateRequest]) -> No
         )
 
 
+def chat_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A token as chat completions and responses write it."""
+    content = tokenizer.bytes_of[token]
+    return {
+        "token": content.decode("utf-8", "replace"),
+        "logprob": written(logprob),
+        "bytes": list(content),
+    }
+
+
+def chat_logprobs(rows: Iterable[TokenLogprob], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Tokens with their likeliest alternatives, likewise."""
+    return [
+        chat_logprob(row.token_id, row.logprob, tokenizer)
+        | {"top_logprobs": [chat_logprob(*top, tokenizer) for top in row.top]}
+        for row in rows
+    ]
+
+
 class TextOffsets:
     """Where each token begins in a text that grows, in characters.
 
@@ -51,6 +71,11 @@ class TextOffsets:
         self._utf8 = _Utf8Decoder("replace")
         self._next = start
 
+    @property
+    def end(self) -> int:
+        """Where the next token begins."""
+        return self._next
+
     def feed(self, token_ids: Iterable[int]) -> list[int]:
         """The offsets of these tokens."""
         offsets = []
@@ -58,6 +83,33 @@ class TextOffsets:
             offsets.append(self._next)
             self._next += len(self._utf8.decode(self._bytes_of[token]))
         return offsets
+
+
+class LogprobsByText:
+    """The logprobs of an answer's tokens, found by the text that they are part of."""
+
+    def __init__(self, bytes_of: Sequence[bytes]) -> None:
+        """`bytes_of[token]` is what the token adds to the text."""
+        self._offsets = TextOffsets(bytes_of, 0)
+        self._rows: deque[tuple[int, int, TokenLogprob]] = deque()
+        """Of tokens whose text has not been asked for: its start and end."""
+
+    def add(self, rows: Iterable[TokenLogprob]) -> None:
+        """The text goes on with these tokens."""
+        for row in rows:
+            [start] = self._offsets.feed((row.token_id,))
+            self._rows.append((start, self._offsets.end, row))
+
+    def take(self, spans: Iterable[tuple[int, int]]) -> list[TokenLogprob]:
+        """Those of these pieces of the text, in order; a token that lies in two is the first's.
+        What comes before the last piece is not asked for any more."""
+        taken = []
+        for start, end in spans:
+            while self._rows and self._rows[0][0] < end:
+                token_start, token_end, row = self._rows.popleft()
+                if token_start >= start or token_end > start:
+                    taken.append(row)
+        return taken
 
 
 def prompt_offsets(token_ids: Sequence[int], text: str, tokenizer: Tokenizer) -> list[int]:

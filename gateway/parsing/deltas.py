@@ -20,6 +20,8 @@ class Content:
     """More of the answer's text."""
 
     text: str
+    start: int = field(default=0, compare=False)
+    """Where it stands in all that the model wrote, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Reasoning:
     """More of the thoughts before the answer."""
 
     text: str
+    start: int = field(default=0, compare=False)
+    """As of `Content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,14 @@ class ContentParser:
 
     num_calls = 0
 
+    def __init__(self) -> None:
+        self._num_read = 0
+
     def feed(self, text: str) -> list[Delta]:
         """See `Parser`."""
-        return [Content(text)] if text else []
+        start = self._num_read
+        self._num_read += len(text)
+        return [Content(text, start)] if text else []
 
     def close(self) -> list[Delta]:
         """See `Parser`."""

@@ -78,11 +78,15 @@ class Reader:
         self._muted = False
         self._text = ""
         self._at = 0
+        self._num_dropped = 0
+        """Characters of the answer before `_text`."""
         self._held: list[str] | None = None
+        self._held_from = 0
 
     def add(self, text: str) -> None:
         """More has been written."""
         self._text = self._text[self._at :] + text
+        self._num_dropped += self._at
         self._at = 0
 
     @property
@@ -114,6 +118,7 @@ class Reader:
     def hold(self) -> None:
         """What is taken from here on may be content after all."""
         self._held = []
+        self._held_from = self._num_dropped + self._at
 
     def commit(self) -> None:
         """What was held has been understood."""
@@ -123,7 +128,7 @@ class Reader:
         """What was held is content."""
         held, self._held = self._held, None
         if held and (text := "".join(held)):
-            self.deltas.append(Content(text))
+            self.deltas.append(Content(text, self._held_from))
 
     # Calls.
 
@@ -217,7 +222,7 @@ class Reader:
 
     def _say(self, kind: type[Content] | type[Reasoning], end: int) -> None:
         if end > self._at:
-            self.deltas.append(kind(self._text[self._at : end]))
+            self.deltas.append(kind(self._text[self._at : end], self._num_dropped + self._at))
             self._at = end
 
     def _take(self, end: int) -> str:
