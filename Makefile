@@ -1,6 +1,6 @@
 # Quire. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check fmt protos bench bench-gpu gpu-check up down logs clean
+.PHONY: help install run test test-all chaos check fmt protos bench bench-gpu gpu-check up down logs clean
 
 PYTHON ?= python3
 MODEL ?= smollm2
@@ -35,6 +35,9 @@ test: install  ## Run the default tests (minutes)
 
 test-all: install  ## Run every test, the long ones too
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+chaos: install  ## Kill, stop, cut off and restart real processes under load, and print every pause
+	$(TEST_ENV) $(BIN)/python -m pytest -s -m chaos -k "not short" tests/chaos $(ARGS)
 
 check: install  ## Format, lint, types, import rules, protos
 	$(BIN)/ruff format --check .

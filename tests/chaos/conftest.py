@@ -1,0 +1,54 @@
+"""How much is asked, who judges ties, and where figures go."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from quire.models import resolve
+from tests.chaos.judge import Judge
+from tests.chaos.pauses import Figures
+from tests.ties import TIES
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is asked at once."""
+
+    num_streams: int
+    max_tokens: int
+
+
+SHORT = Scale(num_streams=16, max_tokens=40)
+FULL = Scale(num_streams=64, max_tokens=200)
+SCALES = [
+    pytest.param(SHORT, id="short"),
+    pytest.param(FULL, id="full", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    return resolve("smollm2", lambda message: None).path
+
+
+@pytest.fixture(scope="session")
+def _oracle(model_dir: Path) -> Judge:
+    return Judge(model_dir)
+
+
+@pytest.fixture
+def judge(_oracle: Judge, record_property: Callable[[str, object], None]) -> Iterator[Judge]:
+    """The ties that it lets pass are reported with the test."""
+    before = _oracle.num_ties
+    yield _oracle
+    record_property(TIES, _oracle.num_ties - before)
+
+
+@pytest.fixture(scope="module")
+def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """Printed when the module's tests are over."""
+    measured = Figures(request.module.__name__.rpartition("test_")[2])
+    yield measured
+    measured.keep()

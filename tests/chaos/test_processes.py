@@ -1,0 +1,167 @@
+"""Any one process dies, hangs or is restarted under load: every stream ends as if nothing had been.
+
+Real processes over real gRPC, the real model, two replicas on this machine. The short form is in
+the default tier; `make chaos` runs the full one and prints the pauses.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from bench.recording import Target
+from tests.chaos.checker import check_ended, check_run
+from tests.chaos.conftest import SCALES, Scale
+from tests.chaos.judge import Judge
+from tests.chaos.pauses import Figures, pauses
+from tests.chaos.stack import Stack, running
+from tests.chaos.streams import History, Load, told
+from tests.chaos.traffic import Asked, mixed, with_stops
+
+pytestmark = pytest.mark.chaos
+
+STEP_TIMEOUT_S = 5.0
+WORKER_TARGET_S, SCHEDULER_TARGET_S = 1.0, 3.0
+
+
+@dataclass
+class Scene:
+    """A stack in peace, and what it answered then."""
+
+    stack: Stack
+    reference: list[History]
+    scale: Scale
+    num_runs: int = 0
+
+    def asked(self) -> list[Asked]:
+        """The same as in the reference; nothing that any cache holds from before helps."""
+        self.num_runs += 1
+        return [history.asked.salted(f"run-{self.num_runs}") for history in self.reference]
+
+    async def disturbed(
+        self, fault: Callable[[], Awaitable[None]], *, after: float = 0.35
+    ) -> tuple[list[History], float]:
+        """The same requests, with a fault when this share of the tokens is there; and when it
+        began."""
+        load = Load(self.stack.url, self.asked())
+        await load.until(after, self.reference)
+        began_at = time.monotonic()
+        await fault()
+        return await load.ended(), began_at
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, figures: Figures
+) -> Iterator[Scene]:
+    scale: Scale = request.param
+    flags = ("--replicas", "2", "--router-processes", "2", "--step-timeout", str(STEP_TIMEOUT_S))
+    with running("smollm2", tmp_path_factory.mktemp("run"), *flags) as stack:
+        reference, seconds = asyncio.run(_in_peace(stack, scale))
+        num_tokens = sum(history.num_tokens for history in reference)
+        peace = pauses(reference, 0) | {"tokens": num_tokens, "seconds": seconds}
+        figures.add(f"in peace, {scale.num_streams} streams", peace)
+        yield Scene(stack, reference, scale)
+
+
+async def _in_peace(stack: Stack, scale: Scale) -> tuple[list[History], float]:
+    asked = mixed(scale.num_streams, scale.max_tokens)
+    scouts = [one for one in asked if one.kind == "stop string"]
+    texts = {
+        history.asked.body["seed"]: history.choices[0].text
+        for history in await told(stack.url, scouts)
+    }
+    began_at = time.monotonic()
+    asked = with_stops(asked, lambda one: texts[one.body["seed"]])
+    reference = await told(stack.url, asked)
+    for history in reference:
+        check_ended(history)
+    return reference, time.monotonic() - began_at
+
+
+async def test_a_second_run_in_peace_is_the_same(scene: Scene, judge: Judge) -> None:
+    histories = await told(scene.stack.url, scene.asked())
+    await check_run(scene.stack, histories, scene.reference, judge)
+
+
+@pytest.mark.parametrize("name", ["worker-0", "worker-1"])
+async def test_a_worker_is_killed(scene: Scene, judge: Judge, figures: Figures, name: str) -> None:
+    stack = scene.stack
+    await stack.until_whole()
+    before = await stack.state()
+    killed = 0
+
+    async def kill() -> None:
+        nonlocal killed
+        killed = stack.signal(name, signal.SIGKILL)
+
+    histories, at = await scene.disturbed(kill)
+    await stack.until_replaced(name, killed)
+    await stack.until_whole()
+    await check_run(stack, histories, scene.reference, judge)
+    assert (await stack.state())["replays"] > before["replays"], "nothing ran there"
+    measured = pauses(histories, at)
+    target = Target(
+        f"{name} killed, s", measured["longest pause of any stream, s"], WORKER_TARGET_S
+    )
+    figures.add(f"{name} killed, a spare replica", measured, target)
+
+
+async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figures) -> None:
+    stack = scene.stack
+    await stack.until_whole()
+    workers = {name: stack.pid(name) for name in ("worker-0", "worker-1")}
+    killed = 0
+
+    async def kill() -> None:
+        nonlocal killed
+        killed = stack.signal("scheduler", signal.SIGKILL)
+
+    histories, at = await scene.disturbed(kill)
+    await stack.until_replaced("scheduler", killed)
+    await stack.until_whole()
+    await check_run(stack, histories, scene.reference, judge)
+    assert {name: stack.pid(name) for name in workers} == workers, "a worker lost its weights"
+    measured = pauses(histories, at)
+    longest = measured["longest pause of any stream, s"]
+    figures.add("scheduler killed", measured, Target("scheduler killed, s", longest, 3.0))
+
+
+async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures) -> None:
+    stack = scene.stack
+    await stack.until_whole()
+    fenced = stack.metric("scheduler", "quire:fenced_replicas_total")
+
+    async def stop() -> None:
+        stack.signal("worker-0", signal.SIGSTOP)
+
+    histories, at = await scene.disturbed(stop)
+    assert stack.metric("scheduler", "quire:fenced_replicas_total") == fenced + 1
+    stack.signal("worker-0", signal.SIGCONT)  # whatever it still says is of an epoch that is over
+    await stack.until_whole()
+    await check_run(stack, histories, scene.reference, judge)
+    figures.add(f"worker-0 stopped, steps may take {STEP_TIMEOUT_S:g} s", pauses(histories, at))
+
+
+async def test_every_process_is_restarted_in_turn(
+    scene: Scene, judge: Judge, figures: Figures
+) -> None:
+    stack = scene.stack
+    await stack.until_whole()
+    for name in ("worker-0", "worker-1", "scheduler", "router-0", "router-1"):
+        await stack.until_whole()
+        await stack.until_routers_are_ready()
+        told_to_end = 0
+
+        async def tell(name: str = name) -> None:
+            nonlocal told_to_end
+            told_to_end = stack.signal(name, signal.SIGTERM)
+
+        histories, at = await scene.disturbed(tell)
+        await stack.until_replaced(name, told_to_end)
+        await stack.until_whole()
+        await check_run(stack, histories, scene.reference, judge)
+        figures.add(f"{name} told to end and started again", pauses(histories, at))
