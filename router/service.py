@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -15,7 +17,13 @@ from gateway.errors import Fault, RequestError
 from gateway.model import Model
 from gateway.output import Piece
 from gateway.request import check_token_ids
-from gateway.wire import embed_response, parse_embed, parse_generate, piece_message
+from gateway.wire import (
+    PieceWriter,
+    embed_response,
+    error_detail,
+    parse_embed,
+    parse_generate,
+)
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
 from router.embeddings import gather_vectors
@@ -28,6 +36,9 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 RETRY_TRAILER = "grpc-retry-pushback-ms"
 """gRPC's own word for "try again after so many milliseconds": every error worth a retry has it."""
 
+DETAILS_TRAILER = "grpc-status-details-bin"
+"""Where gRPC's libraries look for what an error says to programs: a google.rpc.Status."""
+
 STATUS_S = 1.0
 """A status waits behind what the client does not read; its handler does so no longer than this."""
 
@@ -35,6 +46,8 @@ WATCH_S = 1.0
 """Between two looks at whether a watched status has changed."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logging.getLogger(__name__)
 
 STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
@@ -77,21 +90,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """See the proto."""
         backend = self._backend
         arrived_at = time.monotonic()
-        try:
-            self._check_key(context)
+        async with self._answering(context):
             with backend.permits.permit():
                 max_model_len = backend.engine.check_available()
                 request_id, dice = secrets.token_hex(12), backend.dice_of_call()
-                generate = await backend.in_thread(
+                call = await backend.in_thread(
                     parse_generate, request, backend.model, max_model_len, request_id, dice
                 )
-                with backend.engine.generate([generate], arrived_at) as generation:
+                with backend.engine.generate([call.request], arrived_at) as generation:
                     pieces = generation.wholes() if request.whole else _each(generation)
-                    await _write_pieces(context, pieces)
-        except RequestError as error:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STATUS_S):
-                    await _abort(context, error)
+                    await _write_pieces(context, pieces, PieceWriter(call))
 
     async def Embed(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.EmbedRequest, context: Context
@@ -99,8 +107,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """See the proto."""
         backend = self._backend
         arrived_at = time.monotonic()
-        try:
-            self._check_key(context)
+        async with self._answering(context):
             with backend.permits.permit():
                 served = backend.engine.check_embeds()
                 call = await backend.in_thread(
@@ -114,16 +121,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 with backend.engine.generate(call.requests, arrived_at) as generation:
                     vectors, num_cached = await gather_vectors(generation)
                 return await backend.in_thread(embed_response, call, vectors, num_cached)
-        except RequestError as error:
-            await _abort(context, error)
 
     async def Tokenize(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.TokenizeRequest, context: Context
     ) -> inference_pb2.TokenizeResponse:
         """See the proto."""
         backend = self._backend
-        try:
-            self._check_key(context)
+        async with self._answering(context):
             backend.model.check_name(request.model)
             with backend.permits.permit():
                 tokens = await backend.in_thread(
@@ -132,35 +136,39 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     add_special_tokens=request.add_special_tokens,
                 )
             return inference_pb2.TokenizeResponse(token_ids=tokens)
-        except RequestError as error:
-            await _abort(context, error)
 
     async def Detokenize(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.DetokenizeRequest, context: Context
     ) -> inference_pb2.DetokenizeResponse:
         """See the proto."""
         backend = self._backend
-        try:
-            self._check_key(context)
+        async with self._answering(context):
             backend.model.check_name(request.model)
             with backend.permits.permit():
                 text = await backend.in_thread(_detokenize, backend.model, request.token_ids)
             return inference_pb2.DetokenizeResponse(text=text)
-        except RequestError as error:
-            await _abort(context, error)
 
     async def ListModels(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.ListModelsRequest, context: Context
     ) -> inference_pb2.ListModelsResponse:
         """See the proto."""
+        async with self._answering(context):
+            backend = self._backend
+            length = backend.engine.cell.max_model_len or 0
+            model = inference_pb2.Model(name=backend.model.name, max_model_len=length)
+            return inference_pb2.ListModelsResponse(models=[model])
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, context: Context) -> AsyncIterator[None]:
+        """Around one call: it has the key, and its errors become its status."""
         try:
             self._check_key(context)
+            yield
         except RequestError as error:
             await _abort(context, error)
-        backend = self._backend
-        length = backend.engine.cell.max_model_len or 0
-        model = inference_pb2.Model(name=backend.model.name, max_model_len=length)
-        return inference_pb2.ListModelsResponse(models=[model])
+        except Exception:  # gRPC would tell the client what it is
+            _log.exception("a call failed for a reason that is a defect of the router's")
+            await _abort(context, RequestError(Fault.INTERNAL, "the server failed"))
 
     def _check_key(self, context: Context) -> None:
         if self._backend.api_key is not None:
@@ -237,12 +245,14 @@ async def _each(generation: Generation) -> AsyncIterator[Piece]:
             yield piece
 
 
-async def _write_pieces(context: Context, pieces: AsyncIterator[Piece]) -> None:
+async def _write_pieces(
+    context: Context, pieces: AsyncIterator[Piece], writer: PieceWriter
+) -> None:
     """Raises RequestError if the call cannot be completed or the client stops reading."""
     try:
         async with WaitLimit(SEND_S) as limit:
             async for piece in pieces:
-                message = piece_message(piece)
+                message = writer.message(piece)
                 with limit:
                     await context.write(message)
     except TimeoutError as error:
@@ -250,7 +260,15 @@ async def _write_pieces(context: Context, pieces: AsyncIterator[Piece]) -> None:
 
 
 async def _abort(context: Context, error: RequestError) -> NoReturn:
+    """Ends the call, without waiting for long until the client reads what comes before that."""
+    code = STATUS_CODES[error.fault]
+    status = status_pb2.Status(code=code.value[0], message=error.message)
+    status.details.add().Pack(error_detail(error))
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS_TRAILER, status.SerializeToString())]
     if error.retry_after_s is not None:
-        context.set_trailing_metadata(((RETRY_TRAILER, str(1000 * error.retry_after_s)),))
-    await context.abort(STATUS_CODES[error.fault], error.message)
-    raise AssertionError("abort raises")
+        trailers.append((RETRY_TRAILER, str(1000 * error.retry_after_s)))
+    context.set_trailing_metadata(tuple(trailers))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STATUS_S):
+            await context.abort(code, error.message)
+    raise grpc.aio.AbortError

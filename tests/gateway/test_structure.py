@@ -255,7 +255,7 @@ def test_the_same_over_grpc(model: Model) -> None:
         message = inference_pb2.GenerateRequest(
             text="hi", sampling=inference_pb2.SamplingOptions(**said)
         )
-        return parse_generate(message, model, MAX_MODEL_LEN, "r1", random.Random())
+        return parse_generate(message, model, MAX_MODEL_LEN, "r1", random.Random()).request
 
     grammar = inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_REGEX, text="a+")
     said = parse(grammar=grammar, allowed_token_ids=[5], bad_words=["fox"]).sampling
@@ -266,10 +266,18 @@ def test_the_same_over_grpc(model: Model) -> None:
         kind=inference_pb2.GRAMMAR_KIND_JSON_SCHEMA, text=json.dumps(PERSON)
     )
     assert is_in('{"name":"","age":0}', parse(grammar=schema).sampling.grammar)
-    with pytest.raises(RequestError, match=r"grammar\.kind is 0; it must be one of \[1, 2, 3\]"):
+    with pytest.raises(RequestError, match=r"grammar\.kind is 0; it must be one of \[1, 2, 3, 4\]"):
         parse(grammar=inference_pb2.Grammar(text="a"))
     with pytest.raises(RequestError, match=r"grammar\.text is a string, but not JSON"):
         parse(grammar=inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_JSON_SCHEMA, text="{"))
+    choice = inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_CHOICE, choices=["yes", "no"])
+    chosen = parse(grammar=choice).sampling.grammar
+    assert [is_in(text, chosen) for text in ("yes", "no", "maybe")] == [True, True, False]
+    with pytest.raises(RequestError, match=r"grammar\.choices has 0 entries; it must have 1 to"):
+        parse(grammar=inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_CHOICE))
+    choice.text = "yes"
+    with pytest.raises(RequestError, match=r"grammar\.text is there; GRAMMAR_KIND_CHOICE has none"):
+        parse(grammar=choice)
 
 
 @given(texts=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=20))
