@@ -8,7 +8,8 @@ transformers' (`generate` with `num_beams`), so that the same beams win:
     ended        of the first `width` of them, those that end, by sum / length ** length_penalty
     running      the first `width` that do not end
 
-A step is a function of the beams, so one that cannot be served just now is asked for again.
+A step is a function of the beams, so one that cannot be served just now is asked for again. The
+scheduler counts each of these requests, since it computes each; the router counts the search.
 """
 
 import asyncio
@@ -114,14 +115,17 @@ class BeamGeneration:
         for request in self._requests:
             assert request.beams is not None, "a search is asked for"
             ends = request.eos_token_ids | request.stop_token_ids
-            first = await self._continuations(request, [Beam(0.0, ())])
+            [first] = await self._step_from(request, [Beam(0.0, ())])
             self._num_accepted += 1
+            assert first.finish is not None, "a step is asked for as a whole"
+            num_cached = first.finish.num_cached_tokens
             search = BeamSearch(request.beams, request.max_tokens, ends)
-            search.step(first)
+            search.step([_continuations(first)])
             while not search.is_over:
-                search.step(await self._continuations(request, search.running))
+                pieces = await self._step_from(request, search.running)
+                search.step([_continuations(piece) for piece in pieces])
             pieces = [
-                self._piece(index + number, request, beam)
+                self._piece(index + number, request, beam, num_cached)
                 for number, beam in enumerate(search.ended[: request.n])
             ]
             index += len(pieces)
@@ -147,10 +151,9 @@ class BeamGeneration:
         metrics.finished[finish.reason] += 1
         metrics.e2e_request_latency.observe(time.monotonic() - self._arrived_at)
 
-    async def _continuations(
-        self, request: GenerateRequest, beams: Sequence[Beam]
-    ) -> list[Sequence[TokenLogprob]]:
-        """One step, asked for again while nobody can serve it, for as long as others wait, too."""
+    async def _step_from(self, request: GenerateRequest, beams: Sequence[Beam]) -> Sequence[Piece]:
+        """One step, a piece for each beam. It is asked for again while nobody can serve it, for as
+        long as others wait, too."""
         deadline = time.monotonic() + self._engine.patience_s
         requests = [_one_token(request, beam) for beam in beams]
         while True:
@@ -158,28 +161,26 @@ class BeamGeneration:
                 return await self._ask(requests)
             except RequestError as error:
                 is_first = len(beams[0].tokens) == 0
-                if is_first or error.fault not in _LATER or time.monotonic() > deadline:
+                is_final = error.fault not in _LATER or self._engine.over is not None
+                if is_first or is_final or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(RETRY_S)
 
-    async def _ask(self, requests: Sequence[GenerateRequest]) -> list[Sequence[TokenLogprob]]:
+    async def _ask(self, requests: Sequence[GenerateRequest]) -> Sequence[Piece]:
         if self._error is not None:
             raise self._error
-        rows: dict[int, Sequence[TokenLogprob]] = {}
+        # To the scheduler a request like any other; to our metrics a part of one.
         with self._engine.generate(requests, time.monotonic(), counted=False) as step:
             self._step = step
             try:
-                async for piece in step.wholes():
-                    assert piece.logprobs, "one token, with its logprobs"
-                    rows[piece.index] = [
-                        TokenLogprob(token, logprob, rank, piece.logprobs[0].top)
-                        for rank, (token, logprob) in enumerate(piece.logprobs[0].top, start=1)
-                    ]
+                pieces = [piece async for piece in step.wholes()]
             finally:
                 self._step = None
-        return [rows[index] for index in range(len(requests))]
+        return sorted(pieces, key=lambda piece: piece.index)
 
-    def _piece(self, index: int, request: GenerateRequest, beam: Beam) -> Piece:
+    def _piece(
+        self, index: int, request: GenerateRequest, beam: Beam, num_cached_tokens: int
+    ) -> Piece:
         output = SampleOutput(request, self._engine.model.tokenizer)
         token_ids = [token.token_id for token in beam.tokens]
         text, _ = output.feed(token_ids)
@@ -193,7 +194,7 @@ class BeamGeneration:
                 stop_reason=output.stop_reason,
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_output_tokens=len(token_ids),
-                num_cached_tokens=0,
+                num_cached_tokens=num_cached_tokens,
             ),
         )
 
@@ -229,6 +230,13 @@ def _one_token(request: GenerateRequest, beam: Beam) -> GenerateRequest:
         eos_token_ids=frozenset(),
         stop_token_ids=frozenset(),
     )
+
+
+def _continuations(piece: Piece) -> Sequence[TokenLogprob]:
+    """What may follow a beam, out of what was said of its next token; likeliest first."""
+    assert piece.logprobs, "one token, with its logprobs"
+    top = piece.logprobs[0].top
+    return [TokenLogprob(token, logprob, rank, top) for rank, (token, logprob) in enumerate(top, 1)]
 
 
 def _shown(request: GenerateRequest, beam: Beam) -> list[TokenLogprob] | None:

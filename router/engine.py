@@ -47,6 +47,8 @@ class Engine:
         self.metrics = metrics
         self.cell = Cell(model)
         self.draining = False
+        self.over: RequestError | None = None
+        """Why nothing goes on any more; None while it does."""
         self.on_change = asyncio.Event()
         """Set whenever the cell's state is heard of; for whoever watches readiness."""
         self._scheduler_timeout_s = scheduler_timeout_s
@@ -87,14 +89,28 @@ class Engine:
 
     @contextmanager
     def generate(
-        self, requests: Sequence[GenerateRequest], arrived_at: float, *, counted: bool = True
+        self,
+        requests: Sequence[GenerateRequest],
+        arrived_at: float,
+        *,
+        counted: bool = True,
+        probe: bool = False,
     ) -> Iterator[Generation]:
-        """Starts a call; leaving the context aborts what has not ended.
+        """Starts a call; leaving the context aborts what has not ended. What was accepted is begun
+        while the server drains, too: whoever accepts asks `check_available` first.
+
+        Args:
+            requests: of one call.
+            arrived_at: when it came, on the monotonic clock.
+            counted: whether it is a request of a client in our metrics.
+            probe: whether it asks on the router's own behalf, and is one in nobody's metrics.
 
         Raises RequestError when nobody can serve it now.
         """
-        self.check_serving()
-        generation = Generation(arrived_at, counted=counted)
+        if self.over is not None:
+            raise self.over
+        self.cell.check_available()
+        generation = Generation(arrived_at, counted=counted and not probe, probe=probe)
         samples: list[Sample] = []
         for request in requests:
             first = self._unused_ids(request.n)
@@ -109,7 +125,7 @@ class Engine:
                 samples.append(sample)
                 self._samples[sample.sequence_id] = sample
                 sample.submitted = True
-            self.uplink.submit(Submission(first, request, 0, request.n, (), probe=not counted))
+            self.uplink.submit(Submission(first, request, 0, request.n, (), probe=probe))
         generation.open(samples, self._stopped)
         try:
             yield generation
@@ -117,9 +133,10 @@ class Engine:
             self._close(generation)
 
     def end_all(self, message: str) -> None:
-        """Ends every call in flight with an error."""
+        """Ends every call in flight with an error; none goes on from here."""
+        self.over = unavailable(message)
         for generation in {sample.generation for sample in self._samples.values()}:
-            self._fail(generation, unavailable(message))
+            self._fail(generation, self.over)
 
     # What the link tells (Listener).
 
@@ -259,15 +276,20 @@ class Engine:
                 continue
             sample.submitted = True
             sample.resubmitted = True
-            counted = sample.generation.counted
-            self.metrics.resubmitted += counted
+            self.metrics.resubmitted += sample.generation.counted
             sequence_id, request, number = sample.sequence_id, sample.request, sample.number
             score_from = len(request.prompt_token_ids)
             if sample.scores is not None and number == 0:
                 score_from = sample.scores.next_token
             self.uplink.submit(
                 Submission(
-                    sequence_id, request, number, 1, sample.tokens, score_from, probe=not counted
+                    sequence_id,
+                    request,
+                    number,
+                    1,
+                    sample.tokens,
+                    score_from,
+                    probe=sample.generation.probe,
                 )
             )
 

@@ -113,10 +113,12 @@ class Sample:
 class Generation:
     """The pieces of one call, in order of arrival; made and ended by `Engine.generate`."""
 
-    def __init__(self, arrived_at: float, *, counted: bool) -> None:
-        """`arrived_at` is when the call reached us; `counted` if it is a client's."""
+    def __init__(self, arrived_at: float, *, counted: bool, probe: bool = False) -> None:
+        """`arrived_at` is when the call reached us; `counted` if it is one in our metrics, `probe`
+        if it is our own question, which counts nowhere."""
         self.arrived_at = arrived_at
         self.counted = counted
+        self.probe = probe
         self.samples: Sequence[Sample] = ()
         self.on_stop: Callable[[Sample, int], None] = _ignore
         """Told when a stop string has ended a sample after so many tokens."""

@@ -96,6 +96,6 @@ class Readiness:
                 request_id="canary",
                 prompt_field="prompt",
             )
-        with self._engine.generate([request], time.monotonic(), counted=False) as generation:
+        with self._engine.generate([request], time.monotonic(), probe=True) as generation:
             async for _ in generation.batches():
                 pass

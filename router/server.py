@@ -1,7 +1,9 @@
 """The process: both fronts on their addresses, the link, and an orderly end.
 
     listen (HTTP, gRPC) → say so → serve until told to end → refuse new requests → finish the
-    running ones, up to the drain timeout → close
+    running ones, up to the drain timeout or until told again → close
+
+It listens to the last: whoever comes meanwhile hears why not, and when to try again.
 
 It does not wait for scheduler or worker: they may come and go, and /ready says whether they are
 here.
@@ -43,6 +45,9 @@ from router.service import create_server
 
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be read at once, per request that may be in flight: few are slow."""
+
+_LAST_WORDS_S = 1.0
+"""In which requests that are cut off tell their clients so."""
 
 MAX_STORED_BYTES = 64 * 1024 * 1024
 RESPONSE_TTL_S = 24 * 3600.0
@@ -125,14 +130,14 @@ class Router:
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigurationError."""
     async with listening(settings) as router:
-        told = _told_to_end()
+        told, told_again = _on_signals()
         gc.collect()
         gc.freeze()  # what exists now stays; the collector need not look at it again
         _announce(router)
         await _until_told(told, router.tasks)
         if settings.reuse_port:
             router.leave()
-        await _drain(router.backend, settings.drain_timeout_s)
+        await _drain(router.backend, settings.drain_timeout_s, told_again)
 
 
 @contextlib.asynccontextmanager
@@ -255,18 +260,18 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _told_to_end() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
-    told = asyncio.Event()
+def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Set by the first SIGTERM or SIGINT, and by the second; a third ends the process at once."""
+    told, told_again = asyncio.Event(), asyncio.Event()
 
     def hear() -> None:
-        if told.is_set():
+        if told_again.is_set():
             os._exit(1)
-        told.set()
+        (told_again if told.is_set() else told).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, hear)
-    return told
+    return told, told_again
 
 
 async def _until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]]) -> None:
@@ -279,17 +284,26 @@ async def _until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]]
         raise RuntimeError(f"{task.get_name()} ended by itself")
 
 
-async def _drain(backend: Backend, timeout_s: float) -> None:
-    """New requests are refused from now on; running ones get their time."""
+async def _drain(backend: Backend, timeout_s: float, told_again: asyncio.Event) -> None:
+    """New requests are refused from now on; running ones get their time, unless told again."""
     backend.engine.draining = True
     if backend.permits.num_taken:
-        _log.info("draining: %d requests are in flight", backend.permits.num_taken)
-    try:
-        async with asyncio.timeout(timeout_s):
-            await backend.permits.idle()
-    except TimeoutError:
-        _log.warning("%d requests did not end in %g s", backend.permits.num_taken, timeout_s)
+        _log.info("draining: %s", _in_flight(backend))
+    idle = asyncio.create_task(backend.permits.idle())
+    hurry = asyncio.create_task(told_again.wait())
+    await asyncio.wait((idle, hurry), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if not idle.done():
+        why = "told again to end" if told_again.is_set() else f"{timeout_s:g} s are over"
+        _log.warning("%s: %s cut off", why, _in_flight(backend))
         backend.engine.end_all("the server had to stop before the request was complete")
+        await asyncio.wait((idle,), timeout=_LAST_WORDS_S)
+    idle.cancel()
+    hurry.cancel()
+
+
+def _in_flight(backend: Backend) -> str:
+    count = backend.permits.num_taken
+    return f"{count} request{'s' * (count != 1)} in flight"
 
 
 def _announce(router: Router) -> None:

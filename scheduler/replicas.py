@@ -204,7 +204,9 @@ class Replicas:
         """Its epoch is void: every rank has to dial again."""
         del self._attached[attachment.replica_id]
         attachment.close(code, details)
-        logger.warning("replica %r detached: %s", attachment.replica_id, details)
+        has_left = any(rank.takes_leave for rank in attachment.ranks)
+        level = logging.INFO if has_left else logging.WARNING
+        logger.log(level, "replica %r detached: %s", attachment.replica_id, details)
 
     def forget(self, rank: Rank) -> None:
         """The stream of a rank that may still be gathering has ended."""

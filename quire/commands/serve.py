@@ -151,7 +151,7 @@ class _Session:
         await first_of(drain, again)
         again.cancel()
         if not drain.done():
-            await self._stack.kill()
+            await self._stack.cut()
         await drain
         announce("stopped")
 

@@ -100,7 +100,9 @@ async def test_the_best_beams_are_the_answer(
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
     assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (3, 6)
-    assert not scheduler.submits  # each is asked for on the router's own behalf
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}  # of its first step
+    # To the scheduler each beam of each step is a request of one token, and none is a probe.
+    assert [submit.max_tokens for submit in scheduler.submits] == [1] * 7
     assert not scheduler.running
     metrics = router.backend.metrics
     assert {reason.value: count for reason, count in metrics.finished.items() if count} == {
@@ -135,7 +137,7 @@ async def test_a_search_goes_on_with_the_next_scheduler(
 async def test_a_client_that_leaves_ends_the_search(
     http: httpx.AsyncClient, scheduler: FakeScheduler, until: Until
 ) -> None:
-    scheduler.hold_canaries = True  # as every request of a search, to the scheduler
+    scheduler.hold_at = 0
     call = asyncio.create_task(http.post("/v1/completions", json=SEARCH))
     await until(lambda: bool(scheduler.running))
     call.cancel()
