@@ -88,8 +88,7 @@ async def check_run(
 async def check_nothing_left(stack: Stack) -> None:
     """Every counter is back at zero, the books balance, and what is asked now is answered."""
     await stack.until_idle()
-    routers = [name for name in stack.processes() if name.startswith("router")]
-    for name in routers:
+    for name in [name for name in stack.processes() if name.startswith("router")]:
         assert stack.metric(name, "quire:requests_in_flight{") == 0
         assert stack.metric(name, 'finished_reason="error"') == 0
     assert stack.metric("scheduler", "quire:integrity_failures_total") == 0

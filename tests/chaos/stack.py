@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,28 +24,22 @@ PATIENCE_S = 60.0
 MAX_MODEL_LEN = 1024
 
 
-@dataclass
-class Stack:
-    """`quire serve`, seen from outside."""
-
-    server: Server
-    runtime_dir: Path
+class Stack(ABC):
+    """Processes that together answer at one URL."""
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """Of the API."""
-        return self.server.url
 
-    def record(self) -> StackRecord:
-        """What its supervisor tells `quire ps`."""
-        [path] = (self.runtime_dir / "stacks").glob("*.json")
-        fields = json.loads(path.read_text())
-        processes = tuple(ProcessRecord(**process) for process in fields.pop("processes"))
-        return StackRecord(**fields, processes=processes)
+    @property
+    @abstractmethod
+    def scheduler(self) -> str:
+        """Target of its SchedulerService."""
 
+    @abstractmethod
     def processes(self) -> dict[str, ProcessRecord]:
         """By name, as the supervisor knows them now."""
-        return {process.name: process for process in self.record().processes}
 
     def pid(self, name: str) -> int:
         """Of a process that runs."""
@@ -69,7 +64,7 @@ class Stack:
 
     async def state(self) -> dict[str, Any]:
         """The scheduler's totals. Raises RequestFailed."""
-        return await fetch_state(self.record().scheduler)
+        return await fetch_state(self.scheduler)
 
     async def until_whole(self, num_replicas: int = 2) -> None:
         """Every replica is attached and every router is ready."""
@@ -106,28 +101,61 @@ class Stack:
         assert found, f"{name} has no metric {part}"
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
+    def router_urls(self) -> list[str]:
+        """Of each one's own door."""
+        return [
+            (process.metrics or self.url).removesuffix("/metrics")
+            for process in self.processes().values()
+            if process.role == "router"
+        ]
+
     async def until_routers_are_ready(self) -> None:
-        """Each of those that share the door, asked at its own."""
+        """Each of them."""
         async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(timeout=5) as client:
             while True:
-                urls = [
-                    (process.metrics or "").removesuffix("/metrics")
-                    for name, process in self.processes().items()
-                    if name.startswith("router-")
-                ]
                 with contextlib.suppress(httpx.HTTPError):
+                    urls = self.router_urls()
                     if all([(await client.get(f"{url}/ready")).is_success for url in urls]):
                         return
                 await asyncio.sleep(0.05)
 
 
+@dataclass
+class Served(Stack):
+    """`quire serve`, seen from outside."""
+
+    server: Server
+    runtime_dir: Path
+
+    @property
+    def url(self) -> str:
+        """See `Stack`."""
+        return self.server.url
+
+    @property
+    def scheduler(self) -> str:
+        """See `Stack`."""
+        return self._record().scheduler
+
+    def processes(self) -> dict[str, ProcessRecord]:
+        """See `Stack`."""
+        return {process.name: process for process in self._record().processes}
+
+    def _record(self) -> StackRecord:
+        """What its supervisor tells `quire ps`."""
+        [path] = (self.runtime_dir / "stacks").glob("*.json")
+        fields = json.loads(path.read_text())
+        processes = tuple(ProcessRecord(**process) for process in fields.pop("processes"))
+        return StackRecord(**fields, processes=processes)
+
+
 @contextlib.contextmanager
-def running(model: str | Path, runtime_dir: Path, *flags: str) -> Iterator[Stack]:
+def running(model: str | Path, runtime_dir: Path, *flags: str) -> Iterator[Served]:
     """A stack with these flags; every process that it started has gone at the end."""
     with serve(model, runtime_dir, "--max-model-len", str(MAX_MODEL_LEN), *flags) as server:
         started = psutil.Process(server.process.pid)
         try:
-            yield Stack(server, runtime_dir)
+            yield Served(server, runtime_dir)
         finally:
             left = started.children(recursive=True)
             for process in left:  # one that is stopped cannot end in order
