@@ -8,9 +8,12 @@ few characters of what the client sent, and never an address or a path of ours.
 """
 
 import json
+import re
+from collections.abc import Iterable
 from enum import Enum, auto
 
 _MAX_QUOTED_CHARACTERS = 48
+_FIELD = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Fault(Enum):
@@ -18,6 +21,10 @@ class Fault(Enum):
 
     INVALID = auto()
     """The request is wrong as it is: do not retry."""
+    MISSING_FIELD = auto()
+    UNKNOWN_FIELD = auto()
+    NOT_SUPPORTED = auto()
+    """A field or a value that others serve and we do not."""
     TOO_LONG = auto()
     """Prompt and output do not fit into the model's length."""
     UNKNOWN_MODEL = auto()
@@ -65,6 +72,34 @@ class ModelError(Exception):
 def invalid(field: str, message: str) -> RequestError:
     """A wrong value of `field`."""
     return RequestError(Fault.INVALID, message, field=field)
+
+
+def missing(field: str) -> RequestError:
+    """There must be a value of `field`."""
+    return RequestError(Fault.MISSING_FIELD, f"{field} is missing", field=field)
+
+
+def wrong(field: str, value: object, expected: str) -> RequestError:
+    """A value of a wrong kind. Null is no value."""
+    if value is None:
+        return missing(field)
+    return invalid(field, f"{field} is {quote(value)}; it must be {expected}")
+
+
+def not_supported(field: str, value: object) -> RequestError:
+    """Something that others serve."""
+    message = f"{field} is {quote(value)}; it is not supported by this server"
+    return RequestError(Fault.NOT_SUPPORTED, message, field=field)
+
+
+def quote_field(name: str) -> str:
+    """A field's name as a client wrote it, cut and quoted if it is not fit for a message."""
+    return name if _FIELD.fullmatch(name) else quote(name)
+
+
+def one_of(values: Iterable[object]) -> str:
+    """What a value must be, where there are few."""
+    return f"one of {json.dumps(list(values))}"
 
 
 def quote(value: object) -> str:

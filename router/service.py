@@ -51,6 +51,9 @@ _log = logging.getLogger(__name__)
 
 STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Fault.MISSING_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
+    Fault.UNKNOWN_FIELD: grpc.StatusCode.INVALID_ARGUMENT,
+    Fault.NOT_SUPPORTED: grpc.StatusCode.INVALID_ARGUMENT,
     Fault.TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
     Fault.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Fault.UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,

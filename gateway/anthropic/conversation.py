@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.anthropic.schema import (
-    REFUSED,
     REFUSED_IN_THINKING,
     REFUSED_IN_TOOL,
     CountTokensBody,
@@ -18,6 +17,7 @@ from gateway.anthropic.schema import (
     ToolBody,
     ToolChoiceBody,
 )
+from gateway.body import checked_text, refuse_unserved
 from gateway.conversation import (
     ChatMessage,
     Conversation,
@@ -26,8 +26,7 @@ from gateway.conversation import (
     ToolChoice,
     ToolMode,
 )
-from gateway.errors import invalid, quote
-from gateway.openai.schema import checked_text, refuse_unserved
+from gateway.errors import invalid, one_of, quote, wrong
 
 _MODES = {
     "auto": ToolMode.AUTO,
@@ -41,7 +40,6 @@ _THINKS = {"enabled": True, "adaptive": True, "disabled": False}
 
 def conversation_of(body: CountTokensBody) -> Conversation:
     """What the model is to go on with. Raises RequestError."""
-    refuse_unserved(body, REFUSED)
     if not body.messages:
         raise invalid("messages", "messages has 0 entries; it must have at least 1")
     messages: list[ChatMessage] = []
@@ -73,7 +71,8 @@ def _turns(field: str, body: MessageBody) -> Iterator[ChatMessage]:
         case role:
             raise invalid(
                 f"{field}.role",
-                f"{field}.role is {quote(role)}; it must be one of user, assistant, system",
+                f"{field}.role is {quote(role)}; it must be "
+                + one_of(("user", "assistant", "system")),
             )
 
 
@@ -162,7 +161,7 @@ def _tool_choice(body: ToolChoiceBody | None) -> ToolChoice:
     if mode is None:
         raise invalid(
             "tool_choice.type",
-            f"tool_choice.type is {quote(body.type)}; it must be one of {', '.join(_MODES)}",
+            f"tool_choice.type is {quote(body.type)}; it must be {one_of(_MODES)}",
         )
     return ToolChoice(mode, body.name if mode is ToolMode.NAMED else None)
 
@@ -181,7 +180,7 @@ def _thinks(thinking: ThinkingBody) -> bool:
     if thinking.type not in _THINKS:
         raise invalid(
             "thinking.type",
-            f"thinking.type is {quote(thinking.type)}; it must be one of {', '.join(_THINKS)}",
+            f"thinking.type is {quote(thinking.type)}; it must be {one_of(_THINKS)}",
         )
     refuse_unserved(thinking, REFUSED_IN_THINKING, prefix="thinking.")
     return _THINKS[thinking.type]
@@ -192,9 +191,7 @@ def _text(field: str, content: Any) -> str:
     if isinstance(content, str):
         return checked_text(field, content)
     if not isinstance(content, list):
-        raise invalid(
-            field, f"{field} is {quote(content)}; it must be a string or an array of text blocks"
-        )
+        raise wrong(field, content, "a string or an array of text blocks")
     return "\n".join(_text_block(f"{field}[{index}]", block) for index, block in enumerate(content))
 
 
@@ -209,7 +206,7 @@ def _string(field: str, block: Mapping[str, Any], name: str) -> str:
     value = block.get(name)
     where = f"{field}.{name}"
     if not isinstance(value, str):
-        raise invalid(where, f"{where} is {quote(value)}; it must be a string")
+        raise wrong(where, value, "a string")
     return checked_text(where, value)
 
 

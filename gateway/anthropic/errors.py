@@ -6,6 +6,9 @@ from gateway.errors import Fault, RequestError
 
 ERROR_TYPES: dict[Fault, str] = {
     Fault.INVALID: "invalid_request_error",
+    Fault.MISSING_FIELD: "invalid_request_error",
+    Fault.UNKNOWN_FIELD: "invalid_request_error",
+    Fault.NOT_SUPPORTED: "invalid_request_error",
     Fault.TOO_LONG: "invalid_request_error",
     Fault.UNAUTHENTICATED: "authentication_error",
     Fault.UNKNOWN_MODEL: "not_found_error",

@@ -11,11 +11,11 @@ from gateway.anthropic.conversation import conversation_of
 from gateway.anthropic.errors import error_body
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
 from gateway.blocks import Added, Block, BlockEvent, BlockKind, Blocks, Closed, Opened
+from gateway.body import checked_text, parse_body
 from gateway.errors import RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
 from gateway.model import Model
 from gateway.openai.call import Call, compact
-from gateway.openai.schema import checked_text, parse_body
 from gateway.output import Finish, FinishReason, Piece
 from gateway.request import Options
 from gateway.tokenizer import Tokenizer

@@ -3,10 +3,22 @@
 Hints about caching (`cache_control`) are ignored: prompts that begin alike are found by themselves.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
+
+from gateway.body import Body
+
+REFUSED: Mapping[str, tuple[Any, ...]] = {
+    # field: the values that ask for nothing
+    "prefill": (None, "", []),
+    "container": (None,),
+    "mcp_servers": (None, []),
+    "context_management": (None,),
+    "service_tier": (None, "auto", "standard_only"),
+    "speed": (None, "standard"),
+}
 
 
 class MessageBody(BaseModel):
@@ -58,10 +70,11 @@ class OutputConfigBody(BaseModel):
     """How much the model thinks, where its template can say so."""
 
 
-class CountTokensBody(BaseModel):
+class CountTokensBody(Body):
     """POST /v1/messages/count_tokens."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="CountTokensRequest")
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = REFUSED
 
     model: str | None = None
     messages: list[MessageBody]
@@ -75,6 +88,8 @@ class CountTokensBody(BaseModel):
 class MessagesBody(CountTokensBody):
     """POST /v1/messages."""
 
+    model_config = ConfigDict(title="MessageRequest")
+
     max_tokens: int
     stop_sequences: list[str] | None = None
     stream: bool | None = None
@@ -83,16 +98,6 @@ class MessagesBody(CountTokensBody):
     top_p: float | None = None
     metadata: dict[str, Any] | None = None
 
-
-REFUSED: Mapping[str, tuple[Any, ...]] = {
-    # field: the values that ask for nothing
-    "prefill": (None, "", []),
-    "container": (None,),
-    "mcp_servers": (None, []),
-    "context_management": (None,),
-    "service_tier": (None, "auto", "standard_only"),
-    "speed": (None, "standard"),
-}
 
 REFUSED_IN_TOOL: Mapping[str, tuple[Any, ...]] = {
     "allowed_callers": (None, ["direct"]),

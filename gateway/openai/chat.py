@@ -4,22 +4,15 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.body import parse_body
 from gateway.conversation import MAX_ARGUMENTS_BYTES, Conversation, checked_json
-from gateway.errors import invalid
+from gateway.errors import invalid, quote
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
-from gateway.openai.logprobs import check_prompt_logprobs, prompt_logprobs
+from gateway.openai.logprobs import chat_logprobs, check_prompt_logprobs, prompt_logprobs
 from gateway.openai.messages import chat_message
-from gateway.openai.schema import (
-    REFUSED_IN_CHAT,
-    ChatBody,
-    check_beams,
-    check_stream,
-    checked_text,
-    options_of,
-    parse_body,
-    refuse_unserved,
-)
+from gateway.openai.options import check_beams, check_metadata, check_stream, generation_options
+from gateway.openai.schema import ChatBody, ConversationBody
 from gateway.openai.structure import requested_grammar
 from gateway.openai.tools import chat_tool_choice, chat_tools
 from gateway.output import Finish, FinishReason, Piece, TokenLogprob
@@ -49,12 +42,13 @@ def parse_chat(
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
     check_beams(body)
+    check_metadata(body.metadata)
     prompt = model.chat(
         conversation_of(body), body.prompt_room(max_model_len), requested_grammar(body)
     )
     request = model.build(
         prompt.token_ids,
-        options_of(
+        generation_options(
             body,
             grammar=prompt.grammar,
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
@@ -75,35 +69,33 @@ def parse_chat(
         streams=body.streams,
         include_usage=body.include_usage,
         wants_logprobs=request.sampling.num_logprobs is not None,
-        wants_token_ids=bool(body.return_token_ids),
+        wants_token_ids=body.return_token_ids,
         parsing=prompt.parsing,
         continuous_usage=body.continuous_usage,
         num_prompt_logprobs=request.sampling.num_prompt_logprobs,
     )
 
 
-def conversation_of(body: ChatBody) -> Conversation:
+def conversation_of(body: ConversationBody) -> Conversation:
     """What the model is to go on with. Raises RequestError."""
-    refuse_unserved(body, REFUSED_IN_CHAT)
     if not body.messages:
         raise invalid("messages", "messages has 0 entries; it must have at least 1")
-    continues = bool(body.continue_final_message)
+    continues = body.continue_final_message
     if continues and body.add_generation_prompt:
         raise invalid(
             "continue_final_message",
             "continue_final_message is true and add_generation_prompt is true; "
             "an answer can do only one of the two",
         )
-    arguments = dict(body.chat_template_kwargs or {})
+    arguments = dict(body.chat_template_kwargs)
     checked_json("chat_template_kwargs", arguments, MAX_ARGUMENTS_BYTES)
     if body.reasoning_effort is not None:
-        effort = checked_text("reasoning_effort", body.reasoning_effort)
-        arguments.setdefault("reasoning_effort", effort)
+        arguments.setdefault("reasoning_effort", body.reasoning_effort)
     return Conversation(
         messages=[chat_message(index, message) for index, message in enumerate(body.messages)],
         tools=chat_tools(body.tools),
         tool_choice=chat_tool_choice(body.tool_choice),
-        parallel_tool_calls=body.parallel_tool_calls is not False,
+        parallel_tool_calls=body.parallel_tool_calls,
         template_arguments=arguments,
         add_generation_prompt=body.add_generation_prompt is not False and not continues,
         continue_final_message=continues,
@@ -193,12 +185,7 @@ class ChatAnswer(Answer):
         return tokens
 
     def _logprobs(self, rows: Sequence[TokenLogprob]) -> dict[str, Any]:
-        entries = []
-        for row in rows:
-            entry = self.logprob_entry(row.token_id, row.logprob)
-            entry["top_logprobs"] = [self.logprob_entry(*top) for top in row.top]
-            entries.append(entry)
-        return {"content": entries, "refusal": None}
+        return {"content": chat_logprobs(rows, self.tokenizer), "refusal": None}
 
 
 _NO_CONTENT = '"content":""'
@@ -281,9 +268,15 @@ def _tool_reason(finish: Finish | None, num_calls: int) -> str | None:
 
 
 def _max_tokens(body: ChatBody) -> dict[str, Any]:
-    """The new name wins over the old one."""
+    """One limit by two names. Raises RequestError if they are two limits."""
     if body.max_completion_tokens is None:
         return {}
+    if body.max_tokens not in (None, body.max_completion_tokens):
+        raise invalid(
+            "max_tokens",
+            f"max_tokens is {quote(body.max_tokens)} and max_completion_tokens is "
+            f"{quote(body.max_completion_tokens)}; there must be one of them",
+        )
     return {
         "max_tokens": body.max_completion_tokens,
         "max_tokens_field": "max_completion_tokens",

@@ -4,7 +4,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.errors import RequestError, invalid, quote
+from gateway.body import checked_text, parse_body
+from gateway.errors import RequestError, invalid, wrong
 from gateway.limits import RequestLimits
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
@@ -17,16 +18,8 @@ from gateway.openai.logprobs import (
     top_logprobs,
     written,
 )
-from gateway.openai.schema import (
-    REFUSED_IN_COMPLETION,
-    CompletionBody,
-    check_beams,
-    check_stream,
-    checked_text,
-    options_of,
-    parse_body,
-    refuse_unserved,
-)
+from gateway.openai.options import check_beams, check_stream, generation_options
+from gateway.openai.schema import CompletionBody
 from gateway.output import Piece, TokenLogprob, shown_bytes
 from gateway.ranges import check_known_range
 from gateway.request import GenerateRequest, check_request_id
@@ -38,19 +31,18 @@ def parse_completion(
     """A valid call out of a request body, with every prompt tokenized. Raises RequestError."""
     body = parse_body(content, CompletionBody)
     model.check_name(body.model)
-    refuse_unserved(body, REFUSED_IN_COMPLETION)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     check_stream(body)
     check_beams(body)
     num_samples = _num_samples(body, model.limits)
     if body.use_beam_search:
-        num_samples = body.n or 1  # it keeps the best itself
+        num_samples = body.n  # it keeps the best itself
     num_logprobs = body.logprobs
-    if num_samples > (body.n or 1) and num_logprobs is None:
+    if num_samples > body.n and num_logprobs is None:
         num_logprobs = 0  # by which the best are known
     is_prompt_only = body.max_tokens == 0 and (body.echo or body.prompt_logprobs is not None)
-    options = options_of(
+    options = generation_options(
         body,
         n=num_samples,
         num_logprobs=num_logprobs,
@@ -62,7 +54,7 @@ def parse_completion(
         name = "n" if body.best_of is None else "best_of"
         raise invalid(
             name,
-            f"{name} is {quote(num_samples)} and prompt has {len(prompts)} entries; "
+            f"{name} is {num_samples} and prompt has {len(prompts)} entries; "
             f"together they must make at most {model.limits.choices} choices",
         )
     requests = tuple(
@@ -87,9 +79,9 @@ def parse_completion(
         include_usage=body.include_usage,
         continuous_usage=body.continuous_usage,
         wants_logprobs=body.logprobs is not None,
-        wants_token_ids=bool(body.return_token_ids),
+        wants_token_ids=body.return_token_ids,
         prompts=_prompt_texts(body, prompts, requests, model) if body.echo else None,
-        num_kept=body.n or 1 if num_samples > (body.n or 1) else None,
+        num_kept=body.n if num_samples > body.n else None,
         num_prompt_logprobs=None if body.streams else body.prompt_logprobs,
         is_prompt_only=bool(is_prompt_only),
     )
@@ -205,12 +197,10 @@ def _is_token(value: Any) -> bool:
 
 
 def _wrong_prompt(value: Any) -> RequestError:
-    if value is None:
-        return invalid("prompt", "prompt is missing")
-    return invalid(
+    return wrong(
         "prompt",
-        f"prompt is {quote(value)}; it must be a string, an array of strings, "
-        "an array of tokens or an array of arrays of tokens",
+        value,
+        "a string, an array of strings, an array of tokens or an array of arrays of tokens",
     )
 
 
@@ -225,7 +215,7 @@ def _prompt_logprobs(body: CompletionBody) -> dict[str, Any]:
 
 def _num_samples(body: CompletionBody, limits: RequestLimits) -> int:
     """To be generated for each prompt: the best of them are the answer."""
-    n = 1 if body.n is None else body.n
+    n = body.n
     check_known_range("n", n, limits)
     check_known_range("best_of", body.best_of, limits)
     best_of = n if body.best_of is None else body.best_of

@@ -3,10 +3,11 @@
 import base64
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, WithJsonSchema
 
+from gateway.body import Body, checked_text, parse_body
 from gateway.embedding import (
     EmbeddingCall,
     EmbeddingOptions,
@@ -14,45 +15,54 @@ from gateway.embedding import (
     embedding_call,
     shortened,
 )
-from gateway.errors import RequestError, invalid, quote
+from gateway.errors import RequestError, invalid, wrong
 from gateway.model import Model
+from gateway.openai import shapes
 from gateway.openai.call import compact
-from gateway.openai.schema import checked_text, parse_body, refuse_unserved
 from gateway.request import check_request_id
 
-_FORMATS = ("float", "base64")
 
-
-class EmbeddingBody(BaseModel):
+class EmbeddingBody(Body):
     """POST /v1/embeddings."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="EmbeddingRequest")
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "messages": ([],),
+        "add_special_tokens": (True,),
+        "normalize": (),
+        "pooling": (),
+        "softmax": (),
+        "activation": (),
+        "use_activation": (),
+        "embed_dtype": ("float32",),
+        "endianness": ("native", "little"),
+        "instructions": ("",),
+        "prompt_name": ("",),
+        "truncation_side": ("left",),
+    }
 
     model: str | None = None
-    input: Any = None
-    encoding_format: str | None = None
+    """The served model; if it is not said, the one there is."""
+    input: Annotated[Any, WithJsonSchema(shapes.TEXTS_OR_TOKENS)] = None
+    """What to embed: a text or its tokens, or several of either; none may be empty."""
+    encoding_format: Literal["float", "base64"] = "float"
+    """Vectors as arrays of numbers, or as base64 of little-endian float32."""
     dimensions: int | None = None
+    """Numbers of each vector to keep, of models that were trained for it; if it is not said,
+    all."""
     user: str | None = None
-    priority: int | None = None
+    """A label; it changes nothing."""
+    priority: int = 0
+    """Lower goes first, where the server orders by priority."""
     cache_salt: str | None = None
+    """Shares cached prompts only with requests of the same salt: 1 to 64 letters, digits, - or
+    _."""
     request_id: str | None = None
+    """A name for the request, in the answer's id and the logs: 1 to 128 visible ASCII
+    characters; if it is not said, that of the X-Request-Id header, or chance."""
     truncate_prompt_tokens: int | None = None
-
-
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    # field: the values that ask for nothing
-    "messages": (None, []),
-    "add_special_tokens": (None, True),
-    "normalize": (None,),
-    "pooling": (None,),
-    "softmax": (None,),
-    "activation": (None,),
-    "use_activation": (None,),
-    "embed_dtype": (None, "float32"),
-    "endianness": (None, "native", "little"),
-    "instructions": (None, ""),
-    "prompt_name": (None, ""),
-}
+    """Keep the last so many tokens of each input; -1: as many as fit; if it is not said, an input
+    that is too long is refused."""
 
 
 def parse_embeddings(
@@ -64,15 +74,8 @@ def parse_embeddings(
     """
     body = parse_body(content, EmbeddingBody)
     model.check_name(body.model)
-    refuse_unserved(body, _REFUSED)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
-    encoding = body.encoding_format or "float"
-    if encoding not in _FORMATS:
-        raise invalid(
-            "encoding_format",
-            f"encoding_format is {quote(encoding)}; it must be one of {quote(_FORMATS)}",
-        )
     call = embedding_call(
         _inputs(body.input, model.limits.inputs),
         EmbeddingOptions(
@@ -87,7 +90,7 @@ def parse_embeddings(
         request_id=request_id,
         input_field="input",
     )
-    return call, encoding
+    return call, body.encoding_format
 
 
 def embeddings_body(
@@ -126,17 +129,23 @@ def _base64(vector: Float32Column) -> str:
 def _inputs(value: Any, most: int) -> list[str | list[int]]:
     """A string, strings, tokens, or lists of tokens."""
     if isinstance(value, str):
-        return [checked_text("input", value)]
+        return [_text("input", value)]
     if isinstance(value, list) and value:
         if all(map(_is_token, value)):
             return [value]
         if len(value) > most:
             raise invalid("input", f"input has {len(value)} entries; it must have 1 to {most}")
         if all(isinstance(each, str) for each in value):
-            return [checked_text("input", each) for each in value]
+            return [_text(f"input[{index}]", each) for index, each in enumerate(value)]
         if all(isinstance(each, list) and all(map(_is_token, each)) for each in value):
             return value
     raise _wrong_input(value)
+
+
+def _text(field: str, text: str) -> str:
+    if not text:
+        raise invalid(field, f'{field} is ""; it must have at least 1 character')
+    return checked_text(field, text)
 
 
 def _is_token(value: Any) -> bool:
@@ -144,10 +153,8 @@ def _is_token(value: Any) -> bool:
 
 
 def _wrong_input(value: Any) -> RequestError:
-    if value is None:
-        return invalid("input", "input is missing")
-    return invalid(
+    return wrong(
         "input",
-        f"input is {quote(value)}; it must be a string, an array of strings, "
-        "an array of tokens or an array of arrays of tokens",
+        value,
+        "a string, an array of strings, an array of tokens or an array of arrays of tokens",
     )

@@ -20,6 +20,9 @@ _SERVER = "server_error"
 
 ERROR_KINDS: dict[Fault, ErrorKind] = {
     Fault.INVALID: ErrorKind(400, _CLIENT),
+    Fault.MISSING_FIELD: ErrorKind(400, _CLIENT, "missing_required_parameter"),
+    Fault.UNKNOWN_FIELD: ErrorKind(400, _CLIENT, "unknown_parameter"),
+    Fault.NOT_SUPPORTED: ErrorKind(400, _CLIENT, "unsupported_parameter"),
     Fault.TOO_LONG: ErrorKind(400, _CLIENT, "context_length_exceeded"),
     Fault.UNAUTHENTICATED: ErrorKind(401, _CLIENT, "invalid_api_key"),
     Fault.UNKNOWN_MODEL: ErrorKind(404, _CLIENT, "model_not_found"),

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.body import checked_text, refuse_unserved
 from gateway.conversation import ChatMessage, ToolCall
-from gateway.errors import RequestError, invalid, quote
-from gateway.openai.schema import MessageBody, checked_text, refuse_unserved
+from gateway.errors import invalid, missing, one_of, quote, wrong
+from gateway.openai.schema import MessageBody
 
 _ROLES = {
     # OpenAI's newer word for the same thing; templates know only the older
@@ -29,7 +30,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
     role = _ROLES.get(body.role)
     if role is None:
         raise invalid(
-            f"{field}.role", f"{field}.role is {quote(body.role)}; it must be one of {list(_ROLES)}"
+            f"{field}.role", f"{field}.role is {quote(body.role)}; it must be {one_of(_ROLES)}"
         )
     refuse_unserved(body, _REFUSED, prefix=f"{field}.")
     reasoning = body.reasoning_content if body.reasoning is None else body.reasoning
@@ -37,7 +38,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
     _only(role, "assistant", f"{field}.reasoning", reasoning)
     _only(role, "tool", f"{field}.tool_call_id", body.tool_call_id)
     if role == "tool" and body.tool_call_id is None:
-        raise invalid(f"{field}.tool_call_id", f"{field}.tool_call_id is missing")
+        raise missing(f"{field}.tool_call_id")
     calls = body.tool_calls or []
     if len(calls) > _MAX_CALLS:
         raise invalid(
@@ -67,7 +68,7 @@ def _text(field: str, value: str | None) -> str | None:
 
 def _call(field: str, call: Any) -> ToolCall:
     if not isinstance(call, Mapping):
-        raise _wrong(field, call, "an object")
+        raise wrong(field, call, "an object")
     if call.get("type", "function") != "function":
         raise invalid(
             f"{field}.type",
@@ -75,7 +76,7 @@ def _call(field: str, call: Any) -> ToolCall:
         )
     function = call.get("function")
     if not isinstance(function, Mapping):
-        raise _wrong(f"{field}.function", function, "an object")
+        raise wrong(f"{field}.function", function, "an object")
     texts = []
     for name, value in (
         ("id", call.get("id")),
@@ -83,13 +84,9 @@ def _call(field: str, call: Any) -> ToolCall:
         ("function.arguments", function.get("arguments", "")),
     ):
         if not isinstance(value, str):
-            raise _wrong(f"{field}.{name}", value, "a string")
+            raise wrong(f"{field}.{name}", value, "a string")
         texts.append(checked_text(f"{field}.{name}", value))
     return ToolCall(*texts)
-
-
-def _wrong(field: str, value: Any, expected: str) -> RequestError:
-    return invalid(field, f"{field} is {quote(value)}; it must be {expected}")
 
 
 def _content(field: str, content: Any, role: str) -> str:
@@ -99,9 +96,7 @@ def _content(field: str, content: Any, role: str) -> str:
     if content is None and role == "assistant":
         return ""
     if not isinstance(content, list):
-        raise invalid(
-            field, f"{field} is {quote(content)}; it must be a string or an array of text parts"
-        )
+        raise wrong(field, content, "a string or an array of text parts")
     return "\n".join(_text_part(f"{field}[{index}]", part) for index, part in enumerate(content))
 
 
@@ -113,5 +108,5 @@ def _text_part(field: str, part: Any) -> str:
         )
     text = part.get("text")
     if not isinstance(text, str):
-        raise invalid(f"{field}.text", f"{field}.text is {quote(text)}; it must be a string")
+        raise wrong(f"{field}.text", text, "a string")
     return checked_text(f"{field}.text", text)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.blocks import Block, BlockKind
+from gateway.body import checked_text
 from gateway.conversation import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
-from gateway.errors import RequestError, invalid, quote
-from gateway.openai.schema import checked_text
+from gateway.errors import invalid, one_of, quote, wrong
 
 _ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _SERVED = "message, function_call, function_call_output, reasoning"
@@ -39,7 +39,7 @@ class _Turn:
 def input_turns(said: str | Sequence[Mapping[str, Any]] | None) -> list[ChatMessage]:
     """The turns of `input`. Raises RequestError."""
     if not said:
-        raise invalid("input", f"input is {quote(said)}; it must be a text or items")
+        raise wrong("input", said, "a text or items")
     if isinstance(said, str):
         return [ChatMessage("user", checked_text("input", said))]
     turns: list[ChatMessage] = []
@@ -89,7 +89,7 @@ def response_tool_choice(choice: Any) -> ToolChoice:
         return ToolChoice(_MODES[choice])
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         return ToolChoice(ToolMode.NAMED, _string("tool_choice", choice, "name"))
-    raise _wrong("tool_choice", choice, 'none, auto, required or an object of type "function"')
+    raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
 
 
 def _is_assistants(item: Mapping[str, Any]) -> bool:
@@ -124,7 +124,7 @@ def _other_turn(where: str, item: Mapping[str, Any]) -> ChatMessage:
         case "message":
             role = item.get("role")
             if not isinstance(role, str) or role not in _ROLES:
-                raise _wrong(f"{where}.role", role, f"one of {', '.join(_ROLES)}")
+                raise wrong(f"{where}.role", role, one_of(_ROLES))
             return ChatMessage(_ROLES[role], _text(f"{where}.content", item.get("content")))
         case "function_call_output":
             return ChatMessage(
@@ -144,7 +144,7 @@ def _thoughts(where: str, item: Mapping[str, Any]) -> list[str]:
     for name in ("content", "summary"):
         parts = item.get(name) or []
         if not isinstance(parts, list):
-            raise _wrong(f"{where}.{name}", parts, "an array")
+            raise wrong(f"{where}.{name}", parts, "an array")
         if parts:
             return [
                 _string(f"{where}.{name}[{index}]", part, "text")
@@ -158,7 +158,7 @@ def _text(where: str, content: Any) -> str:
     if isinstance(content, str):
         return checked_text(where, content)
     if not isinstance(content, list):
-        raise _wrong(where, content, "a string or an array of text parts")
+        raise wrong(where, content, "a string or an array of text parts")
     return "\n".join(_part(f"{where}[{index}]", part) for index, part in enumerate(content))
 
 
@@ -181,11 +181,11 @@ def _tool(where: str, tool: Mapping[str, Any]) -> Tool:
         )
     description, parameters, strict = map(tool.get, ("description", "parameters", "strict"))
     if not isinstance(description, str | None):
-        raise _wrong(f"{where}.description", description, "a string")
+        raise wrong(f"{where}.description", description, "a string")
     if not isinstance(parameters, Mapping | None):
-        raise _wrong(f"{where}.parameters", parameters, "an object")
+        raise wrong(f"{where}.parameters", parameters, "an object")
     if not isinstance(strict, bool | None):
-        raise _wrong(f"{where}.strict", strict, "true or false")
+        raise wrong(f"{where}.strict", strict, "true or false")
     if description is not None:
         checked_text(f"{where}.description", description)
     return Tool(_string(where, tool, "name"), description, parameters, strict)
@@ -194,9 +194,5 @@ def _tool(where: str, tool: Mapping[str, Any]) -> Tool:
 def _string(where: str, item: Any, name: str) -> str:
     value = item.get(name) if isinstance(item, Mapping) else None
     if not isinstance(value, str):
-        raise _wrong(f"{where}.{name}", value, "a string")
+        raise wrong(f"{where}.{name}", value, "a string")
     return checked_text(f"{where}.{name}", value)
-
-
-def _wrong(where: str, value: Any, expected: str) -> RequestError:
-    return invalid(where, f"{where} is {quote(value)}; it must be {expected}")

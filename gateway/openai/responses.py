@@ -7,96 +7,93 @@ for how long is the router's business.
 import json
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field, WithJsonSchema
 
+from gateway.body import Part, checked_text, parse_body
 from gateway.conversation import ChatMessage, Conversation
-from gateway.errors import RequestError, invalid, quote
+from gateway.errors import RequestError, invalid, one_of, quote
 from gateway.grammar import ANY_OBJECT, GrammarSpec
 from gateway.model import Model
+from gateway.openai import shapes
 from gateway.openai.call import Call
+from gateway.openai.options import check_metadata, sampling_options
 from gateway.openai.response_items import input_turns, response_tool_choice, response_tools
-from gateway.openai.schema import (
-    GenerationBody,
-    checked_text,
-    options_of,
-    parse_body,
-    refuse_unserved,
-)
+from gateway.openai.schema import UNSERVED, Effort, SamplingBody
 from gateway.openai.structure import named_schema, requested_grammar
 from gateway.request import GenerateRequest, check_request_id
 
-MAX_METADATA = 16
-MAX_METADATA_KEY_CHARACTERS = 64
-MAX_METADATA_VALUE_CHARACTERS = 512
 
-
-class TextBody(BaseModel):
+class TextBody(Part):
     """What the words of the answer look like."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    format: dict[str, Any] | None = None
-
-
-class ReasoningBody(BaseModel):
-    """How much the model thinks, where its template can say so."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    effort: str | None = None
+    format: Annotated[dict[str, Any] | None, WithJsonSchema(shapes.TEXT_FORMAT)] = None
+    """Text, a JSON object, or what a JSON schema describes."""
+    verbosity: Literal["medium"] | None = None
+    """How long answers are is the model's to say."""
 
 
-class ResponsesBody(GenerationBody):
+class ReasoningBody(Part):
+    """How much the model thinks."""
+
+    effort: Effort | None = None
+    """How much, if its chat template can say so; if it is not said, as it likes."""
+    summary: None = None
+    """Thoughts are said in full."""
+
+
+class ResponsesBody(SamplingBody):
     """POST /v1/responses."""
 
-    input: str | list[dict[str, Any]] | None = None
+    model_config = ConfigDict(title="ResponseRequest")
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "background": (False,),
+        "context_management": ([],),
+        "conversation": (),
+        "include": ([],),
+        "max_tool_calls": (),
+        "moderation": (),
+        "prompt": (),
+        "top_logprobs": (0,),
+        "truncation": ("disabled",),
+        # What chats and completions have, and a response has no use for.
+        "n": (1,),
+        "return_token_ids": (False,),
+        "prompt_logprobs": (0,),
+        "use_beam_search": (False,),
+        **UNSERVED,
+    }
+
+    input: Annotated[str | list[dict[str, Any]] | None, WithJsonSchema(shapes.RESPONSE_INPUT)] = (
+        None
+    )
+    """What to answer: a text, or items: messages, calls, their outputs, thoughts."""
     instructions: str | None = None
+    """What the model is told first; for this response alone."""
     previous_response_id: str | None = None
+    """The stored response that the conversation goes on from."""
     max_output_tokens: int | None = None
-    store: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
+    """Tokens after which the answer ends; if it is not said, what the model's length leaves."""
+    store: bool = True
+    """Keep the response, so that it can be asked for and gone on from."""
+    tools: Annotated[list[dict[str, Any]], WithJsonSchema(shapes.RESPONSE_TOOLS)] = Field([])
+    """Functions that the model may ask the client to call."""
+    tool_choice: Annotated[Any, WithJsonSchema(shapes.RESPONSE_TOOL_CHOICE)] = None
+    """Whether tools are called: as the model likes (auto, if it is not said), not at all, at least
+    one, or this one."""
+    parallel_tool_calls: bool = True
+    """Whether one answer may have several calls."""
     text: TextBody | None = None
+    """What the words of the answer look like."""
     reasoning: ReasoningBody | None = None
-    metadata: dict[str, str] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    # field: the values that ask for nothing
-    "background": (None, False),
-    "context_management": (None, []),
-    "conversation": (None,),
-    "include": (None, []),
-    "max_tool_calls": (None,),
-    "moderation": (None,),
-    "prompt": (None,),
-    "service_tier": (None, "auto", "default"),
-    "top_logprobs": (None, 0),
-    "truncation": (None, "disabled"),
-}
-_REFUSED_IN_TEXT: Mapping[str, tuple[Any, ...]] = {"verbosity": (None, "medium")}
-_REFUSED_IN_REASONING: Mapping[str, tuple[Any, ...]] = {
-    "summary": (None,),
-    "generate_summary": (None,),
-}
-_OTHER_ENDPOINTS: Mapping[str, tuple[Any, ...]] = {
-    # Fields of the other endpoints, for which this one has other names or no use.
-    "n": (None, 1),
-    "max_tokens": (None,),
-    "response_format": (None,),
-    "truncate_prompt_tokens": (None,),
-    "return_token_ids": (None, False),
-    "prompt_logprobs": (None, 0),
-    "use_beam_search": (None, False),
-    "length_penalty": (None,),
-    "early_stopping": (None, False),
-}
+    """How much the model thinks."""
+    metadata: dict[str, str] = Field({})
+    """Labels, at most 16, which the response repeats."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """More variables for the model's chat template, such as `enable_thinking`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,14 +139,14 @@ def parse_response(
     """
     body = parse_body(content, ResponsesBody)
     model.check_name(body.model)
-    _refuse(body)
+    _check(body)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     turns = [*_turns_before(body, find), *input_turns(body.input)]
     prompt = model.chat(_conversation(body, turns), max_model_len, _grammar(body))
     request = model.build(
         prompt.token_ids,
-        options_of(
+        sampling_options(
             body,
             max_tokens=body.max_output_tokens,
             max_tokens_field="max_output_tokens",
@@ -161,7 +158,7 @@ def parse_response(
         request_id=request_id,
         prompt_field="input",
     )
-    stores = keeps and body.store is not False
+    stores = keeps and body.store
     return ResponseCall(
         request_id=request_id,
         model=model.name,
@@ -178,32 +175,12 @@ def parse_response(
     )
 
 
-def _refuse(body: ResponsesBody) -> None:
-    refuse_unserved(body, _REFUSED)
-    for field, allowed in _OTHER_ENDPOINTS.items():
-        if (value := getattr(body, field)) not in allowed:
-            raise invalid(field, f"{field} is {quote(value)}; a response has no such field")
+def _check(body: ResponsesBody) -> None:
+    """Raises RequestError."""
     if body.stream_options and body.stream_options.continuous_usage_stats:
         field = "stream_options.continuous_usage_stats"
         raise invalid(field, f"{field} is true; a response says its usage at its end")
-    if body.text is not None:
-        refuse_unserved(body.text, _REFUSED_IN_TEXT, prefix="text.")
-    if body.reasoning is not None:
-        refuse_unserved(body.reasoning, _REFUSED_IN_REASONING, prefix="reasoning.")
-    metadata = body.metadata or {}
-    if len(metadata) > MAX_METADATA:
-        raise invalid(
-            "metadata", f"metadata has {len(metadata)} keys; it must have at most {MAX_METADATA}"
-        )
-    for key, value in metadata.items():
-        checked_text("metadata", key + value)
-        if len(key) > MAX_METADATA_KEY_CHARACTERS or len(value) > MAX_METADATA_VALUE_CHARACTERS:
-            raise invalid(
-                "metadata",
-                f"metadata has {quote(key)} with {len(key)} and {len(value)} characters; keys must "
-                f"have at most {MAX_METADATA_KEY_CHARACTERS}, values "
-                f"{MAX_METADATA_VALUE_CHARACTERS}",
-            )
+    check_metadata(body.metadata)
 
 
 def _turns_before(body: ResponsesBody, find: FindResponse) -> tuple[ChatMessage, ...]:
@@ -220,7 +197,7 @@ def _conversation(body: ResponsesBody, turns: list[ChatMessage]) -> Conversation
     first = []
     if body.instructions:
         first = [ChatMessage("system", checked_text("instructions", body.instructions))]
-    arguments = dict(body.chat_template_kwargs or {})
+    arguments = dict(body.chat_template_kwargs)
     if body.reasoning is not None and body.reasoning.effort is not None:
         arguments.setdefault("reasoning_effort", body.reasoning.effort)
     return Conversation(
@@ -228,7 +205,7 @@ def _conversation(body: ResponsesBody, turns: list[ChatMessage]) -> Conversation
         messages_field="input",
         tools=response_tools(body.tools),
         tool_choice=response_tool_choice(body.tool_choice),
-        parallel_tool_calls=body.parallel_tool_calls is not False,
+        parallel_tool_calls=body.parallel_tool_calls,
         template_arguments=arguments,
     )
 
@@ -258,8 +235,8 @@ def _text_grammar(body: ResponsesBody) -> GrammarSpec | None:
         case other:
             raise invalid(
                 "text.format.type",
-                f"text.format.type is {quote(other)}; "
-                "it must be one of text, json_object, json_schema",
+                f"text.format.type is {quote(other)}; it must be "
+                + one_of(("text", "json_object", "json_schema")),
             )
 
 
@@ -270,8 +247,8 @@ def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dic
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
-        "metadata": body.metadata or {},
-        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "metadata": body.metadata,
+        "parallel_tool_calls": body.parallel_tool_calls,
         "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "service_tier": "default",
@@ -279,17 +256,14 @@ def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dic
         "temperature": request.sampling.temperature,
         "text": {"format": (body.text and body.text.format) or {"type": "text"}},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
-        "tools": [{"parameters": None, "strict": None} | tool for tool in body.tools or ()],
+        "tools": [{"parameters": None, "strict": None} | tool for tool in body.tools],
         "top_logprobs": 0,
         "top_p": request.sampling.top_p,
         "truncation": "disabled",
     }
-    extra = body.model_extra or {}
-    if body.user is not None:
-        said["user"] = body.user
-    for name in ("prompt_cache_key", "safety_identifier"):
-        if extra.get(name) is not None:
-            said[name] = extra[name]
+    for name in ("user", "prompt_cache_key", "safety_identifier"):
+        if (label := getattr(body, name)) is not None:
+            said[name] = label
     for name, value in said.items():
         _check_writable(name, value)
     return said

@@ -1,72 +1,126 @@
-"""The request bodies of OpenAI's API (with vLLM's extra fields): types only.
+"""The request bodies of OpenAI's chats and completions, with vLLM's extra fields."""
 
-Types are strict: "0.5" is not a number. Ranges are `gateway.request`'s. Fields that exist in these
-APIs but would change the answer in a way that is not served are refused by name; any other
-unknown field is ignored, as clients expect.
-"""
-
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, WithJsonSchema
 
-from gateway.errors import Fault, RequestError, invalid, quote
-from gateway.nesting import is_deeper
-from gateway.openai.structure import StructuredBody, requested_grammar
-from gateway.request import BeamOptions, Options
+from gateway.body import Body, Part
+from gateway.openai import shapes
+from gateway.openai.structure import GuidedBody, StructuredBody
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+UNSERVED: Mapping[str, Sequence[Any]] = {
+    # vLLM's: the values that ask for nothing
+    "logits_processors": ([], {}),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "truncation_side": ("left",),
+    "guided_json_object": (False,),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "thinking_token_budget": (),
+    "repetition_detection": (),
+    "kv_transfer_params": ({},),
+    "vllm_xargs": ({},),
+}
 
 
-class StreamOptions(BaseModel):
+UNSERVED_IN_CHAT: Mapping[str, Sequence[Any]] = {
+    # OpenAI's and vLLM's: the values that ask for nothing
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "moderation": (),
+    "documents": ([],),
+    "chat_template": (),
+    "echo": (False,),
+    "include_reasoning": (True,),
+    "add_special_tokens": (False,),
+    "mm_processor_kwargs": ({},),
+}
+
+
+class StreamOptions(Part):
     """What a stream carries beside the text."""
 
-    model_config = ConfigDict(strict=True)
-
     include_usage: bool | None = None
+    """End with a chunk that has no choices but the usage."""
     continuous_usage_stats: bool | None = None
+    """Say the usage so far in every chunk."""
+    include_obfuscation: Literal[False] | None = None
+    """Chunks are not padded to hide their length."""
 
 
-class GenerationBody(StructuredBody):
-    """What both endpoints share."""
+class SamplingBody(GuidedBody):
+    """What every endpoint that generates takes, in OpenAI's and vLLM's words."""
 
     model: str | None = None
-    n: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
+    """The served model; if it is not said, the one there is."""
     temperature: float | None = None
+    """How freely tokens are drawn: 0 takes the likeliest, 1 follows the model."""
     top_p: float | None = None
+    """Draw from the likeliest tokens that make up this share of the probability."""
     top_k: int | None = None
+    """Draw from so many of the likeliest tokens; 0 or -1: from all."""
     min_p: float | None = None
+    """Draw from tokens at least this share as likely as the likeliest."""
     repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    """Divides the logits of tokens that prompt or output have already; 1 changes nothing."""
+    presence_penalty: float = 0
+    """Taken from the logits of tokens that the output has already."""
+    frequency_penalty: float = 0
+    """Taken from a token's logit as often as the output has it."""
+    logit_bias: dict[str, float] = Field({})
+    """Added to the logits of tokens, by token id: -100 to 100."""
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    """The same seed and request draw the same tokens; if it is not said, chance."""
+    min_tokens: int = 0
+    """Tokens before the answer may end by an end token."""
+    stop: str | list[str] = Field([])
+    """Texts that end the answer."""
+    stop_token_ids: list[int] = Field([])
+    """Tokens that end the answer."""
+    include_stop_str_in_output: bool = False
+    """Whether the answer shows the text that ended it."""
+    ignore_eos: bool = False
+    """Go on past the model's end token."""
     allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    stream: bool | None = None
+    """The only tokens that the answer may have; if it is not said, all."""
+    bad_words: list[str] = Field([])
+    """Words that the answer must not have."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+    stream: bool = False
+    """Answer with server-sent events while the text is written."""
     stream_options: StreamOptions | None = None
-    priority: int | None = None
+    """What the stream carries beside the text; needs `stream`."""
+    priority: int = 0
+    """Lower goes first, where the server orders by priority."""
     cache_salt: str | None = None
+    """Shares cached prompts only with requests of the same salt: 1 to 64 letters, digits, - or
+    _."""
     request_id: str | None = None
+    """A name for the request, in the answer's id and the logs: 1 to 128 visible ASCII
+    characters; if it is not said, that of the X-Request-Id header, or chance."""
     user: str | None = None
-    return_token_ids: bool | None = None
-    truncate_prompt_tokens: int | None = None
-    prompt_logprobs: int | None = None
-    use_beam_search: bool | None = None
-    length_penalty: float | None = None
-    early_stopping: bool | Literal["never"] | None = None
+    """A label; it changes nothing."""
+    safety_identifier: str | None = None
+    """A label; it changes nothing."""
+    prompt_cache_key: str | None = None
+    """A label; prompts that begin alike are found by themselves."""
+    prompt_cache_retention: Literal["in_memory"] | None = None
+    """How long prompts stay cached: while there is room in memory."""
+    service_tier: Literal["auto", "default"] = "auto"
+    """All requests are served alike."""
 
     @property
     def streams(self) -> bool:
         """Whether the answer is a stream."""
-        return bool(self.stream)
+        return self.stream
 
     @property
     def include_usage(self) -> bool:
@@ -78,277 +132,122 @@ class GenerationBody(StructuredBody):
         """Whether every chunk of the stream tells the usage so far."""
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
+
+class GenerationBody(SamplingBody, StructuredBody):
+    """What chats and completions share."""
+
+    n: int = 1
+    """Answers to give."""
+    max_tokens: int | None = None
+    """Tokens after which an answer ends; if it is not said, what the model's length leaves."""
+    truncate_prompt_tokens: int | None = None
+    """Keep the last so many tokens of the prompt; -1: as many as fit; if it is not said, a prompt
+    that is too long is refused."""
+    prompt_logprobs: int | None = None
+    """Also say the logprobs of the prompt's tokens, with so many alternatives each; not in a
+    stream."""
+    return_token_ids: bool = False
+    """Also say the tokens of prompt and answer."""
+    use_beam_search: bool = False
+    """Search for the likeliest answers with `n` beams (or `best_of`) in place of drawing."""
+    length_penalty: float = 1
+    """An answer's logprob is divided by its length to this power; needs `use_beam_search`."""
+    early_stopping: bool | Literal["never"] = False
+    """When the search ends: true, once `n` answers have ended; "never", once none can get better;
+    needs `use_beam_search`."""
+
     def prompt_room(self, max_model_len: int) -> int:
         """Tokens that a prompt may have before it is truncated."""
         return max_model_len if self.truncate_prompt_tokens is None else _MANY
 
 
-class MessageBody(BaseModel):
-    """One turn of a conversation."""
+class MessageBody(Part):
+    """One turn of a conversation. Other fields, such as answers of other servers have, are not
+    read."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
-    role: str
-    content: Any = None
+    role: Annotated[str, WithJsonSchema(shapes.ROLE)]
+    """Who speaks."""
+    content: Annotated[Any, WithJsonSchema(shapes.CONTENT)] = None
+    """What is said: a text, or parts of text, which are joined by line breaks. Only an assistant
+    may say nothing."""
     name: str | None = None
-    tool_calls: list[Any] | None = None
+    """Of the speaker, for templates that show it."""
+    tool_calls: Annotated[list[Any] | None, WithJsonSchema(shapes.CALLS)] = None
+    """An assistant's calls of tools."""
     tool_call_id: str | None = None
+    """The call that a tool answers."""
     reasoning: str | None = None
+    """An assistant's thoughts."""
     reasoning_content: str | None = None
+    """The same by another name."""
 
 
-class ChatBody(GenerationBody):
-    """POST /v1/chat/completions."""
+class ConversationBody(Body):
+    """What the model is to go on with."""
 
     messages: list[MessageBody]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    """The conversation, oldest turn first."""
+    tools: Annotated[list[Any], WithJsonSchema(shapes.TOOLS)] = Field([])
+    """Functions that the model may ask the client to call."""
+    tool_choice: Annotated[Any, WithJsonSchema(shapes.TOOL_CHOICE)] = None
+    """Whether tools are called: as the model likes (auto, if it is not said), not at all, at least
+    one, or this one."""
+    parallel_tool_calls: bool = True
+    """Whether one answer may have several calls."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """More variables for the model's chat template, such as `enable_thinking`."""
     add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    reasoning_effort: str | None = None
+    """Begin the assistant's turn; if it is not said, unless `continue_final_message`."""
+    continue_final_message: bool = False
+    """Go on with the last turn in place of answering it."""
+    reasoning_effort: Effort | None = None
+    """How much the model thinks, if its chat template can say so; if it is not said, as it
+    likes."""
+
+
+class ChatBody(GenerationBody, ConversationBody):
+    """POST /v1/chat/completions."""
+
+    model_config = ConfigDict(title="ChatCompletionRequest")
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = {**UNSERVED_IN_CHAT, **UNSERVED}
+
+    max_completion_tokens: int | None = None
+    """OpenAI's newer name for `max_tokens`."""
+    logprobs: bool = False
+    """Say the logprob of every token of the answer."""
+    top_logprobs: int | None = None
+    """Also say so many alternatives for each token; needs `logprobs`."""
+    verbosity: Literal["medium"] | None = None
+    """How long answers are is the model's to say."""
+    modalities: list[Literal["text"]] = Field(["text"])
+    """Answers are text."""
+    store: Literal[False] = False
+    """Chats are not stored; responses are, see /v1/responses."""
+    metadata: dict[str, str] = Field({})
+    """Labels, at most 16; they change nothing."""
 
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: Any = None
+    model_config = ConfigDict(title="CompletionRequest")
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "suffix": ("",),
+        "prompt_embeds": (),
+        "add_special_tokens": (True,),
+        **UNSERVED,
+    }
+
+    prompt: Annotated[Any, WithJsonSchema(shapes.TEXTS_OR_TOKENS)] = None
+    """What to go on with: a text or its tokens, or several of either."""
     logprobs: int | None = None
-    echo: bool | None = None
+    """Say the logprob of every token of the answer, with so many alternatives each."""
+    echo: bool = False
+    """Say the prompt before the answer; with `max_tokens` 0, it alone."""
     best_of: int | None = None
+    """Draw so many answers and give the `n` likeliest; if it is not said, `n`; not in a stream."""
 
 
 _MANY = 1 << 62
-_NEITHER = (None, False)
-_EMPTY: tuple[Any, ...] = (None, [], {})
-
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    # field: the values that ask for nothing
-    "logits_processors": _EMPTY,
-}
-
-REFUSED_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
-    **_REFUSED,
-    "functions": _EMPTY,
-    "function_call": (None, "none", "auto"),
-    "audio": (None,),
-    "modalities": (None, ["text"]),
-    "prediction": (None,),
-    "web_search_options": (None,),
-    "documents": _EMPTY,
-    "chat_template": (None,),
-    "echo": _NEITHER,
-    "include_reasoning": (None, True),
-}
-
-REFUSED_IN_COMPLETION: Mapping[str, tuple[Any, ...]] = {
-    **_REFUSED,
-    "suffix": (None, ""),
-    "prompt_embeds": (None,),
-}
-
-_EXPECTED = {
-    "string_type": "a string",
-    "string_unicode": "a string of valid Unicode",
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "list_type": "an array",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-}
-_EXPECTED_OF_FIELD = {
-    "early_stopping": 'true, false or "never"',
-    "stop": "a string or an array of strings",
-}
-_MAX_ID_DIGITS = 10
-MAX_BODY_DEPTH = 128
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-def parse_body(content: bytes, schema: type[Body]) -> Body:
-    """Reads a request body. Raises RequestError: not JSON, or a field of a wrong type."""
-    value = parse_json(content)
-    if not isinstance(value, dict):
-        raise RequestError(Fault.INVALID, f"the body is {quote(value)}; it must be a JSON object")
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        raise _wrong_type(error.errors(include_url=False)[0]) from error
-
-
-def refuse_unserved(
-    body: BaseModel, refused: Mapping[str, Sequence[Any]], prefix: str = ""
-) -> None:
-    """Raises RequestError if `body` asks for something that would have to be ignored."""
-    for name, value in (body.model_extra or {}).items():
-        if name in refused and value not in refused[name]:
-            field = prefix + name
-            raise invalid(field, f"{field} is {quote(value)}; it is not supported by this server")
-
-
-def check_stream(body: GenerationBody) -> None:
-    """Raises RequestError for what only a stream has, or no stream has."""
-    if body.stream_options is not None and not body.streams:
-        raise invalid("stream_options", "stream_options is given; it needs stream to be true")
-    if body.prompt_logprobs and body.streams:
-        raise invalid(
-            "prompt_logprobs",
-            f"prompt_logprobs is {body.prompt_logprobs}; it needs stream to be false",
-        )
-
-
-_WITH_BEAMS = frozenset(
-    (
-        *("model", "prompt", "messages", "n", "best_of", "max_tokens", "max_completion_tokens"),
-        *("seed", "logprobs", "top_logprobs", "stop_token_ids", "ignore_eos", "echo"),
-        *("include_stop_str_in_output", "skip_special_tokens", "return_token_ids"),
-        *("truncate_prompt_tokens", "chat_template_kwargs", "add_generation_prompt"),
-        *("continue_final_message", "reasoning_effort", "parallel_tool_calls"),
-        *("priority", "cache_salt", "request_id", "user"),
-        *("use_beam_search", "length_penalty", "early_stopping"),
-    )
-)
-_WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
-    # what a search may be told although it does not draw
-    "temperature": (0, 1),
-    "top_p": (1,),
-    "top_k": (0, -1),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-}
-
-
-def check_beams(body: GenerationBody) -> None:
-    """Raises RequestError for what a search does not do, or what only a search does."""
-    if not body.use_beam_search:
-        for name, nothing in (("length_penalty", (None, 1)), ("early_stopping", (None, False))):
-            value = getattr(body, name)
-            if value not in nothing:
-                raise invalid(
-                    name, f"{name} is {quote(value)}; it needs use_beam_search to be true"
-                )
-        return
-    for name in sorted(type(body).model_fields.keys() - _WITH_BEAMS):
-        value = getattr(body, name)
-        if value and value not in _WITHOUT_EFFECT.get(name, ()):
-            raise invalid(
-                name, f"{name} is {quote(value)}; with use_beam_search it is not supported"
-            )
-
-
-def _beams(body: GenerationBody) -> BeamOptions | None:
-    """As many beams as there are samples; `n` of them are the answer."""
-    if not body.use_beam_search:
-        return None
-    width = max(body.n or 1, getattr(body, "best_of", None) or 1)
-    penalty = 1.0 if body.length_penalty is None else body.length_penalty
-    return BeamOptions(
-        width=width, length_penalty=penalty, early_stopping=body.early_stopping or False
-    )
-
-
-def checked_text(field: str, text: str) -> str:
-    """The text itself. Raises RequestError: JSON can write half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise invalid(
-            field, f"{field} has a lone surrogate at character {error.start}; it must be Unicode"
-        ) from error
-    return text
-
-
-def options_of(body: GenerationBody, **said: Any) -> Options:
-    """The shared fields; `said` are the dialect's own."""
-    stop = body.stop
-    options: dict[str, Any] = {
-        "n": body.n,
-        "max_tokens": body.max_tokens,
-        "min_tokens": body.min_tokens,
-        "temperature": body.temperature,
-        "top_k": body.top_k,
-        "top_p": body.top_p,
-        "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "seed": body.seed,
-        "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
-        "stop_token_ids": body.stop_token_ids or (),
-        "ignore_eos": bool(body.ignore_eos),
-        "logit_bias": _logit_bias(body.logit_bias or {}),
-        "include_stop_str_in_output": bool(body.include_stop_str_in_output),
-        "skip_special_tokens": body.skip_special_tokens is not False,
-        "priority": body.priority,
-        "cache_salt": body.cache_salt,
-        "truncate_prompt_tokens": body.truncate_prompt_tokens,
-        "beams": _beams(body),
-        "num_prompt_logprobs": None if body.streams else body.prompt_logprobs,
-        "allowed_token_ids": body.allowed_token_ids,
-        "bad_words": [checked_text("bad_words", word) for word in body.bad_words or ()],
-    }
-    if said.get("grammar") is None:
-        said["grammar"] = requested_grammar(body)
-    return Options(**(options | said))
-
-
-def parse_json(content: bytes) -> Any:
-    """The value a body is. Raises RequestError: not JSON."""
-    try:
-        value = json.loads(content, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise _not_json("it is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise _not_json("it is not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise _not_json("it has a number of too many digits") from error
-    if is_deeper(value, MAX_BODY_DEPTH):
-        raise _not_json(f"it is nested too deeply; it must be at most {MAX_BODY_DEPTH} deep")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _not_json(f"{name} is not a JSON number")
-
-
-def _not_json(reason: str) -> RequestError:
-    return RequestError(Fault.INVALID, f"the body is not valid JSON: {reason}")
-
-
-def _wrong_type(details: ErrorDetails) -> RequestError:
-    field = ""
-    expected = _EXPECTED.get(details["type"], details["msg"])
-    for step in details["loc"]:
-        if isinstance(step, int):
-            field += f"[{step}]"
-        elif step == "str":
-            expected = "a string or an array"  # the first member of a union
-            break
-        else:
-            field += f".{step}" if field else step
-        if field in _EXPECTED_OF_FIELD:
-            expected = _EXPECTED_OF_FIELD[field]
-            break  # what follows names members of a union
-    if details["type"] == "missing":
-        return invalid(field, f"{field} is missing")
-    return invalid(field, f"{field} is {quote(details['input'])}; it must be {expected}")
-
-
-def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
-    by_token = {}
-    for key, value in bias.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS):
-            raise invalid("logit_bias", f"logit_bias has key {quote(key)}; keys must be token ids")
-        by_token[int(key)] = value
-    return by_token

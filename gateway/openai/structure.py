@@ -9,38 +9,53 @@ At most one of them; all become a `GrammarSpec`.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import WithJsonSchema
 
-from gateway.errors import invalid, quote
+from gateway.body import Body
+from gateway.errors import invalid, not_supported, one_of, wrong
 from gateway.grammar import ANY_OBJECT, GrammarKind, GrammarSpec, checked_schema
+from gateway.openai import shapes
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class StructuredBody(BaseModel):
-    """What bodies say of it."""
+class GuidedBody(Body):
+    """vLLM's words for it."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
-    guided_json: Any = None
+    structured_outputs: Annotated[
+        dict[str, Any] | None, WithJsonSchema(shapes.STRUCTURED_OUTPUTS)
+    ] = None
+    """What the answer must be: one of a JSON schema, a JSON object, a regex, a choice of texts or
+    a Lark grammar."""
+    guided_json: Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "string"]})] = None
+    """The older name of `structured_outputs.json`."""
     guided_regex: str | None = None
+    """The older name of `structured_outputs.regex`."""
     guided_choice: list[str] | None = None
+    """The older name of `structured_outputs.choice`."""
     guided_grammar: str | None = None
+    """The older name of `structured_outputs.grammar`."""
 
 
-def requested_grammar(body: StructuredBody) -> GrammarSpec | None:
+class StructuredBody(GuidedBody):
+    """And OpenAI's."""
+
+    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(shapes.RESPONSE_FORMAT)] = None
+    """What the answer must be: text, a JSON object, or what a JSON schema describes."""
+
+
+def requested_grammar(body: GuidedBody) -> GrammarSpec | None:
     """The one that the body asks for; None: any answer will do. Raises RequestError."""
-    specs = [_response_format("response_format", body.response_format)]
-    specs += _structured_outputs("structured_outputs", body.structured_outputs)
+    specs = _structured_outputs("structured_outputs", body.structured_outputs)
     specs += [
         _KINDS[name](f"guided_{name}", getattr(body, f"guided_{name}"))
         for name in ("json", "regex", "choice", "grammar")
         if getattr(body, f"guided_{name}") not in _NOTHING
     ]
+    if isinstance(body, StructuredBody):
+        specs.insert(0, _response_format("response_format", body.response_format))
     said = [spec for spec in specs if spec is not None]
     if len(said) > 1:
         raise invalid(
@@ -61,10 +76,7 @@ def _response_format(field: str, value: Mapping[str, Any] | None) -> GrammarSpec
         case "json_schema":
             return named_schema(f"{field}.json_schema", value.get("json_schema"))
         case other:
-            raise invalid(
-                f"{field}.type",
-                f"{field}.type is {quote(other)}; it must be one of text, json_object, json_schema",
-            )
+            raise wrong(f"{field}.type", other, one_of(("text", "json_object", "json_schema")))
 
 
 def named_schema(field: str, value: object) -> GrammarSpec:
@@ -73,27 +85,22 @@ def named_schema(field: str, value: object) -> GrammarSpec:
     Raises RequestError.
     """
     if not isinstance(value, dict):
-        raise invalid(field, f"{field} is {quote(value)}; it must be an object")
+        raise wrong(field, value, "an object")
     name = value.get("name")
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise invalid(
-            f"{field}.name",
-            f"{field}.name is {quote(name)}; it must be 1 to 64 letters, digits, '-' or '_'",
-        )
+        raise wrong(f"{field}.name", name, "1 to 64 letters, digits, '-' or '_'")
     for key, kind, expected in (
         ("strict", bool, "true or false"),
         ("description", str, "a string"),
     ):
         said = value.get(key)
         if said is not None and not isinstance(said, kind):
-            raise invalid(
-                f"{field}.{key}", f"{field}.{key} is {quote(said)}; it must be {expected}"
-            )
+            raise wrong(f"{field}.{key}", said, expected)
     schema = value.get("schema")
     if schema is None:
         return GrammarSpec.json_schema(ANY_OBJECT, field)
     if not isinstance(schema, dict):
-        raise invalid(f"{field}.schema", f"{field}.schema is {quote(schema)}; it must be an object")
+        raise wrong(f"{field}.schema", schema, "an object")
     return GrammarSpec.json_schema(schema, f"{field}.schema")
 
 
@@ -103,17 +110,14 @@ def _structured_outputs(field: str, value: Mapping[str, Any] | None) -> list[Gra
         if said in _NOTHING:
             continue
         if name not in _KINDS:
-            raise invalid(
-                f"{field}.{name}",
-                f"{field}.{name} is {quote(said)}; it is not supported by this server",
-            )
+            raise not_supported(f"{field}.{name}", said)
         specs.append(_KINDS[name](f"{field}.{name}", said))
     return specs
 
 
 def _object(field: str, value: object) -> GrammarSpec:
     if value is not True:
-        raise invalid(field, f"{field} is {quote(value)}; it must be true or false")
+        raise wrong(field, value, "true or false")
     return GrammarSpec.json_schema(ANY_OBJECT, field)
 
 
@@ -127,13 +131,13 @@ def _lark(field: str, value: object) -> GrammarSpec:
 
 def _choice(field: str, value: object) -> GrammarSpec:
     if not isinstance(value, list):
-        raise invalid(field, f"{field} is {quote(value)}; it must be an array of strings")
+        raise wrong(field, value, "an array of strings")
     return GrammarSpec.choice([_string(field, text) for text in value], field)
 
 
 def _string(field: str, value: object) -> str:
     if not isinstance(value, str):
-        raise invalid(field, f"{field} has {quote(value)}; it must be a string")
+        raise wrong(field, value, "a string")
     return value
 
 

@@ -5,42 +5,57 @@ may be longer than what the model takes.
 """
 
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from gateway.body import Body, checked_text, parse_body, parse_json
 from gateway.errors import invalid
 from gateway.model import Model
 from gateway.openai.chat import conversation_of
-from gateway.openai.schema import ChatBody, checked_text, parse_body, parse_json
+from gateway.openai.schema import UNSERVED_IN_CHAT, ConversationBody
 from gateway.request import check_token_ids
 
 
-class TokenizeBody(BaseModel):
+class TokenizeBody(Body):
     """POST /tokenize, of a text."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="TokenizeRequest")
 
     model: str | None = None
+    """The served model; if it is not said, the one there is."""
     prompt: str
+    """The text."""
     add_special_tokens: bool = True
-    return_token_strs: bool | None = None
+    """Begin with the tokens with which the model's texts begin."""
+    return_token_strs: bool = False
+    """Also say the text of each token."""
 
 
-class TokenizeChatBody(ChatBody):
+class TokenizeChatBody(ConversationBody):
     """POST /tokenize, of a conversation: what the template writes, and nothing before it."""
 
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
-
-
-class DetokenizeBody(BaseModel):
-    """POST /detokenize."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="TokenizeChatRequest")
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = UNSERVED_IN_CHAT
 
     model: str | None = None
+    """The served model; if it is not said, the one there is."""
+    add_special_tokens: Literal[False] = False
+    """The template writes them."""
+    return_token_strs: bool = False
+    """Also say the text of each token."""
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    model_config = ConfigDict(title="DetokenizeRequest")
+
+    model: str | None = None
+    """The served model; if it is not said, the one there is."""
     tokens: list[int]
+    """Token ids of the model."""
 
 
 def tokenize(content: bytes, model: Model, max_model_len: int | None) -> dict[str, Any]:
@@ -82,10 +97,4 @@ def _of_text(body: TokenizeBody, model: Model) -> list[int]:
 
 def _of_conversation(body: TokenizeChatBody, model: Model) -> list[int]:
     model.check_name(body.model)
-    if body.add_special_tokens:
-        raise invalid(
-            "add_special_tokens",
-            "add_special_tokens is true; in a conversation it must be false: "
-            "the template writes them",
-        )
     return model.chat(conversation_of(body), sys.maxsize).token_ids

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway.body import checked_text
 from gateway.conversation import Tool, ToolChoice, ToolMode
-from gateway.errors import RequestError, invalid, quote
-from gateway.openai.schema import checked_text
+from gateway.errors import invalid, one_of, quote, wrong
 
 _MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
 
@@ -25,14 +25,14 @@ def chat_tool_choice(choice: Any) -> ToolChoice:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str):
-            raise _wrong("tool_choice.function.name", name, "a string")
+            raise wrong("tool_choice.function.name", name, "a string")
         return ToolChoice(ToolMode.NAMED, name)
-    raise _wrong("tool_choice", choice, f'one of {list(_MODES)} or an object of type "function"')
+    raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
 
 
 def _tool(field: str, tool: Any) -> Tool:
     if not isinstance(tool, Mapping):
-        raise _wrong(field, tool, "an object")
+        raise wrong(field, tool, "an object")
     if tool.get("type") != "function":
         raise invalid(
             f"{field}.type",
@@ -40,25 +40,21 @@ def _tool(field: str, tool: Any) -> Tool:
         )
     function = tool.get("function")
     if not isinstance(function, Mapping):
-        raise _wrong(f"{field}.function", function, "an object")
+        raise wrong(f"{field}.function", function, "an object")
     field = f"{field}.function"
     name, description = function.get("name"), function.get("description")
     parameters, strict = function.get("parameters"), function.get("strict")
     if not isinstance(name, str):
-        raise _wrong(f"{field}.name", name, "a string")
+        raise wrong(f"{field}.name", name, "a string")
     if not isinstance(description, str | None):
-        raise _wrong(f"{field}.description", description, "a string")
+        raise wrong(f"{field}.description", description, "a string")
     if not isinstance(parameters, Mapping | None):
-        raise _wrong(f"{field}.parameters", parameters, "an object")
+        raise wrong(f"{field}.parameters", parameters, "an object")
     if not isinstance(strict, bool | None):
-        raise _wrong(f"{field}.strict", strict, "true or false")
+        raise wrong(f"{field}.strict", strict, "true or false")
     return Tool(
         name,
         None if description is None else checked_text(f"{field}.description", description),
         parameters,
         strict,
     )
-
-
-def _wrong(field: str, value: Any, expected: str) -> RequestError:
-    return invalid(field, f"{field} is {quote(value)}; it must be {expected}")

@@ -12,12 +12,7 @@ from gateway.model import Model
 from gateway.openai.chat import parse_chat
 from gateway.openai.completions import parse_completion
 from gateway.openai.errors import error_body
-from gateway.openai.schema import (
-    REFUSED_IN_CHAT,
-    REFUSED_IN_COMPLETION,
-    ChatBody,
-    CompletionBody,
-)
+from gateway.openai.schema import ChatBody, CompletionBody
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
@@ -33,8 +28,8 @@ MESSAGES = st.lists(
     ),
     max_size=3,
 )
-CHAT_FIELDS = sorted({*ChatBody.model_fields, *REFUSED_IN_CHAT} - {"messages", "model"})
-COMPLETION_FIELDS = sorted({*CompletionBody.model_fields, *REFUSED_IN_COMPLETION} - {"model"})
+CHAT_FIELDS = sorted({*ChatBody.model_fields, *ChatBody.unserved} - {"messages", "model"})
+COMPLETION_FIELDS = sorted({*CompletionBody.model_fields, *CompletionBody.unserved} - {"model"})
 
 
 def is_answered(parse: Any, body: dict[str, Any], model: Model) -> None:
@@ -47,7 +42,10 @@ def is_answered(parse: Any, body: dict[str, Any], model: Model) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(messages=MESSAGES, fields=st.dictionaries(st.sampled_from(CHAT_FIELDS), JSON, max_size=3))
+@given(
+    messages=MESSAGES,
+    fields=st.dictionaries(st.sampled_from(CHAT_FIELDS) | TEXT, JSON, max_size=3),
+)
 def test_any_chat(model: Model, messages: list[Any], fields: dict[str, Any]) -> None:
     is_answered(parse_chat, {"messages": messages, **fields}, model)
 

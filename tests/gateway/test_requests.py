@@ -57,7 +57,7 @@ def test_everything_said_arrives(model: Model) -> None:
         model="tiny",
         n=3,
         max_completion_tokens=7,
-        max_tokens=5,
+        max_tokens=7,
         min_tokens=2,
         temperature=0.5,
         top_p=0.9,
@@ -80,8 +80,8 @@ def test_everything_said_arrives(model: Model) -> None:
         request_id="mine",
         user="somebody",
         stream=True,
-        stream_options={"include_usage": True, "something_new": 1},
-        metadata={"unknown": "fields are ignored"},
+        stream_options={"include_usage": True},
+        metadata={"a": "label"},
         prompt_logprobs=0,
     )
     request = call.requests[0]
