@@ -4,25 +4,18 @@ import logging
 import os
 import secrets
 import sys
-from enum import StrEnum
 from typing import Annotated, NoReturn
 
 import typer
 
+from protos import flags
 from scheduler.core.config import CoreConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-class Policy(StrEnum):
-    """In which order sequences are served."""
-
-    FCFS = "fcfs"
-    PRIORITY = "priority"
-
-
-_DEFAULT = CoreConfig(hash_seed=b"")
-_DEFAULT_POLICY = Policy(_DEFAULT.policy)
+_CORE = CoreConfig(hash_seed=b"")
+_LISTEN = "127.0.0.1:50051"
 
 
 @app.command()
@@ -32,69 +25,28 @@ def main(
         typer.Option(
             metavar="ADDR",
             help="Where routers and workers dial: HOST:PORT or unix:PATH. May be repeated. "
-            r"Port 0 takes any free one. \[default: 127.0.0.1:50051]",
-            show_default=False,
+            "Port 0 takes any free one.",
+            show_default=_LISTEN,
         ),
     ] = None,
-    max_num_seqs: Annotated[
-        int, typer.Option(min=1, help="Sequences running at once on one replica, at most.")
-    ] = _DEFAULT.max_num_seqs,
+    max_num_seqs: Annotated[int, flags.MAX_NUM_SEQS.typer()] = _CORE.max_num_seqs,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens computed in one step of one replica, at most.")
-    ] = _DEFAULT.max_num_batched_tokens,
-    scheduling_policy: Annotated[
-        Policy, typer.Option(help="First come first served, or by priority with aging.")
-    ] = _DEFAULT_POLICY,
-    priority_aging: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            metavar="SECONDS",
-            help="With the priority policy: the wait that weighs as much as one step of priority.",
-        ),
-    ] = _DEFAULT.aging_s,
+        int, flags.MAX_NUM_BATCHED_TOKENS.typer()
+    ] = _CORE.max_num_batched_tokens,
+    scheduling_policy: Annotated[str, flags.SCHEDULING_POLICY.typer()] = _CORE.policy,
+    priority_aging: Annotated[float, flags.PRIORITY_AGING.typer()] = _CORE.aging_s,
     enable_prefix_caching: Annotated[
         bool, typer.Option(help="Reuse the KV blocks of prompts that begin alike.")
-    ] = _DEFAULT.enable_prefix_caching,
-    watermark: Annotated[
-        float,
-        typer.Option(
-            min=0.0, max=0.99, help="Share of blocks that admission leaves to running sequences."
-        ),
-    ] = _DEFAULT.watermark,
-    max_queued: Annotated[
-        int, typer.Option(min=1, help="Sequences waiting, beyond which requests are refused.")
-    ] = _DEFAULT.max_queued,
-    max_crashes: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Lost workers that one request may have been running on; one more ends it.",
-        ),
-    ] = _DEFAULT.max_crashes,
-    step_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            metavar="SECONDS",
-            help="A replica whose step takes longer than this, and 20 times longer than expected, "
-            "is given up and its sequences computed elsewhere.",
-        ),
-    ] = 60.0,
-    drain_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            metavar="SECONDS",
-            help="After SIGTERM, how long accepted requests may go on.",
-        ),
-    ] = 30.0,
-    metrics_host: Annotated[
-        str, typer.Option(help="Address that /metrics is served on.")
-    ] = "127.0.0.1",
+    ] = _CORE.enable_prefix_caching,
+    watermark: Annotated[float, flags.WATERMARK.typer()] = _CORE.watermark,
+    max_queued: Annotated[int, flags.MAX_QUEUED.typer()] = _CORE.max_queued,
+    max_crashes: Annotated[int, flags.MAX_CRASHES.typer()] = _CORE.max_crashes,
+    step_timeout: Annotated[float, flags.STEP_TIMEOUT.typer()] = flags.STEP_TIMEOUT.default,
+    drain_timeout: Annotated[float, flags.DRAIN_TIMEOUT.typer()] = flags.DRAIN_TIMEOUT.default,
+    metrics_host: Annotated[str, flags.METRICS_HOST.typer()] = flags.METRICS_HOST.default,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes any free one.")
-    ] = 9401,
+        int, flags.SCHEDULER_METRICS_PORT.typer()
+    ] = flags.SCHEDULER_METRICS_PORT.default,
 ) -> None:
     """Runs the scheduler of one cell: it owns every block table and every batching decision.
 
@@ -109,7 +61,7 @@ def main(
     _log_to_stderr()
     try:
         config = ProcessConfig(
-            listen=tuple(listen or ["127.0.0.1:50051"]),
+            listen=tuple(listen or [_LISTEN]),
             metrics_host=metrics_host,
             metrics_port=metrics_port,
             drain_timeout_s=drain_timeout,
@@ -118,7 +70,7 @@ def main(
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 enable_prefix_caching=enable_prefix_caching,
-                policy=scheduling_policy.value,
+                policy=scheduling_policy,
                 aging_s=priority_aging,
                 watermark=watermark,
                 max_queued=max_queued,
@@ -152,4 +104,4 @@ def _log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
-    app()
+    flags.run(app)

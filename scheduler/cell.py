@@ -154,6 +154,8 @@ class Cell:
         plan, seconds = attachment.complete_oldest(now)
         self._tell(outputs, result.logprobs, result.vectors, result.scores)
         self._feed(attachment, attachment.pace.depth)
+        if self._core.take_moved():
+            self._feed_soon()
         self.metrics.iteration_tokens.observe(plan.num_tokens)
         self.metrics.worker_wait_s.observe(result.timing.wait_s)
         self.metrics.step_s.observe(seconds)
@@ -194,10 +196,12 @@ class Cell:
         outputs = self._core.detach(replica_id, self._clock(), blame=blame)
         num_running = self._core.state().num_replays - num_before
         num_given_up = len(outputs.finished)
+        num_suspects = self._core.state().num_suspects
         if num_running:
             logger.warning(
-                "replica %r had %d running sequence(s): %d computed again, %d given up",
+                "replica %r had %d running sequence(s): %d computed again, %d given up%s",
                 *(replica_id, num_running, num_running - num_given_up, num_given_up),
+                f"; {num_suspects} suspected" if num_suspects else "",
             )
         return outputs
 
@@ -223,6 +227,8 @@ class Cell:
                 self._start(attachment)
             elif not attachment.is_starting:
                 self._feed(attachment, attachment.pace.depth)
+        if self._core.take_moved():
+            self._feed_soon()
 
     def _start(self, attachment: Attachment) -> None:
         """Feeds a replica that idles. Requests that come together arrive one by one: its first

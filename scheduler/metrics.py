@@ -140,6 +140,7 @@ class Metrics:
             ("quire:overrun_tokens", "Tokens sampled after an end.", state.num_overrun_tokens),
             ("quire:vectors", "Vectors of prompts.", state.num_vectors),
             ("quire:replays", "Sequences computed again elsewhere.", state.num_replays),
+            ("quire:convicted", "Sequences that crash a worker alone.", state.num_convicted),
             ("quire:fenced_replicas", "Step deadlines missed.", self.num_fenced_replicas),
             ("quire:stale_results", "Results ignored.", self.num_stale_results),
             ("quire:integrity_failures", "Checks that failed.", self.num_integrity_failures),
@@ -154,6 +155,7 @@ def _gauges(model: str, view: CellView, state: CoreState) -> Iterator[Metric]:
     for name, text, value in (
         ("vllm:num_requests_running", "Sequences holding a slot.", float(state.num_running)),
         ("vllm:num_requests_waiting", "Sequences queued.", float(state.num_waiting)),
+        ("quire:suspects", "Sequences tried alone, or about to be.", float(state.num_suspects)),
         (
             "vllm:kv_cache_usage_perc",
             "Share of blocks in use by sequences, 0 to 1.",

@@ -21,20 +21,26 @@ class CoreConfig:
     """Seconds of waiting that weigh as much as one step of priority."""
     watermark: float = 0.01
     """Share of a replica's blocks that admission leaves free for the sequences already running."""
-    max_crashes: int = 3
-    """Lost workers one sequence may have been running on; one more ends it."""
+    max_crashes: int = 2
+    """Lost workers that one sequence may have been running on without progress since; then it is
+    tried alone (quarantine.py), and ends if the worker is lost again."""
+    trial_patience_s: float = 60.0
+    """How long such sequences wait for a replica to attach anew before one that serves is cleared
+    for them."""
     max_queued: int = 100_000
     """Sequences waiting at most, over all replicas; preempted ones do not count against it."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queued"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queued", "max_crashes"):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if not 0 <= self.watermark < 1:
             raise ValueError(f"watermark is {self.watermark}; it must be at least 0 and below 1")
-        if self.max_crashes < 0:
-            raise ValueError(f"max_crashes is {self.max_crashes}; it must be at least 0")
+        if not 0 <= self.trial_patience_s < inf:
+            raise ValueError(
+                f"trial_patience_s is {self.trial_patience_s}; it must be at least 0 and finite"
+            )
         if not 0 < self.aging_s < inf:
             raise ValueError(f"aging_s is {self.aging_s}; it must be above 0 and finite")
         if len(self.hash_seed) > 64:

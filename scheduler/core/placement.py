@@ -26,8 +26,9 @@ def _load(replica: Replica) -> int:
 
 
 def choose(replicas: Iterable[Replica], sequence: Sequence) -> Replica | None:
-    """The best replica that can hold the sequence; None if there is none."""
-    able = [replica for replica in replicas if replica.can_hold(sequence.request)]
+    """The best replica that can hold the sequence; None if there is none. One that is reserved
+    for suspects takes nobody."""
+    able = [r for r in replicas if r.can_hold(sequence.request) and not r.is_reserved]
     if len(able) < 2:
         return able[0] if able else None
 
@@ -40,12 +41,12 @@ def choose(replicas: Iterable[Replica], sequence: Sequence) -> Replica | None:
 
 def steal(thief: Replica, replicas: Collection[Replica]) -> None:
     """Fill an empty queue, as far as the thief could admit at once."""
-    if len(thief.queue) > 0 or len(replicas) < 2:
+    if len(thief.queue) > 0 or len(replicas) < 2 or thief.is_reserved:
         return
     num_slots = thief.slots.num_free
     num_tokens = thief.max_step_tokens - len(thief.calendar)
     while len(thief.queue) < num_slots and thief.queue.num_tokens < num_tokens:
-        victims = [other for other in replicas if other.blocked and other is not thief]
+        victims = [r for r in replicas if r.blocked and r is not thief and not r.is_reserved]
         victim = max(victims, key=lambda other: len(other.queue), default=None)
         if victim is None or len(victim.queue) == 0:
             return

@@ -149,8 +149,8 @@ class Planner:
         # Whoever caught up with its known tokens in this step decodes from the next one on, so the
         # decode set is read first.
         decode = replica.calendar.take_change()
-        replica.catch_up()
-        step_id, retire = replica.send()
+        caught_up = replica.catch_up()
+        step_id, retire = replica.send(decode, caught_up)
         return Plan(
             step_id=step_id,
             retire=retire,

@@ -53,12 +53,22 @@ class Replica:
         """Running sequences with known tokens still to compute, by slot."""
         self.blocked = False
         """The last plan left sequences waiting that another replica could start sooner."""
+        self.is_reserved = False
+        """For suspects of one request at a time (quarantine.py): nobody else is placed here."""
         self.next_step = 1
         self.sent: deque[int] = deque()
         """Plans without a result, oldest first."""
+        self._due: deque[tuple[Int32Column, Int32Column]] = deque()
+        """Of each plan in `sent`: the slots that get a token, and those that get a vector."""
+        self._decoding: Int32Column = np.empty(0, np.int32)
         self._retiring: list[int] = []
         self._hasher = hasher
         self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
+
+    @property
+    def is_empty(self) -> bool:
+        """No sequence is here, and no plan that computed one is in flight."""
+        return not self.sent and not len(self.queue) and not self.slots.num_running
 
     # ---- what fits, and what is cached
 
@@ -172,9 +182,9 @@ class Replica:
             self.pool.register(sequence.blocks[index], names[index])
         return gained
 
-    def catch_up(self) -> None:
+    def catch_up(self) -> list[Sequence]:
         """Sequences whose known tokens are all planned decode from the step after `next_step` on,
-        unless what `next_step` yields, a token or a vector, is their last."""
+        unless what `next_step` yields, a token or a vector, is their last. Returns them all."""
         caught_up = [
             s for s in self.prefilling.values() if s.num_computed_tokens == s.num_known_tokens
         ]
@@ -188,6 +198,7 @@ class Replica:
                     position=position,
                     last_position=last_position,
                 )
+        return caught_up
 
     def depart(self, slot: int) -> None:
         """A decoding slot reached its limit: only its results are missing."""
@@ -234,11 +245,15 @@ class Replica:
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the queue, with every confirmed token, at its old place in the order."""
+        self.withdraw(sequence)
+        self.counters.num_preemptions += 1
+        self.enqueue(sequence)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """A running sequence leaves with every confirmed token; it is to be queued somewhere."""
         self.release(sequence)
         sequence.move(Status.WAITING)
         sequence.num_preemptions += 1
-        self.counters.num_preemptions += 1
-        self.enqueue(sequence)
 
     def abandon(self) -> list[Sequence]:
         """The replica is lost: its running sequences leave it with their tokens, to wait anew."""
@@ -263,23 +278,37 @@ class Replica:
 
     # ---- plans and results
 
-    def send(self) -> tuple[int, Int32Column]:
-        """The next step's number, and the slots it retires; it counts as sent from here on."""
+    def send(
+        self, decoding: Int32Column | None, caught_up: list[Sequence]
+    ) -> tuple[int, Int32Column]:
+        """The next step's number, and the slots it retires; it counts as sent from here on. It
+        samples for the slots that decode (None: those of the step before) and for those that
+        catch up in it, unless they want a vector."""
         step = self.next_step
         self.next_step += 1
         self.sent.append(step)
+        if decoding is not None:
+            self._decoding = decoding
+        first = [s.slot for s in caught_up if s.request.max_tokens > 0]
+        vectors = [s.slot for s in caught_up if s.request.max_tokens == 0]
+        tokens = np.append(self._decoding, np.array(first, np.int32)) if first else self._decoding
+        self._due.append((tokens, np.array(vectors, np.int32)))
         retire = np.array(self._retiring, np.int32)
         self._retiring.clear()
         return step, retire
 
-    def settle(self, step: int) -> None:
-        """The result of the oldest plan came: what was fenced by it is free. Raises ValueError."""
+    def settle(self, step: int) -> tuple[Int32Column, Int32Column]:
+        """The result of the oldest plan came: what was fenced by it is free. Returns the slots that
+        must have a token in it and those that must have a vector. Raises ValueError."""
         if not self.sent or self.sent[0] != step:
             expected = f"step {self.sent[0]}" if self.sent else "none"
             raise ValueError(f"result of step {step} of {self.name} came; expected {expected}")
         self.sent.popleft()
         for remains in self.limbo.take(step):
             self._set_free(remains)
+        # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.
+        tokens, vectors = self._due.popleft()
+        return tokens[self.slots.held[tokens]], vectors[self.slots.held[vectors]]
 
     def _set_free(self, remains: Remains) -> None:
         self.pool.release(remains.blocks)

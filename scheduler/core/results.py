@@ -8,6 +8,7 @@ flight. Python runs only for slots whose block is full, whose first token came, 
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from scheduler.core.events import FinishReason, Int32Column, StepResult
 from scheduler.core.replica import Replica
@@ -34,17 +35,21 @@ class Confirmed:
 
 
 def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
-    """Apply the result of the oldest plan in flight. Raises ValueError for any other result."""
+    """Apply the result of the oldest plan in flight. Raises ValueError for any other result, and
+    for one that leaves out a sequence which its plan computed: that would wait for ever."""
     slots = replica.slots
     for column in (result.slot, result.vector_slot, result.score_slot):
         if len(column) and not 0 <= column.min() <= column.max() < slots.num_slots:
             raise ValueError(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
-    replica.settle(result.step_id)
+    due_tokens, due_vectors = replica.settle(result.step_id)
+    live = slots.are_held(result.slot, result.generation)
+    _check_complete(result.step_id, "token", due_tokens, result.slot[live])
+    embedded = slots.are_held(result.vector_slot, result.vector_generation)
+    _check_complete(result.step_id, "vector", due_vectors, result.vector_slot[embedded])
     score_run = _confirm_scores(replica, result)
     score_slot = result.score_slot[score_run]
-    live = slots.are_held(result.slot, result.generation)
     # Rows whose logits were not finite have no token.
     row = np.flatnonzero(live & (result.finish != _ERROR))
     slot, token, finish = result.slot[row], result.token_id[row], result.finish[row]
@@ -57,8 +62,6 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
 
     ended = []
     full = num_tokens >= slots.max_total_tokens[slot]
-    if (num_tokens > slots.max_total_tokens[slot]).any():
-        raise ValueError(f"step {result.step_id} sampled for a prompt that wants its vector alone")
     for i in np.flatnonzero((finish != 0) | full).tolist():
         reason = FinishReason(finish[i]) if finish[i] else FinishReason.LENGTH
         ended.append((slots.tenant(slot[i]), reason))
@@ -71,11 +74,18 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         token_id=token,
         result_row=row.astype(np.int32),
         ended=ended,
-        embedded=_confirm_vectors(replica, result),
+        embedded=_confirm_vectors(replica, result, np.flatnonzero(embedded)),
         score_router=slots.router[score_slot],
         score_sequence_id=slots.sequence_id[score_slot],
         score_run=score_run,
     )
+
+
+def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Column) -> None:
+    if not np.array_equal(np.sort(due), np.sort(answered)):
+        missing, unasked = np.setdiff1d(due, answered), np.setdiff1d(answered, due)
+        slot, wrong = (missing[0], "no") if len(missing) else (unasked[0], "an unasked")
+        raise ValueError(f"the result of step {step} has {wrong} {what} for slot {slot}")
 
 
 def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
@@ -94,16 +104,11 @@ def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
 
 
 def _confirm_vectors(
-    replica: Replica, result: StepResult
+    replica: Replica, result: StepResult, row: npt.NDArray[np.intp]
 ) -> list[tuple[Sequence, FinishReason, int]]:
-    if not len(result.vector_slot):
-        return []
-    row = np.flatnonzero(replica.slots.are_held(result.vector_slot, result.vector_generation))
     reasons = [FinishReason(finish) for finish in result.vector_finish[row].tolist()]
     replica.counters.num_vectors += reasons.count(FinishReason.STOP)
     tenants = [replica.slots.tenant(slot) for slot in result.vector_slot[row].tolist()]
-    if any(tenant.request.max_tokens > 0 for tenant in tenants):
-        raise ValueError(f"step {result.step_id} has a vector for a sequence that wants tokens")
     return list(zip(tenants, reasons, row.tolist(), strict=True))
 
 

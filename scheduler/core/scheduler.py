@@ -21,6 +21,7 @@ from scheduler.core.integrity import check_replica
 from scheduler.core.placement import choose, steal
 from scheduler.core.planner import Planner
 from scheduler.core.policy import order_key
+from scheduler.core.quarantine import Quarantine, note_loss
 from scheduler.core.replica import Replica
 from scheduler.core.results import confirm
 from scheduler.core.sequence import Sequence, Status
@@ -41,11 +42,14 @@ class Scheduler:
         self._serials = count()
         self._replicas: dict[str, Replica] = {}
         self._unplaced = WaitingQueue()
-        """Accepted while no replica that could hold them is attached."""
+        """Accepted while no replica that could hold them is there for them."""
+        self._quarantine = Quarantine(config.trial_patience_s)
         self._sequences: dict[int, dict[int, Sequence]] = {}
         """Every sequence that has not ended: by router, then by the router's id."""
         self._detached = Counters()
         """Totals of replicas that are gone."""
+        self._num_convicted = 0
+        self._moved = False
 
     # ---- routers
 
@@ -114,35 +118,73 @@ class Scheduler:
         that can. Raises ValueError if the name is attached."""
         if replica in self._replicas:
             raise ValueError(f"replica {replica} is attached already")
-        self._replicas[replica] = Replica(replica, capacity, self._config, self._hasher)
+        attached = Replica(replica, capacity, self._config, self._hasher)
+        self._replicas[replica] = attached
+        self._quarantine.reserve(attached)
         self._place(self._unplaced.take_all())
 
     def detach(self, replica: str, now: float, *, blame: bool) -> Outputs:
         """The replica is gone: its sequences return to queues with every confirmed token. With
-        `blame` those which a plan in flight computed may be why, and end once that happened too
-        often. Nothing happens if no such replica is attached."""
+        `blame` those which a plan in flight computed may be why: who is blamed too often is tried
+        alone, and who was alone is the culprit and ends. Nothing happens if no such replica is
+        attached."""
         lost = self._replicas.pop(replica, None)
         if lost is None:
             return Outputs()
-        suspects = lost.in_flight_now() if blame else []
+        aboard = [(s, lost.num_computed(s)) for s in lost.in_flight_now()] if blame else []
         running = lost.abandon()
         lost.counters.num_replays += len(running)
         self._detached.add(lost.counters)
-        for sequence in suspects:
-            sequence.num_crashes += 1
-        self._place(sorted([*running, *lost.queue.take_all()], key=lambda s: s.order))
+        displaced = sorted([*running, *lost.queue.take_all()], key=lambda s: s.order)
+        for sequence, num_reached in aboard:
+            note_loss(sequence, num_reached)
+        if self._quarantine.lose_replica(lost, now):
+            self._quarantine.take_in(displaced, now)
+            return self._convict([sequence for sequence, _ in aboard], now)
         limit = self._config.max_crashes
-        culprits = [sequence for sequence in suspects if sequence.num_crashes > limit]
-        how_often = "once" if limit == 0 else f"{limit + 1} times"
-        message = f"the worker was lost {how_often} while it computed this request"
-        return self._end_all(culprits, FinishReason.ERROR, now, message=message)
+        suspected = {id(s.request) for s, _ in aboard if s.num_crashes >= limit}
+        self._quarantine.take_in([s for s in displaced if id(s.request) in suspected], now)
+        self._place([s for s in displaced if id(s.request) not in suspected])
+        return Outputs()
+
+    def _convict(self, alone: list[Sequence], now: float) -> Outputs:
+        """The worker was lost while it computed these samples of one request and nothing else:
+        every sample ends."""
+        if not alone:
+            return Outputs()
+        request = alone[0].request
+        mine = self._sequences[request.router]
+        ids = range(request.sequence_id, request.sequence_id + request.num_samples)
+        samples = [mine[i] for i in ids if i in mine]
+        message = (
+            f"the worker was lost {max(s.num_losses for s in alone)} times while it computed this"
+            " request, at last with no other request beside it"
+        )
+        self._num_convicted += len(samples)
+        return self._end_all(samples, FinishReason.ERROR, now, message=message)
 
     def schedule(self, replica: str, now: float) -> Plan | None:
         """The next plan for a replica, which counts as sent; None if there is nothing to do before
         the next event. Raises KeyError if no such replica is attached."""
         planned = self._replicas[replica]
+        if self._quarantine.is_active:
+            self._try_suspects(planned, now)
         steal(planned, self._replicas.values())
         return Planner(planned, now).plan()
+
+    def _try_suspects(self, replica: Replica, now: float) -> None:
+        """Reserve this replica if it is time to, and see that the reserved one has a trial."""
+        quarantine = self._quarantine
+        if quarantine.is_impatient(now) and quarantine.reserve(replica):
+            running = replica.slots.running()
+            for sequence in running:
+                replica.withdraw(sequence)
+            displaced = [*running, *replica.queue.take_all()]
+            self._place(sorted(displaced, key=lambda s: s.order))
+            self._moved = True
+        if quarantine.replica is replica and replica.is_empty and not quarantine.start_trial(now):
+            self._place(self._unplaced.take_all())
+            self._moved = True
 
     def apply(self, replica: str, result: StepResult, now: float) -> Outputs:
         """The result of the replica's oldest plan in flight. Raises KeyError if no such replica is
@@ -158,6 +200,9 @@ class Scheduler:
             finished.append(self._end(sequence, reason, now, message=message))
         for sequence, reason, row in confirmed.embedded:
             finished.append(self._end_embedded(home, sequence, reason, row, now))
+        if home.is_reserved and (acquitted := self._quarantine.acquit()):
+            self._place(acquitted)
+            self._moved = True
         return Outputs(
             router=confirmed.router,
             sequence_id=confirmed.sequence_id,
@@ -176,6 +221,12 @@ class Scheduler:
             home.distrust(sequence)
             return self._end(sequence, reason, now, message=_NOT_FINITE)
         return self._end(sequence, reason, now, vector_row=row)
+
+    def take_moved(self) -> bool:
+        """Whether `apply` or `schedule` has queued sequences at other replicas than their own since
+        this was asked last: those may have something to do now."""
+        moved, self._moved = self._moved, False
+        return moved
 
     def in_flight(self, replica: str) -> int:
         """Plans sent to the replica without a result. Raises KeyError if it is not attached."""
@@ -199,6 +250,8 @@ class Scheduler:
             num_blocks_limbo=sum(state.num_blocks_limbo for state in replicas),
             num_running=sum(state.num_running for state in replicas),
             num_waiting=self._num_waiting(),
+            num_suspects=self._quarantine.num_suspects,
+            num_convicted=self._num_convicted,
             num_wasted_token_slots=sum(state.num_wasted_token_slots for state in replicas),
             **asdict(totals),
         )
@@ -208,7 +261,9 @@ class Scheduler:
         for replica in self._replicas.values():
             check_replica(replica)
         self._unplaced.check_integrity()
-        queues = [self._unplaced, *(replica.queue for replica in self._replicas.values())]
+        self._quarantine.check_integrity()
+        queues = [self._unplaced, self._quarantine.waiting]
+        queues += [replica.queue for replica in self._replicas.values()]
         held = [sequence for queue in queues for sequence in queue]
         held += [s for replica in self._replicas.values() for s in replica.slots.running()]
         known = [s for mine in self._sequences.values() for s in mine.values()]
@@ -225,7 +280,8 @@ class Scheduler:
     # ---- changes of hands
 
     def _num_waiting(self) -> int:
-        return len(self._unplaced) + sum(len(r.queue) for r in self._replicas.values())
+        apart = len(self._unplaced) + len(self._quarantine.waiting)
+        return apart + sum(len(r.queue) for r in self._replicas.values())
 
     def _find(self, router: int, sequence_id: int) -> Sequence | None:
         return self._sequences.get(router, {}).get(sequence_id)
@@ -234,8 +290,8 @@ class Scheduler:
         return None if sequence.replica is None else self._replicas[sequence.replica]
 
     def _place(self, sequences: list[Sequence]) -> None:
-        """Queue waiting sequences, given in order, each request at one replica; those that no
-        attached replica can hold wait for another."""
+        """Queue waiting sequences, given in order, each request at one replica; those that none
+        can take now wait for one that can."""
         for _, group in groupby(sequences, key=lambda sequence: id(sequence.request)):
             family = list(group)
             replica = choose(self._replicas.values(), family[0])

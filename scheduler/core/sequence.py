@@ -81,6 +81,11 @@ class Sequence:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_crashes: int = 0
+    """Lost workers it is blamed for; progress clears it (quarantine.py)."""
+    num_losses: int = 0
+    """Lost workers whose plans in flight computed it."""
+    cleared_at: int = 0
+    """Known tokens at which the newest of them was not its doing."""
 
     @property
     def num_known_tokens(self) -> int:

@@ -68,7 +68,11 @@ class CoreState:
     num_blocks_limbo: int
     num_running: int
     num_waiting: int
-    """Queued at replicas, and those for which no replica is attached."""
+    """Queued at replicas, those for which no replica is there, and suspects."""
+    num_suspects: int
+    """Sequences that wait for a trial or are on it."""
+    num_convicted: int
+    """Sequences that ended because a worker was lost while it computed their request alone."""
     num_wasted_token_slots: int
     num_prefix_query_tokens: int
     num_prefix_hit_tokens: int

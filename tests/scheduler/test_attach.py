@@ -199,7 +199,7 @@ async def test_what_a_lost_replica_ran_is_told_in_one_line(
 
 @pytest.mark.parametrize("accord", ["leaves", "dials again"])
 async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: str) -> None:
-    served = await serve(max_crashes=0)
+    served = await serve(max_crashes=1)
     first = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3], max_tokens=1)
@@ -208,6 +208,7 @@ async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: 
         await first.leave()
         await first.end()
     second = await FakeRank.attached(served.address)
+    assert served.cell.state().num_suspects == 0
     await second.answer(await second.plan())
     await router.until_finished(1)
     assert router.tokens == {1: [token_at(3)]}
@@ -217,22 +218,55 @@ async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: 
 async def test_a_broken_stream_blames_what_was_in_flight(
     serve: Serve, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served = await serve(max_crashes=0)
-    rank = await FakeRank.attached(served.address)
+    served = await serve(max_crashes=1)
     router = await FakeRouter.connected(served.address)
-    await router.submit(1, [1, 2, 3], max_tokens=1)
-    await rank.plan()
-    match fault:
-        case "crashes":
-            await rank.break_off()
-        case "is cut off":
-            await rank.hang_up()
-        case "talks nonsense":
-            await rank.write(b"\xff\xff\xff")
+    for attempt in ("in company", "alone"):
+        rank = await FakeRank.attached(served.address)
+        if attempt == "in company":
+            await router.submit(1, [1, 2, 3], max_tokens=1)
+        await rank.plan()
+        match fault:
+            case "crashes":
+                await rank.break_off()
+            case "is cut off":
+                await rank.hang_up()
+            case "talks nonsense":
+                await rank.write(b"\xff\xff\xff")
+        await eventually(lambda: not served.cell.view().replicas)
+        if attempt == "in company":
+            assert served.cell.state().num_suspects == 1
     await router.until_finished(1)
     assert router.finished[1].reason == 4
-    assert "the worker was lost once" in router.finished[1].message
-    assert "had 1 running sequence(s): 0 computed again, 1 given up" in caplog.text
+    assert "the worker was lost 2 times" in router.finished[1].message
+    assert "1 computed again, 0 given up; 1 suspected" in caplog.text
+    assert "0 computed again, 1 given up" in caplog.text
+
+
+async def test_suspects_are_tried_apart_and_everyone_else_goes_on(serve: Serve) -> None:
+    served = await serve(max_crashes=1)
+    router = await FakeRouter.connected(served.address)
+    crashing = await FakeRank.attached(served.address, worker_id="a", replica_id="a")
+    for i in range(3):
+        await router.submit(i, [1, 2, i], max_tokens=40)
+    await eventually(lambda: served.cell.state().num_waiting + served.cell.state().num_running == 3)
+    while served.cell.state().num_running < 3:
+        await crashing.answer(await crashing.plan())
+    await crashing.break_off()
+    await eventually(lambda: served.cell.state().num_suspects == 3)
+    tried = await FakeRank.attached(served.address, worker_id="a", replica_id="a")
+    spare = await FakeRank.attached(served.address, worker_id="b", replica_id="b")
+    await router.submit(9, [7, 7], max_tokens=40)
+    working = [asyncio.create_task(rank.work()) for rank in (tried, spare)]
+    await router.until_finished(0, 1, 2, 9)
+    for task in working:
+        task.cancel()
+    assert all(
+        router.tokens[i] == [token_at(p) for p in range(len(t), len(t) + 40)]
+        for i, t in ((0, [1, 2, 0]), (9, [7, 7]))
+    )
+    assert all(router.finished[i].reason == 2 for i in (0, 1, 2, 9))
+    assert len(tried.admissions) == 3
+    assert served.cell.state().num_suspects == 0
 
 
 async def test_a_worker_that_dials_again_voids_its_older_epoch(served: Served) -> None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from scheduler.core.scheduler import Scheduler
 from tests.scheduler.core.fake_worker import (
     FakeSampling,
     FakeWorker,
+    WorkerCrash,
     embed_alone,
     generate_alone,
     token_column,
@@ -29,6 +30,8 @@ class Link:
 
     worker: FakeWorker
     sent: deque[Plan] = field(default_factory=deque)
+    aboard: deque[set[Key]] = field(default_factory=deque)
+    """Whom each of these plans computes."""
     tenants: dict[int, Key] = field(default_factory=dict)
     """Who holds each slot once every sent plan has run."""
     decode_set: list[int] = field(default_factory=list)
@@ -57,6 +60,9 @@ class Cell:
         self.watched: dict[Key, Watched] = {}
         self.now = 0.0
         self._num_requests = 0
+        self.num_crashes = 0
+        self.crashed: dict[str, Capacity] = {}
+        """Replicas whose worker is gone and has not been started anew."""
 
     # ---- events
 
@@ -81,13 +87,21 @@ class Cell:
             model_revision,
             graph_buckets,
         )
+        self.crashed.pop(name, None)
         self.scheduler.attach(name, capacity)
         self.scheduler.check_integrity()
         self.links[name] = Link(FakeWorker(capacity))
 
     def detach(self, name: str = "a", *, blame: bool = True) -> list[Finished]:
-        del self.links[name]
-        return self._hear(self.scheduler.detach(name, self._tick(), blame=blame))
+        link = self.links.pop(name)
+        finished = self._hear(self.scheduler.detach(name, self._tick(), blame=blame))
+        if finished:
+            assert blame, "somebody ended although nobody was to blame"
+            convicted = {self._request_of(end.router, end.sequence_id) for end in finished}
+            aboard = {self._request_of(*key) for keys in link.aboard for key in keys}
+            assert len(convicted) == 1, "several ended for one loss"
+            assert aboard == convicted, "the culprit was not alone"
+        return finished
 
     def submit(
         self,
@@ -102,6 +116,7 @@ class Cell:
         cache_salt: str = "",
         eos_period: int = 0,
         broken_at: int | None = None,
+        crashes_at: int | None = None,
         seed: int | None = None,
         needs_every_position: bool = False,
         score_from: int | None = None,
@@ -121,7 +136,12 @@ class Cell:
             cache_salt=cache_salt,
             adapter=adapter,
             sampling=FakeSampling(
-                self._num_requests, adapter, eos_period, broken_at, score_from is not None
+                self._num_requests,
+                adapter,
+                eos_period,
+                broken_at,
+                score_from is not None,
+                crashes_at,
             ),
             needs_every_position=needs_every_position,
             score_from=score_from,
@@ -155,9 +175,16 @@ class Cell:
         return plan
 
     def deliver(self, name: str = "a") -> list[Finished]:
-        """Execute the oldest plan on its way and apply the result."""
+        """Execute the oldest plan on its way and apply the result; perhaps the worker crashes."""
         link = self.links[name]
-        result = link.worker.execute(link.sent.popleft())
+        try:
+            result = link.worker.execute(link.sent[0])
+        except WorkerCrash:
+            self.num_crashes += 1
+            self.crashed[name] = link.worker.capacity
+            return self.detach(name)
+        link.sent.popleft()
+        link.aboard.popleft()
         outputs = self.scheduler.apply(name, result, self._tick())
         for finished in outputs.finished:
             if finished.vector_row is not None:
@@ -179,18 +206,29 @@ class Cell:
         return plan
 
     def run(self, *, depth: int = 1, max_steps: int = 5000) -> None:
-        """Step every replica, with up to `depth` plans in flight, until nothing is left to do."""
+        """Step every replica, with up to `depth` plans in flight, until nothing is left to do.
+        Workers that crash are started anew when all others idle."""
         for _ in range(max_steps):
             idle = True
-            for name, link in self.links.items():
+            for name, link in list(self.links.items()):
                 while len(link.sent) < depth and self.schedule(name) is not None:
-                    pass
+                    idle = False
                 if link.sent:
                     idle = False
                     self.deliver(name)
-            if idle:
+            if idle and self.crashed:
+                self.restart()
+            elif idle and self.scheduler.take_moved():
+                continue
+            elif idle:
                 return
         raise AssertionError("the cell does not come to rest")
+
+    def restart(self) -> None:
+        """Every worker that has crashed is back, and empty."""
+        while self.crashed:
+            name, capacity = next(iter(self.crashed.items()))
+            self.attach(name, **asdict(capacity))
 
     # ---- what was seen
 
@@ -224,8 +262,14 @@ class Cell:
             link.tenants[admission.slot] = self._key_of(admission.sampling, admission.seed)
         if plan.decode is not None:
             link.decode_set = plan.decode.tolist()
-        for slot in [*link.decode_set, *plan.chunk_slot.tolist()]:
-            assert self.watched[link.tenants[slot]].finished is None, "planned after its end"
+        aboard = {link.tenants[slot] for slot in [*link.decode_set, *plan.chunk_slot.tolist()]}
+        for key in aboard:
+            assert self.watched[key].finished is None, "planned after its end"
+        link.aboard.append(aboard)
+
+    def _request_of(self, router: int, sequence_id: int) -> tuple[int, int]:
+        """Names the request of a sequence."""
+        return router, self.watched[router, sequence_id].request.sequence_id
 
     def _key_of(self, sampling: object, seed: int) -> Key:
         [key] = [

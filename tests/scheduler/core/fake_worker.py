@@ -31,6 +31,12 @@ class FakeSampling:
     """Number of tokens at which the logits are not finite."""
     scores: bool = False
     """The prompt's tokens are to be scored."""
+    crashes_at: int | None = None
+    """The position that kills any worker which computes it."""
+
+
+class WorkerCrash(Exception):
+    """The worker is gone."""
 
 
 def root(sampling: FakeSampling) -> int:
@@ -116,6 +122,9 @@ class FakeWorker:
         assert sum(len(span) for _, span in rows) == plan.num_tokens
         assert 0 < plan.num_tokens <= self.capacity.max_num_batched_tokens
         assert len({slot for slot, _ in rows}) == len(rows), "a slot has two rows"
+        for slot, span in rows:
+            if self.tenants[slot].sampling.crashes_at in span and not self.tenants[slot].done:
+                raise WorkerCrash
         for slot, span in rows:
             self._write(self.tenants[slot], span)
         for slot, span in rows:

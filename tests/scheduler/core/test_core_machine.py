@@ -43,6 +43,7 @@ class CoreMachine(RuleBasedStateMachine):
             watermark=watermark,
             aging_s=0.01,
             max_crashes=2,
+            trial_patience_s=0.05,
         )
         self.capacity = Capacity(
             num_blocks=num_blocks * (4 // block_size) if keeps_kv else 0,
@@ -69,14 +70,23 @@ class CoreMachine(RuleBasedStateMachine):
         adapter=st.sampled_from(["", "", "french"]),
         eos_period=st.sampled_from([0, 3, 12]),
         score_from=st.sampled_from([None, None, 1]),
-        broken=st.sampled_from([False] * 7 + [True]),
+        fault=st.sampled_from([None] * 7 + ["broken_at", "crashes_at"]),
+        fault_after=st.integers(1, 4),
     )
     def submit(
-        self, prefix: list[int], suffix: list[int], max_tokens: int, broken: bool, **options: Any
+        self,
+        prefix: list[int],
+        suffix: list[int],
+        max_tokens: int,
+        fault: str | None,
+        fault_after: int,
+        **options: Any,
     ) -> None:
-        broken_at = len(prefix) + len(suffix) + 1 if broken else None
+        faults: dict[str, Any] = (
+            {} if fault is None else {fault: len(prefix) + len(suffix) - 1 + fault_after}
+        )
         with suppress(Refused):  # it may never fit; then nothing of it is kept
-            self.cell.submit(prefix + suffix, max_tokens, broken_at=broken_at, **options)
+            self.cell.submit(prefix + suffix, max_tokens, **faults, **options)
 
     @rule(
         prefix=st.sampled_from(PREFIXES),
@@ -105,7 +115,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(depth=st.integers(1, 3), count=st.integers(1, 6))
     def run_for_a_while(self, depth: int, count: int) -> None:
         for _ in range(count):
-            for replica, link in self.cell.links.items():
+            for replica, link in list(self.cell.links.items()):
                 while len(link.sent) < depth and self.cell.schedule(replica) is not None:
                     pass
                 if link.sent:
@@ -140,6 +150,7 @@ class CoreMachine(RuleBasedStateMachine):
             return
         if not self.cell.links:
             self._attach("a")
+        self.cell.now += 1.0  # nobody waits any longer for a replica to come anew
         self.cell.run(depth=2)
         for key in self.cell.unfinished():
             assert not self._fits(key), "it waits although it could run"

@@ -167,63 +167,6 @@ def test_the_only_replica_is_lost_and_comes_back() -> None:
     assert [len(cell.output(key, i)) for key in keys for i in range(2)] == [12] * 4
 
 
-def test_a_sequence_that_keeps_losing_workers_ends_alone() -> None:
-    cell = Cell(max_crashes=2, max_num_seqs=1)
-    cell.attach()
-    culprit, bystander = cell.submit([1], 20), cell.submit([2], 4)
-    for _ in range(2):
-        cell.schedule()
-        assert cell.detach() == []
-        cell.attach()
-    cell.schedule()
-    [finished] = cell.detach()
-    assert cell.end(culprit) is finished
-    assert finished.reason is FinishReason.ERROR
-    assert "3 times" in finished.message
-    assert finished.num_preemptions == 3
-    cell.attach()
-    cell.run()
-    assert cell.end(bystander).reason is FinishReason.LENGTH
-
-
-def test_a_prompt_in_chunks_is_suspect_like_any_other() -> None:
-    cell = Cell(max_crashes=0)
-    cell.attach(max_num_batched_tokens=4)
-    long, waiting = cell.submit([1] * 20, 4), cell.submit([2], 4)
-    cell.step()
-    cell.schedule()
-    [finished] = cell.detach()
-    assert cell.end(long) is finished
-    assert cell.unfinished() == [waiting]
-
-
-def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect() -> None:
-    cell = Cell(max_crashes=1)
-    cell.attach()
-    key = cell.submit([1], 6)
-    for _ in range(3):
-        cell.step()
-        assert cell.detach() == []
-        cell.attach()
-    cell.schedule()
-    assert cell.detach() == [], "the first loss that counts"
-    cell.attach()
-    cell.run()
-    assert cell.end(key).reason is FinishReason.LENGTH
-
-
-def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect() -> None:
-    cell = Cell(max_crashes=0)
-    cell.attach()
-    key = cell.submit([1], 6)
-    for _ in range(3):
-        cell.schedule()
-        assert cell.detach(blame=False) == []
-        cell.attach()
-    cell.run()
-    assert cell.end(key).reason is FinishReason.LENGTH
-
-
 def test_replicas_with_other_weights_do_not_share_hashes() -> None:
     cell = Cell()
     cell.attach("a", model_revision="one")

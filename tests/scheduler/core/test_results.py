@@ -236,3 +236,15 @@ def test_nothing_is_kept_of_what_has_ended() -> None:
     assert (list(replica.limbo), replica.prefilling, list(replica.sent)) == ([], {}, [])
     assert len(replica.pool._index) <= 16
     assert replica.calendar._departing == {}
+
+
+def test_a_result_that_leaves_out_a_sequence_is_refused() -> None:
+    """It would wait for ever for its token."""
+    cell = Cell()
+    cell.attach()
+    cell.submit([1, 2], 40)
+    cell.submit([3, 4], 40)
+    plan = cell.plan()
+    slot, one, finish = plan.chunk_slot[:1], token_column([1]), np.zeros(1, np.uint8)
+    with pytest.raises(ValueError, match=f"no token for slot {plan.chunk_slot[1]}"):
+        cell.scheduler.apply("a", StepResult(plan.step_id, slot, one, one, finish), 1.0)

@@ -1,0 +1,130 @@
+"""Who may be why workers are lost, and how that is found out.
+
+A worker that is lost with plans in flight may have been lost for any sequence that those plans
+computed. Each of them is blamed once; what clears it is progress: a token confirmed well beyond
+where it was when the worker was lost, since computing the same again would have done the same
+harm. A sequence blamed `max_crashes` times is a suspect, and suspects are computed apart:
+
+    blamed too often ──▶ waiting ──the replica is empty──▶ on trial ──progress──▶ acquitted
+                            ▲                                 │ └──the worker is lost──▶ it ends
+                            └──────the replica leaves─────────┘
+
+One request at a time is on trial, alone on one replica that is reserved for that, so that whoever
+is the culprit costs nobody else a worker. The samples of a request are tried together: they share
+what may be poisonous. The next replica that attaches is reserved (as a rule the one that was lost,
+started anew, and empty), or after some patience one that serves: what it has goes elsewhere.
+
+The progress asked for doubles with every loss, so a request under which workers keep dying is in
+the end computed alone as a whole.
+"""
+
+from scheduler.core.replica import Replica
+from scheduler.core.sequence import Sequence
+from scheduler.core.waiting import WaitingQueue
+
+CLEARING_TOKENS = 8
+"""After its first loss a sequence is cleared by progress of so many tokens."""
+
+
+def note_loss(sequence: Sequence, num_reached: int) -> None:
+    """A worker was lost while its plans computed the first `num_reached` positions of a sequence,
+    which holds its confirmed tokens again."""
+    known = sequence.num_known_tokens
+    if known >= sequence.cleared_at:
+        sequence.num_crashes = 0
+    sequence.num_crashes += 1
+    margin = CLEARING_TOKENS << min(sequence.num_losses, 32)
+    sequence.num_losses += 1
+    sequence.cleared_at = max(known + 1, num_reached + margin)
+
+
+class Quarantine:
+    """Suspects that wait for their trial, and the replica that is reserved for it, if any."""
+
+    def __init__(self, patience_s: float) -> None:
+        self.waiting = WaitingQueue()
+        self.replica: Replica | None = None
+        self._patience_s = patience_s
+        self._since = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """Somebody is suspected, or was until a moment ago."""
+        return self.replica is not None or len(self.waiting) > 0
+
+    @property
+    def num_suspects(self) -> int:
+        """Sequences that wait for their trial or are on it."""
+        replica = self.replica
+        on_trial = 0 if replica is None else replica.slots.num_running + len(replica.queue)
+        return len(self.waiting) + on_trial
+
+    def take_in(self, sequences: list[Sequence], now: float) -> None:
+        """Waiting sequences that nobody queues are to be tried."""
+        if sequences and not self.is_active:
+            self._since = now
+        for sequence in sequences:
+            sequence.replica = None
+            self.waiting.push(sequence, sequence.num_known_tokens)
+
+    def reserve(self, replica: Replica) -> bool:
+        """Reserve a replica if there is none and it could hold a suspect; tells whether it was."""
+        if self.replica is not None:
+            return False
+        if not any(replica.can_hold(sequence.request) for sequence in self.waiting):
+            return False
+        self.replica = replica
+        replica.is_reserved = True
+        return True
+
+    def is_impatient(self, now: float) -> bool:
+        """No replica came anew for too long."""
+        waits = self.replica is None and len(self.waiting) > 0
+        return waits and now - self._since >= self._patience_s
+
+    def lose_replica(self, replica: Replica, now: float) -> bool:
+        """A replica is gone; tells whether it was the reserved one."""
+        if self.replica is not replica:
+            return False
+        self.replica = None
+        self._since = now
+        return True
+
+    def start_trial(self, now: float) -> bool:
+        """Queue the next suspects at the reserved replica, which is empty. False: it is open to
+        everyone again, since it could hold none."""
+        replica = self.replica
+        assert replica is not None, "no replica is reserved"
+        first = next((s for s in self.waiting if replica.can_hold(s.request)), None)
+        if first is None:
+            replica.is_reserved = False
+            self.replica = None
+            self._since = now
+            return False
+        for sequence in [s for s in self.waiting if s.request is first.request]:
+            self.waiting.remove(sequence)
+            replica.enqueue(sequence)
+        return True
+
+    def acquit(self) -> list[Sequence]:
+        """The sequences on trial, if all of them have made progress enough: they have left the
+        reserved replica and wait nowhere yet."""
+        replica = self.replica
+        assert replica is not None, "no replica is reserved"
+        running = replica.slots.running()
+        num_tokens = replica.slots.num_tokens
+        if len(replica.queue) or any(num_tokens[s.slot] < s.cleared_at for s in running):
+            return []
+        for sequence in running:
+            replica.withdraw(sequence)
+            sequence.num_crashes = 0
+        return running
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError unless suspects are apart."""
+        self.waiting.check_integrity()
+        assert all(s.replica is None for s in self.waiting), "a suspect has a home"
+        if self.replica is not None:
+            assert self.replica.is_reserved, "a replica with suspects is open to others"
+            tried = [*self.replica.queue, *self.replica.slots.running()]
+            assert len({id(s.request) for s in tried}) < 2, "two suspects are tried together"
