@@ -115,6 +115,7 @@ class SlotCounts:
         if len(plan.retire) or plan.admit or plan.decode is not None:
             self.membership += 1
             self._check_admitted("decode_slot", self.decode_slots)
+            self._check_once("decode_slot", self.decode_slots)
 
     def _admit(self, admission: Admission) -> None:
         slot, num_tokens = admission.slot, len(admission.token_ids)
@@ -160,6 +161,11 @@ class SlotCounts:
         if slots.min() < 0 or slots.max() >= len(self._admitted) or not self._admitted[slots].all():
             raise PlanError(f"{column} names a slot that holds no sequence")
 
+    @staticmethod
+    def _check_once(column: str, slots: Int64Column) -> None:
+        if len(slots) and np.bincount(slots).max() > 1:
+            raise PlanError(f"{column} names a slot twice")
+
     # --- what a step computes --------------------------------------------------------------------
 
     def advance_decodes(self) -> Int64Column:
@@ -186,6 +192,7 @@ class SlotCounts:
         start, length = plan.chunk_start.astype(np.int64), plan.chunk_length.astype(np.int64)
         end = start + length
         self._check_admitted("chunk_slot", slots)
+        self._check_once("chunk_slot", slots)
         if (start != self._num_computed[slots]).any() or (end <= start).any():
             raise PlanError("a chunk does not start where its sequence's computed tokens end")
         if (end > self._num_known[slots]).any():

@@ -1,6 +1,7 @@
 """Protobuf ⇄ frozen dataclasses: the only file of the executor that knows the messages."""
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from worker.plans import (
@@ -25,10 +26,16 @@ FAREWELL = worker_pb2.AttachRequest(farewell=worker_pb2.Farewell()).SerializeToS
 
 def parse_response(frame: bytes) -> Welcome | BatchPlan | Drain:
     """What an AttachResponse says; raises `PlanError` when it says nothing known."""
-    response = worker_pb2.AttachResponse.FromString(frame)
+    try:
+        response = worker_pb2.AttachResponse.FromString(frame)
+    except DecodeError as error:
+        raise PlanError("the scheduler sent what is no AttachResponse") from error
     match response.WhichOneof("message"):
         case "plan":
-            return _plan(response.plan)
+            try:
+                return _plan(response.plan)
+            except ValueError as error:
+                raise PlanError(f"step {response.plan.step_id} is malformed: {error}") from error
         case "welcome":
             return Welcome(response.welcome.epoch)
         case "drain":
@@ -103,6 +110,12 @@ def encode_telemetry(num_steps: int, rss_bytes: int) -> bytes:
 
 
 def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
+    for columns in (
+        (plan.append_slot, plan.append_index, plan.append_block),
+        (plan.chunk_slot, plan.chunk_start, plan.chunk_length),
+    ):
+        if len(set(map(len, columns))) > 1:
+            raise ValueError("columns that belong together differ in length")
     return BatchPlan(
         epoch=plan.epoch,
         step_id=plan.step_id,
@@ -146,7 +159,7 @@ def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:
         stop_token_ids=tuple(params.stop_token_ids),
         min_tokens=params.min_tokens,
         bias_token_ids=tuple(_int32(params.logit_bias_token_id).tolist()),
-        bias=tuple(np.frombuffer(params.logit_bias, "<f4").tolist()),
+        bias=_bias(params),
         num_logprobs=params.num_logprobs if params.HasField("num_logprobs") else None,
         num_prompt_logprobs=(
             params.num_prompt_logprobs if params.HasField("num_prompt_logprobs") else None
@@ -157,10 +170,19 @@ def _sampling(params: sampling_pb2.SamplingParams) -> Sampling:
     )
 
 
+def _bias(params: sampling_pb2.SamplingParams) -> tuple[float, ...]:
+    if len(params.logit_bias) != len(params.logit_bias_token_id):
+        raise ValueError("logit_bias does not match logit_bias_token_id")
+    return tuple(np.frombuffer(params.logit_bias, "<f4").tolist())
+
+
 def _bad_words(params: sampling_pb2.SamplingParams) -> tuple[tuple[int, ...], ...]:
     if not params.bad_word_length:
         return ()
-    ends = np.cumsum(_int32(params.bad_word_length))
+    lengths = _int32(params.bad_word_length)
+    if lengths.min() < 1 or lengths.sum() != len(params.bad_word_token_id) // 4:
+        raise ValueError("bad_word_length does not add up to bad_word_token_id")
+    ends = np.cumsum(lengths)
     return tuple(
         tuple(word.tolist()) for word in np.split(_int32(params.bad_word_token_id), ends[:-1])
     )
