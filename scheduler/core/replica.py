@@ -53,6 +53,8 @@ class Replica:
         """Running sequences with known tokens still to compute, by slot."""
         self.blocked = False
         """The last plan left sequences waiting that another replica could start sooner."""
+        self.is_reserved = False
+        """For suspects of one request at a time (quarantine.py): nobody else is placed here."""
         self.next_step = 1
         self.sent: deque[int] = deque()
         """Plans without a result, oldest first."""
@@ -62,6 +64,11 @@ class Replica:
         self._retiring: list[int] = []
         self._hasher = hasher
         self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
+
+    @property
+    def is_empty(self) -> bool:
+        """No sequence is here, and no plan that computed one is in flight."""
+        return not self.sent and not len(self.queue) and not self.slots.num_running
 
     # ---- what fits, and what is cached
 
@@ -238,11 +245,15 @@ class Replica:
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the queue, with every confirmed token, at its old place in the order."""
+        self.withdraw(sequence)
+        self.counters.num_preemptions += 1
+        self.enqueue(sequence)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """A running sequence leaves with every confirmed token; it is to be queued somewhere."""
         self.release(sequence)
         sequence.move(Status.WAITING)
         sequence.num_preemptions += 1
-        self.counters.num_preemptions += 1
-        self.enqueue(sequence)
 
     def abandon(self) -> list[Sequence]:
         """The replica is lost: its running sequences leave it with their tokens, to wait anew."""
