@@ -39,6 +39,10 @@ test-all: install  ## Run every test, the long ones too
 chaos: install  ## Kill, stop, cut off and restart real processes under load, and print every pause
 	$(TEST_ENV) $(BIN)/python -m pytest -s -m chaos -k "not short" tests/chaos $(ARGS)
 
+fuzz: install  ## Ten minutes of requests, messages and plans that nobody would send
+	$(TEST_ENV) QUIRE_FUZZ_EXAMPLES=12000 $(BIN)/python -m pytest -n 2 --dist load --timeout 3600 \
+		tests/fuzz tests/gateway/test_fuzz.py tests/gateway/test_fuzz_dialects.py
+
 check: install  ## Format, lint, types, import rules, protos
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

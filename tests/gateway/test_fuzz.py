@@ -4,7 +4,7 @@ import json
 import random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import RequestError
@@ -13,6 +13,7 @@ from gateway.openai.chat import parse_chat
 from gateway.openai.completions import parse_completion
 from gateway.openai.errors import error_body
 from gateway.openai.schema import ChatBody, CompletionBody
+from tests.fuzz.messages import FUZZING
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
@@ -41,7 +42,7 @@ def is_answered(parse: Any, body: dict[str, Any], model: Model) -> None:
         assert len(written) < 2000
 
 
-@settings(max_examples=400, deadline=None)
+@FUZZING
 @given(
     messages=MESSAGES,
     fields=st.dictionaries(st.sampled_from(CHAT_FIELDS) | TEXT, JSON, max_size=3),
@@ -50,7 +51,7 @@ def test_any_chat(model: Model, messages: list[Any], fields: dict[str, Any]) -> 
     is_answered(parse_chat, {"messages": messages, **fields}, model)
 
 
-@settings(max_examples=400, deadline=None)
+@FUZZING
 @given(st.dictionaries(st.sampled_from(COMPLETION_FIELDS), JSON, max_size=4), JSON)
 def test_any_completion(model: Model, fields: dict[str, Any], prompt: Any) -> None:
     is_answered(parse_completion, {"prompt": prompt, **fields}, model)
@@ -102,7 +103,7 @@ TURNS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@FUZZING
 @given(
     messages=TURNS,
     tools=TOOLS,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.anthropic import errors as anthropic
@@ -23,6 +23,7 @@ from gateway.openai.tokens import DetokenizeBody, TokenizeBody, TokenizeChatBody
 from gateway.openai.tokens import detokenize as detokenize_body
 from gateway.openai.tokens import tokenize as tokenize_body
 from gateway.output import Finish, FinishReason, Piece
+from tests.fuzz.messages import FUZZING
 from tests.gateway.test_fuzz import JSON, SCALARS, TEXT
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 
@@ -84,7 +85,7 @@ def is_answered(parse: Callable[[bytes], object], body: Any) -> None:
             assert len(json.dumps(told, ensure_ascii=False).encode()) < 2000
 
 
-@settings(max_examples=400, deadline=None)
+@FUZZING
 @given(
     messages=TURNS,
     tools=st.lists(
@@ -109,7 +110,7 @@ def test_any_message(
     is_answered(lambda content: count_tokens(content, hermes), said | fields)
 
 
-@settings(max_examples=400, deadline=None)
+@FUZZING
 @given(
     items=TEXT | ITEMS,
     tools=st.lists(
@@ -151,7 +152,7 @@ TOKEN_FIELDS = sorted(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@FUZZING
 @given(st.dictionaries(st.sampled_from(TOKEN_FIELDS), JSON | st.lists(st.integers()), max_size=3))
 def test_any_tokens(hermes: Model, fields: dict[str, Any]) -> None:
     is_answered(lambda content: tokenize_body(content, hermes, None), fields)
