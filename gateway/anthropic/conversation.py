@@ -11,6 +11,7 @@ from typing import Any
 from gateway.anthropic.schema import (
     REFUSED_IN_THINKING,
     REFUSED_IN_TOOL,
+    ROLES,
     CountTokensBody,
     MessageBody,
     ThinkingBody,
@@ -71,8 +72,7 @@ def _turns(field: str, body: MessageBody) -> Iterator[ChatMessage]:
         case role:
             raise invalid(
                 f"{field}.role",
-                f"{field}.role is {quote(role)}; it must be "
-                + one_of(("user", "assistant", "system")),
+                f"{field}.role is {quote(role)}; it must be " + one_of(ROLES),
             )
 
 

@@ -4,11 +4,21 @@ Hints about caching (`cache_control`) are ignored: prompts that begin alike are 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field, WithJsonSchema
 
-from gateway.body import Body
+from gateway.body import Body, Part
+
+ROLES = ("user", "assistant", "system")
+CHOICES = ("auto", "any", "tool", "none")
+THINKS = ("enabled", "adaptive", "disabled")
+
+_FORMAT = {
+    "type": "object",
+    "required": ["type", "schema"],
+    "properties": {"type": {"const": "json_schema"}, "schema": {"type": "object"}},
+}
 
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
@@ -21,51 +31,63 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class MessageBody(BaseModel):
-    """One turn: a string, or blocks."""
+class MessageBody(Part):
+    """One turn of a conversation."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="MessageTurn", extra="allow")
 
-    role: str
+    role: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ROLES)})]
+    """Who speaks."""
     content: str | list[dict[str, Any]]
+    """What is said: a text, or blocks: text, thinking, tool_use, tool_result."""
 
 
-class ToolBody(BaseModel):
+class ToolBody(Part):
     """A function that the model may ask the client to call."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="MessageTool", extra="allow")
 
     name: str
-    type: str | None = None
+    """1 to 64 letters, digits, _ or -."""
+    type: Annotated[str | None, WithJsonSchema({"const": "custom"})] = None
+    """This server runs no tools of its own."""
     description: str | None = None
+    """What it does, for the model."""
     input_schema: dict[str, Any] | None = None
+    """A JSON schema of its arguments."""
     strict: bool | None = None
+    """Whether its arguments must be valid by the schema."""
 
 
-class ToolChoiceBody(BaseModel):
+class ToolChoiceBody(Part):
     """Whether the model calls tools."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(title="MessageToolChoice")
 
-    type: str
+    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CHOICES)})]
+    """As the model likes, at least one, this one, or none."""
     name: str | None = None
+    """Which one, of type tool."""
     disable_parallel_tool_use: bool | None = None
+    """Whether an answer may have only one call."""
 
 
-class ThinkingBody(BaseModel):
+class ThinkingBody(Part):
     """Whether the model thinks before it answers, where its template can say so."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="MessageThinking", extra="allow")
 
-    type: str
+    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(THINKS)})]
+    """Whether it does."""
 
 
-class OutputConfigBody(BaseModel):
+class OutputConfigBody(Part):
     """What the answer looks like."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(title="MessageOutputConfig")
 
-    format: dict[str, Any] | None = None
+    format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT)] = None
+    """What a JSON schema describes."""
     effort: str | None = None
     """How much the model thinks, where its template can say so."""
 
@@ -77,12 +99,19 @@ class CountTokensBody(Body):
     unserved: ClassVar[Mapping[str, Sequence[Any]]] = REFUSED
 
     model: str | None = None
+    """The served model; if it is not said, the one there is."""
     messages: list[MessageBody]
+    """The conversation, oldest turn first; a last turn of the assistant's is gone on with."""
     system: str | list[dict[str, Any]] | None = None
+    """What the model is told first: a text, or blocks of text."""
     tools: list[ToolBody] | None = None
+    """Functions that the model may ask the client to call."""
     tool_choice: ToolChoiceBody | None = None
+    """Whether they are called; if it is not said, as the model likes."""
     thinking: ThinkingBody | None = None
+    """Whether the model thinks before it answers, where its template can say so."""
     output_config: OutputConfigBody | None = None
+    """What the answer looks like."""
 
 
 class MessagesBody(CountTokensBody):
@@ -91,12 +120,19 @@ class MessagesBody(CountTokensBody):
     model_config = ConfigDict(title="MessageRequest")
 
     max_tokens: int
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
+    """Tokens after which the answer ends."""
+    stop_sequences: list[str] = Field([])
+    """Texts that end the answer."""
+    stream: bool = False
+    """Answer with server-sent events while the text is written."""
     temperature: float | None = None
+    """How freely tokens are drawn: 0 takes the likeliest, 1 follows the model."""
     top_k: int | None = None
+    """Draw from so many of the likeliest tokens; 0 or -1: from all."""
     top_p: float | None = None
+    """Draw from the likeliest tokens that make up this share of the probability."""
     metadata: dict[str, Any] | None = None
+    """Labels; they change nothing."""
 
 
 REFUSED_IN_TOOL: Mapping[str, tuple[Any, ...]] = {

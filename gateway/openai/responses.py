@@ -30,6 +30,8 @@ from gateway.request import GenerateRequest, check_request_id
 class TextBody(Part):
     """What the words of the answer look like."""
 
+    model_config = ConfigDict(title="ResponseText")
+
     format: Annotated[dict[str, Any] | None, WithJsonSchema(shapes.TEXT_FORMAT)] = None
     """Text, a JSON object, or what a JSON schema describes."""
     verbosity: Literal["medium"] | None = None
@@ -38,6 +40,8 @@ class TextBody(Part):
 
 class ReasoningBody(Part):
     """How much the model thinks."""
+
+    model_config = ConfigDict(title="ResponseReasoning")
 
     effort: Effort | None = None
     """How much, if its chat template can say so; if it is not said, as it likes."""

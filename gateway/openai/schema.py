@@ -165,7 +165,7 @@ class MessageBody(Part):
     """One turn of a conversation. Other fields, such as answers of other servers have, are not
     read."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(title="ChatMessage", extra="allow")
 
     role: Annotated[str, WithJsonSchema(shapes.ROLE)]
     """Who speaks."""
