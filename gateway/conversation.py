@@ -58,6 +58,9 @@ class Tool:
     parameters: Mapping[str, Any] | None = None
     """A JSON schema of its arguments; None: not said, so any object."""
     strict: bool | None = None
+    """Whether its arguments must be what the schema says."""
+    field: str = field(default="tools", compare=False)
+    """Where the client said it."""
 
 
 class ToolMode(Enum):
@@ -98,6 +101,8 @@ class Conversation:
     """Begin the assistant's turn."""
     continue_final_message: bool = False
     """Leave the last turn open, so that the model goes on with it."""
+    strict_by_default: bool = False
+    """Whether a tool is strict, if that can be, where nothing is said of it."""
     max_thought_tokens: int | None = None
     """After so many tokens of thoughts the answer begins; None: they may be as long as it."""
     max_thought_tokens_field: str = "max_thought_tokens"

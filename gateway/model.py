@@ -17,12 +17,14 @@ from typing import Any
 
 from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
-from gateway.grammar import GrammarSpec
+from gateway.grammar import GrammarKind, GrammarSpec
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.parsing.call_grammars import ThoughtLimit, answer_grammar
+from gateway.parsing.call_rules import why_not
 from gateway.parsing.deltas import Parsing
 from gateway.parsing.formats import (
     AUTO,
+    CALL_FORMATS,
     CallFormat,
     Thoughts,
     begins_thinking,
@@ -107,18 +109,21 @@ class Model:
         starts_thinking = thoughts is not None and begins_thinking(
             thoughts, rendered.tail, inside=conversation.continue_final_message
         )
+        held = self._held_tools(conversation, tools, content)
+        grammar = self._answer_grammar(conversation, tools, held, content, starts_thinking)
+        binds_calls = calls is not None and (bool(held) or content is not None)
         make_parser = partial(
             AnswerParser,
             thoughts=thoughts,
             starts_thinking=starts_thinking,
             calls=calls,
-            tools=frozenset(tool.name for tool in tools),
+            tools={tool.name: tool.parameters for tool in tools},
             parallel=conversation.parallel_tool_calls,
+            exact=binds_calls,
+            at_start=binds_calls and (content is not None or not (calls and calls.opening)),
         )
         return ChatPrompt(
-            tokens,
-            Parsing(make_parser, self._shown_tokens(thoughts, calls)),
-            self._answer_grammar(conversation, starts_thinking, content),
+            tokens, Parsing(make_parser, self._shown_tokens(thoughts, calls)), grammar
         )
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:
@@ -177,26 +182,60 @@ class Model:
         if self.call_format is None:
             raise invalid(
                 "tools",
-                f"tools has {len(tools)} entries; "
-                f"this server does not know how model {quote(self.name)} writes calls",
+                f"tools has {len(tools)} entries; this server does not know how model "
+                f"{quote(self.name)} writes calls: it knows {', '.join(CALL_FORMATS)}",
             )
         return tools
 
+    def _held_tools(
+        self, conversation: Conversation, tools: Sequence[Tool], content: GrammarSpec | None
+    ) -> Sequence[Tool]:
+        """Those whose calls are held to their schemas: all, where an answer must be of a form or a
+        call, and else the strict ones. Raises RequestError if one that must be cannot be."""
+        if not tools or conversation.tool_choice.mode is not ToolMode.AUTO:
+            return tools
+        held = []
+        for tool in tools:
+            if tool.strict or (tool.strict is None and conversation.strict_by_default):
+                reason = self._why_not_held(tool, content)
+                if reason is None:
+                    held.append(tool)
+                elif tool.strict:
+                    field = f"{tool.field}.strict"
+                    raise invalid(field, f"{field} is true; {reason}")
+        return held if content is None else tools
+
+    def _why_not_held(self, tool: Tool, content: GrammarSpec | None) -> str | None:
+        assert self.call_format is not None
+        is_json = content is None or content.kind is GrammarKind.JSON_SCHEMA
+        if content is not None and not (is_json and self.call_format.opening):
+            return (
+                f"what {content.field} lets through may read like a call of model "
+                f"{quote(self.name)}, so this cannot be enforced beside it"
+            )
+        return why_not(self.call_format, tool, self.tokenizer.special_token, self.limits)
+
     def _answer_grammar(
-        self, conversation: Conversation, starts_thinking: bool, content: GrammarSpec | None
+        self,
+        conversation: Conversation,
+        tools: Sequence[Tool],
+        held: Sequence[Tool],
+        content: GrammarSpec | None,
+        starts_thinking: bool,
     ) -> GrammarSpec | None:
         choice = conversation.tool_choice
         must_call = choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED)
+        is_free = content is None and not must_call and bool(held)
         limit = self._thought_limit(conversation)
-        if content is None and not must_call and limit is None:
+        if content is None and not held and limit is None:
             return None
         named = choice.mode is ToolMode.NAMED
-        tools = [tool for tool in conversation.tools if not named or tool.name == choice.name]
         return answer_grammar(
             content=None if must_call else content,
             form=self.call_format,
-            tools=tools if must_call or (content and choice.mode is ToolMode.AUTO) else [],
+            tools=[tool for tool in tools if not named or tool.name == choice.name] if held else [],
             several=conversation.parallel_tool_calls and not named,
+            held=held if is_free else None,
             thoughts=self.thoughts,
             starts_thinking=starts_thinking,
             token=self.tokenizer.special_token,

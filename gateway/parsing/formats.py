@@ -6,30 +6,38 @@
     mistral      [TOOL_CALLS][{"name": "f", "arguments": {...}}, ...] in earlier models,
                  [TOOL_CALLS]f[ARGS]{...} for each call in later ones
     pythonic     [f(a=1, b="x"), g()]
+    qwen3_coder  <tool_call><function=f><parameter=a>1</parameter></function></tool_call>, with line
+                 breaks, again for each call
 
 Words may come before, between and after. What does not come out as a call is content, as it was
 written. Where calls have no marker of their own, only those of tools that there are count.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from gateway.errors import ModelError, quote
 from gateway.parsing.deltas import Content, Reasoning
-from gateway.parsing.json_calls import checked_name, read_call, read_object
+from gateway.parsing.json_calls import (
+    checked_name,
+    read_call,
+    read_object,
+    read_plain_call,
+)
 from gateway.parsing.python_calls import read_python_calls
-from gateway.parsing.reader import Markers, NotACall, Reader, Steps
+from gateway.parsing.reader import Markers, NotACall, Reader, Schemas, Steps
+from gateway.parsing.xml_calls import read_xml_call
 
 T = TypeVar("T")
 
 AUTO = "auto"
 NONE = "none"
 
-ReadCalls = Callable[[Reader, str, Collection[str]], Steps[None]]
+ReadCalls = Callable[[Reader, str, Schemas], Steps[None]]
 """Takes the calls after a marker, which is held; raises NotACall when there is none (any more),
-with what is not part of one held. The names are those of the tools there are."""
+with what is not part of one held. The schemas are those of the tools there are."""
 
 _ID = re.compile(r"[A-Za-z0-9]")
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]")
@@ -53,6 +61,9 @@ class CallFormat:
     tokens: tuple[str, ...]
     """Of the format's own words, those that are special tokens in some vocabularies."""
     read_calls: ReadCalls
+    opening: str = ""
+    """The marker by which every call can be told from text; empty: there is none, so that calls
+    that are held to a schema must be what an answer begins with."""
     short_ids: bool = False
     """Its templates take only ids of nine letters and digits."""
 
@@ -62,12 +73,17 @@ def read_answer(
     thoughts: Thoughts | None,
     starts_thinking: bool,
     calls: CallFormat | None,
-    known: Collection[str],
+    known: Schemas,
+    at_start: bool = False,
 ) -> Steps[None]:
-    """Reads all that a model says. `known` are the tools' names."""
+    """Reads all that a model says. `known` are the tools; with `at_start` calls are only what it
+    begins with."""
     if thoughts is not None:
         yield from _read_thoughts(reader, thoughts, starts_thinking)
-    markers = Markers(calls.markers if calls is not None else ())
+    if calls is not None and at_start:
+        yield from _read_first_calls(reader, calls, known)
+        calls = None
+    markers = Markers(_markers(reader, calls) if calls is not None else ())
     while (marker := (yield from reader.words(markers, Content))) is not None:
         assert calls is not None
         try:
@@ -79,6 +95,28 @@ def read_answer(
             reader.commit()
 
 
+def _markers(reader: Reader, calls: CallFormat) -> tuple[str, ...]:
+    return (calls.opening,) if reader.exact and calls.opening else calls.markers
+
+
+def _read_first_calls(reader: Reader, calls: CallFormat, known: Schemas) -> Steps[None]:
+    """Takes calls while nothing else comes."""
+    while True:
+        reader.hold()
+        for marker in _markers(reader, calls):
+            if (yield from reader.opens_with(marker)):
+                break
+        else:
+            break
+        try:
+            yield from calls.read_calls(reader, marker, known)
+        except NotACall:
+            break
+        yield from reader.skip_space()
+        reader.commit()
+    reader.release()
+
+
 def _read_thoughts(reader: Reader, thoughts: Thoughts, starts_thinking: bool) -> Steps[None]:
     """They come first; a model whose prompt begins them may still write the marker once more."""
     if (yield from reader.opens_with(thoughts.begin)) or starts_thinking:
@@ -88,7 +126,7 @@ def _read_thoughts(reader: Reader, thoughts: Thoughts, starts_thinking: bool) ->
         reader.commit()
 
 
-def _read_hermes(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+def _read_hermes(reader: Reader, marker: str, known: Schemas) -> Steps[None]:
     yield from reader.skip_space()
     yield from reader.expect("{")
     yield from read_call(reader, None)
@@ -97,12 +135,13 @@ def _read_hermes(reader: Reader, marker: str, known: Collection[str]) -> Steps[N
     yield from reader.accept("</tool_call>")
 
 
-def _read_llama(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+def _read_llama(reader: Reader, marker: str, known: Schemas) -> Steps[None]:
     if marker != "{":
         yield from reader.skip_space()
         yield from reader.expect("{")
+    read = read_plain_call if reader.exact else read_call
     while True:
-        yield from read_call(reader, known)
+        yield from read(reader, known)
         yield from reader.skip_space()
         reader.hold()
         if (yield from reader.accept(";")) or (yield from reader.accept(",")):
@@ -110,7 +149,7 @@ def _read_llama(reader: Reader, marker: str, known: Collection[str]) -> Steps[No
         yield from reader.expect("{")
 
 
-def _read_mistral(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+def _read_mistral(reader: Reader, marker: str, known: Schemas) -> Steps[None]:
     yield from reader.skip_space()
     match (yield from reader.peek()):
         case "[":
@@ -148,7 +187,7 @@ def _read_named(reader: Reader) -> Steps[None]:
     yield from read_object(reader, reader.say_arguments)
 
 
-def _read_pythonic(reader: Reader, marker: str, known: Collection[str]) -> Steps[None]:
+def _read_pythonic(reader: Reader, marker: str, known: Schemas) -> Steps[None]:
     if marker != "[":
         yield from reader.skip_space()
         yield from reader.expect("[")
@@ -161,13 +200,20 @@ def _read_pythonic(reader: Reader, marker: str, known: Collection[str]) -> Steps
 CALL_FORMATS = {
     form.name: form
     for form in (
-        CallFormat("hermes", ("<tool_call>",), ("<tool_call>", "</tool_call>"), _read_hermes),
+        CallFormat(
+            "hermes",
+            ("<tool_call>",),
+            ("<tool_call>", "</tool_call>"),
+            _read_hermes,
+            opening="<tool_call>",
+        ),
         CallFormat("llama3_json", ("<|python_tag|>", "{"), ("<|python_tag|>",), _read_llama),
         CallFormat(
             "mistral",
             ("[TOOL_CALLS]",),
             ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
             _read_mistral,
+            opening="[TOOL_CALLS]",
             short_ids=True,
         ),
         CallFormat(
@@ -176,12 +222,20 @@ CALL_FORMATS = {
             ("<|python_start|>", "<|python_end|>"),
             _read_pythonic,
         ),
+        CallFormat(
+            "qwen3_coder",
+            ("<tool_call>", "<function="),
+            ("<tool_call>", "</tool_call>"),
+            read_xml_call,
+            opening="<tool_call>",
+        ),
     )
 }
 
 _OTHER_NAMES = {
     # what other servers call the same
     "qwen": "hermes",
+    "qwen3_xml": "qwen3_coder",
     "llama3": "llama3_json",
     "llama4_json": "llama3_json",
     "llama4_pythonic": "pythonic",
@@ -205,8 +259,9 @@ def call_format(name: str, template: str) -> CallFormat | None:
     if "[TOOL_CALLS]" in template:
         return CALL_FORMATS["mistral"]
     if "<tool_call>" in template:
-        is_xml = "<function=" in template or "<arg_key>" in template  # inside of it
-        return None if is_xml else CALL_FORMATS["hermes"]
+        if "<arg_key>" in template:  # GLM's tags inside of it
+            return None
+        return CALL_FORMATS["qwen3_coder" if "<function=" in template else "hermes"]
     if "func_name1(" in template or "<|python_start|>" in template:
         return CALL_FORMATS["pythonic"]
     if "<|python_tag|>" in template or '"parameters": dictionary' in template:

@@ -14,6 +14,7 @@ from gateway.parsing.reader import NotACall, Reader, Steps
 MAX_NAME_CHARACTERS = 128
 
 _NAME = re.compile(rf"[A-Za-z0-9_.:/-]{{1,{MAX_NAME_CHARACTERS}}}")
+_NAME_CHARACTER = re.compile(r"[A-Za-z0-9_.:/-]")
 _ARGUMENTS = ("arguments", "parameters")
 _UNREAD = ("type", "id")
 """Members that some models write beside the two that matter."""
@@ -64,6 +65,34 @@ def read_call(reader: Reader, known: Collection[str] | None) -> Steps[None]:
         raise NotACall
     reader.begin_call(name)
     reader.say_arguments("{}" if early is None else early)
+
+
+def read_plain_call(reader: Reader, known: Collection[str]) -> Steps[None]:
+    """The same for an object that is written plainly: a name, then the arguments."""
+    yield from reader.skip_space()
+    yield from reader.expect('"name"')
+    yield from reader.skip_space()
+    yield from reader.expect(":")
+    yield from reader.skip_space()
+    yield from reader.expect('"')
+    name = yield from reader.run_of(_NAME_CHARACTER, MAX_NAME_CHARACTERS)
+    checked_name(name, known)
+    yield from reader.expect('"')
+    yield from reader.skip_space()
+    yield from reader.expect(",")
+    yield from reader.skip_space()
+    yield from reader.expect('"parameters"')
+    yield from reader.skip_space()
+    yield from reader.expect(":")
+    yield from reader.skip_space()
+    if (yield from reader.peek()) != "{":
+        raise NotACall
+    reader.begin_call(name)
+    if (yield from read_object(reader, reader.say_arguments)):
+        reader.hold()
+        yield from reader.skip_space()
+        yield from reader.accept("}")
+        reader.commit()
 
 
 def checked_name(name: str, known: Collection[str] | None) -> str:

@@ -1,10 +1,12 @@
 """The parser of one sample: a format's reading, fed with pieces of text."""
 
-from collections.abc import Collection
+from types import MappingProxyType
 
 from gateway.parsing.deltas import Delta
 from gateway.parsing.formats import CallFormat, Thoughts, read_answer
-from gateway.parsing.reader import Reader, call_id, short_call_id
+from gateway.parsing.reader import Reader, Schemas, call_id, short_call_id
+
+_NO_TOOLS: Schemas = MappingProxyType({})
 
 
 class AnswerParser:
@@ -16,14 +18,18 @@ class AnswerParser:
         thoughts: Thoughts | None = None,
         starts_thinking: bool = False,
         calls: CallFormat | None = None,
-        tools: Collection[str] = (),
+        tools: Schemas = _NO_TOOLS,
         parallel: bool = True,
+        exact: bool = False,
+        at_start: bool = False,
     ) -> None:
         """`starts_thinking` if the prompt ends inside thoughts; `calls` is None where none are to
-        be read. Unless `parallel`, calls after the first are left out."""
+        be read. Unless `parallel`, calls after the first are left out. With `exact` the answer
+        keeps to `answer_grammar`, and what is no call there is none here; with `at_start` calls
+        are only what it begins with."""
         make_id = short_call_id if calls is not None and calls.short_ids else call_id
-        self._reader = Reader(parallel=parallel, make_id=make_id)
-        self._steps = read_answer(self._reader, thoughts, starts_thinking, calls, tools)
+        self._reader = Reader(parallel=parallel, exact=exact, make_id=make_id)
+        self._steps = read_answer(self._reader, thoughts, starts_thinking, calls, tools, at_start)
 
     @property
     def num_calls(self) -> int:

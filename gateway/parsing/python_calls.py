@@ -69,6 +69,22 @@ def read_python_calls(reader: Reader, known: Collection[str]) -> Steps[None]:
     yield from reader.expect("]")
 
 
+def literal(text: str) -> str | None:
+    """A literal as JSON, if the text is one."""
+    reader = Reader()
+    reader.add(text)
+    reader.ended = True
+    steps = _value(reader, 1)
+    try:
+        next(steps)
+    except NotACall:
+        return None
+    except StopIteration as stop:
+        value: str = stop.value
+        return value if reader.is_at_end else None
+    return None
+
+
 def _arguments(reader: Reader) -> Steps[str]:
     """The keyword arguments, up to the closing parenthesis, as a JSON object."""
     members: dict[str, str] = {}

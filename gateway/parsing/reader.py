@@ -12,8 +12,8 @@ in the text, and white space next to a marker belongs to the marker.
 import re
 import secrets
 import string
-from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from gateway.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
 from gateway.stop import possible_start
@@ -21,6 +21,8 @@ from gateway.stop import possible_start
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 """Pauses when it needs more text."""
+Schemas = Mapping[str, Mapping[str, Any] | None]
+"""The tools there are: what their arguments must be, by name."""
 
 MAX_SPACE = 64
 """White space before a marker that belongs to it."""
@@ -68,11 +70,19 @@ def short_call_id() -> str:
 class Reader:
     """The text so far, and what it has said."""
 
-    def __init__(self, *, parallel: bool = True, make_id: Callable[[], str] = call_id) -> None:
-        """Unless `parallel`, only the first call is told of."""
+    def __init__(
+        self,
+        *,
+        parallel: bool = True,
+        exact: bool = False,
+        make_id: Callable[[], str] = call_id,
+    ) -> None:
+        """Unless `parallel`, only the first call is told of. With `exact` calls are only what a
+        grammar of calls lets through as such."""
         self.deltas: list[Delta] = []
         self.num_calls = 0
         self.ended = False
+        self.exact = exact
         self._parallel = parallel
         self._make_id = make_id
         self._muted = False
@@ -113,6 +123,21 @@ class Reader:
             if markers:
                 certain = self._before_space(markers.first_open(self._text, self._at))
             self._say(kind, certain)
+            yield
+
+    def until(self, markers: Markers, tell: Callable[[str], None]) -> Steps[bool]:
+        """Tells all up to the next of `markers`, and takes that; whether there was one."""
+        while True:
+            found = markers.find(self._text, self._at)
+            end = found[0] if found else len(self._text)
+            if not found and not self.ended:
+                end = markers.first_open(self._text, self._at)
+            if piece := self._take(end):
+                tell(piece)
+            if found:
+                self._take(found[1])
+            if found or self.ended:
+                return found is not None
             yield
 
     def hold(self) -> None:
@@ -174,6 +199,16 @@ class Reader:
         """Takes `wanted`. Raises NotACall if something else comes."""
         if not (yield from self.accept(wanted)):
             raise NotACall
+
+    def ended_within(self, wanted: str) -> bool:
+        """Whether the text has ended before it could be seen that `wanted` comes."""
+        rest = self._text[self._at :]
+        return self.ended and rest != wanted and wanted.startswith(rest)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all that has been written has been taken."""
+        return self._at == len(self._text)
 
     def opens_with(self, wanted: str) -> Steps[bool]:
         """Takes `wanted`, with a little white space before it, if that is what comes."""

@@ -302,6 +302,10 @@ FAMILIES = {
     "llama3": '{"name": "get_weather", "parameters": {"city": "Paris"}}',
     "mistral": '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"}}]',
     "pythonic": '[get_weather(city="Paris")]',
+    "qwen3_coder": (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n"
+        "</tool_call>"
+    ),
 }
 
 
@@ -388,7 +392,7 @@ def test_tools_that_cannot_be_enforced_are_refused(hermes: Model) -> None:
     ("source", "name"),
     [
         ("{{ tools }}<tool_call>", "hermes"),
-        ("{{ tools }}<tool_call><function=f>", None),
+        ("{{ tools }}<tool_call><function=f>", "qwen3_coder"),
         ("{{ tools }}<tool_call>f<arg_key>", None),
         ("{{ tools }}[TOOL_CALLS]", "mistral"),
         ("{{ tools }}<|python_tag|>", "llama3_json"),

@@ -41,7 +41,13 @@ TOOLS = [
     Tool("options", None, OPTIONS),
     Tool("no-", None, NOTHING),
 ]
-FIRST = {"hermes": "<tool_call>", "llama3_json": "{", "mistral": "[", "pythonic": "["}
+FIRST = {
+    "hermes": "<tool_call>",
+    "llama3_json": "{",
+    "mistral": "[",
+    "pythonic": "[",
+    "qwen3_coder": "<tool_call>",
+}
 SCHEMAS = {tool.name: tool.parameters for tool in TOOLS}
 
 
@@ -89,7 +95,9 @@ def read(format_name: str, text: str, thoughts: Thoughts | None, inside: bool) -
         thoughts=thoughts,
         starts_thinking=inside,
         calls=CALL_FORMATS[format_name],
-        tools=set(SCHEMAS),
+        tools=SCHEMAS,
+        exact=True,
+        at_start=not CALL_FORMATS[format_name].opening,
     )
     return read_whole(parser, text)
 
@@ -122,15 +130,15 @@ def test_later_mistral_models_write_each_call_by_name() -> None:
     tokens = {"[TOOL_CALLS]": 9, "[ARGS]": 99_999}
     spec = grammar("mistral", tools=TOOLS[:1], tokens=tokens)
     assert spec.text.startswith(
-        "start: (calls)\ncalls: (call_0) ( (call_0))*\n"
-        'call_0: <[9]> "get_weather" <[99999]> arguments_0\n'
+        "start: (calls)\nblock: (call_0)\ncalls: <[9]> block (<[9]> block)*\n"
+        'call_0: "get_weather" <[99999]> arguments_0\n'
     )
     assert "99999" in compiled(spec)
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused() -> None:
     tool = Tool("f", None, {"type": "object", "anyOf": [{"required": ["a"]}]})
-    with pytest.raises(RequestError, match=r"tools\[0\] has parameters without properties"):
+    with pytest.raises(RequestError, match=r'tools has "anyOf" beside properties'):
         grammar("pythonic", tools=[tool])
 
 
