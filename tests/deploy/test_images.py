@@ -27,6 +27,21 @@ def test_the_builder_is_sent_what_the_images_copy_and_nothing_else() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+@pytest.mark.parametrize("component", ["router", "scheduler", "worker"])
+def test_an_image_copies_what_its_programs_import(component: str) -> None:
+    """As in the image: what of ours it does not copy cannot be imported."""
+    lines = (ROOT / "deploy" / f"Dockerfile.{component}").read_text().splitlines()
+    copied = {line.split()[1] for line in lines if line.startswith("COPY")}
+    absent = {"protos", "gateway", "router", "scheduler", "worker", "kernels", "quire"} - copied
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(absent)}))\n"
+        f"import quire.cli, {component}.__main__"
+    )
+    command = [sys.executable, "-c", program]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_image_installs_starts_answers_and_ends() -> None:
