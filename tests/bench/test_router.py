@@ -24,7 +24,8 @@ def test_every_token_of_every_stream_is_counted(tmp_path: Path) -> None:
         assert figures[name]["us_per_event"] > 0
         assert figures[name]["events_per_s"] > 0
     # Nothing falls behind at this pace: one event a token, but where a character needs several.
-    assert 1 <= figures["router at a pace"]["tokens_per_event"] < 1.3
+    # Tokens and events are counted a moment apart, at both ends of the window: a few steps of 40.
+    assert 0.8 < figures["router at a pace"]["tokens_per_event"] < 1.3
     shares = figures["share of the router's time"]
     assert "router.generation" in shares
     assert sum(shares.values()) == pytest.approx(1, abs=0.1)
