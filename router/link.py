@@ -6,10 +6,11 @@ hangs, and is treated as a break.
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import grpc
@@ -33,6 +34,10 @@ SILENCE_S = 15.0
 """After so long without a word the scheduler is taken for hanging."""
 WELCOME_S = 5.0
 FIRST_BACKOFF_S = 0.1
+EAGER_BACKOFF_S = 0.25
+NUM_EAGER = 60
+"""Dials at that pace: a scheduler that is started again is back within seconds, and every stream
+waits for it meanwhile."""
 LAST_BACKOFF_S = 2.0
 
 _CHANNEL_OPTIONS = (
@@ -59,7 +64,7 @@ class Link:
 
     async def run(self) -> NoReturn:
         """Connects and listens until cancelled."""
-        backoff_s = FIRST_BACKOFF_S
+        delays = _backoff()
         outage = Outage(f"the scheduler at {self._address}")
         while True:
             try:
@@ -72,12 +77,11 @@ class Link:
             if self._outbox is not None:
                 self._outbox = None
                 self._listener.lost()
-                backoff_s = FIRST_BACKOFF_S
+                delays = _backoff()
                 outage.over()
             if line := outage.failed(reason, time.monotonic()):
                 _log.warning("%s", line)
-            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
-            backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
+            await asyncio.sleep(next(delays))
 
     def submit(self, submission: Submission) -> None:
         """See `Uplink`."""
@@ -158,6 +162,15 @@ class Link:
             case "refusal":
                 refusal = message.refusal
                 listener.refused(refusal.sequence_id, refusal_of(refusal))
+
+
+def _backoff() -> Iterator[float]:
+    """Seconds before each next dial: short for a while, then doubling to a limit; spread."""
+    delay_s = FIRST_BACKOFF_S
+    for num_dials in itertools.count(1):
+        yield delay_s * random.uniform(0.8, 1.2)
+        limit_s = EAGER_BACKOFF_S if num_dials < NUM_EAGER else LAST_BACKOFF_S
+        delay_s = min(2 * delay_s, limit_s)
 
 
 async def _next(call: Call) -> scheduler_pb2.ConnectResponse | None:

@@ -25,6 +25,7 @@ hello for good (FAILED_PRECONDITION), 3 a sibling was lost, 4 the executor was s
 import argparse
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -48,6 +49,10 @@ log = logging.getLogger(__name__)
 
 ATTACH = "/quire.v1.WorkerService/Attach"
 _FIRST_BACKOFF_S = 0.1
+_EAGER_BACKOFF_S = 0.25
+_NUM_EAGER = 60
+"""Dials at that pace: a scheduler that is started again is back within seconds, and every stream
+waits for it meanwhile."""
 _MAX_BACKOFF_S = 5.0
 _FAREWELL_S = 1.0
 _LAST_WORDS_S = 2.0
@@ -59,6 +64,7 @@ _CHANNEL_OPTIONS = (
     # A dead peer is noticed within 15 s even when nothing is in flight.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # whose default, a minute, is what counts otherwise
     ("grpc.http2.max_pings_without_data", 0),
     # Each dial stands alone: the library's own backoff must not add to ours.
     ("grpc.use_local_subchannel_pool", 1),
@@ -252,11 +258,12 @@ async def _write(stream: _Stream, frame: bytes) -> None:
 
 
 def _backoff() -> Iterator[float]:
-    """Seconds before each next dial: doubling up to a limit, spread by half."""
+    """Seconds before each next dial, spread by half: short for a while, then up to a limit."""
     delay = _FIRST_BACKOFF_S
-    while True:
+    for num_dials in itertools.count(1):
         yield delay * random.uniform(0.5, 1.0)
-        delay = min(2 * delay, _MAX_BACKOFF_S)
+        limit = _EAGER_BACKOFF_S if num_dials < _NUM_EAGER else _MAX_BACKOFF_S
+        delay = min(2 * delay, limit)
 
 
 async def _serve(

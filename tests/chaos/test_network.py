@@ -73,6 +73,9 @@ async def test_a_worker_is_cut_off_delayed_and_silent(
         histories = await load.ended()
         way.heal()
         await stack.until_whole()
+        assert stack.metric("scheduler", "quire:fenced_replicas_total") == 0, (
+            "a step had to be late before anybody saw that the connection was dead"
+        )
         await check_run(stack, histories, reference, judge)
         figures.add("a worker's connection silent", pauses(histories, at))
 
