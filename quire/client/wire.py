@@ -1,14 +1,16 @@
-"""`InferenceService` messages to and from what people give and get."""
+"""What people give, as messages of `InferenceService`."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from protos.quire.v1 import inference_pb2, sampling_pb2
-from quire.outputs import Chunk, Logprob, Usage
-from quire.sampling import SamplingParams
+from protos.quire.v1 import inference_pb2
+from quire.client.chats import chat_prompt
+from quire.prompts import Chat, Conversation, Prompt, is_conversation
+from quire.sampling import SamplingParams, StructuredOutputsParams
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -16,12 +18,11 @@ CHANNEL_OPTIONS = (
     # a server whose machine is gone is noticed within twenty seconds
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # whose default, a minute, is what counts otherwise
+    # one that is started now is met soon
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
-
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
-Conversation = Sequence[Mapping[str, str]]
-"""{"role": ..., "content": ...}, oldest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,9 @@ class Terms:
 
 
 def generate_request(
-    prompt: Prompt | Conversation, params: SamplingParams, terms: Terms, *, whole: bool
+    prompt: Prompt | Conversation | Chat, params: SamplingParams, terms: Terms, *, whole: bool
 ) -> inference_pb2.GenerateRequest:
-    """`whole`: each sample in one piece."""
+    """`whole`: each sample in one piece. Raises ValueError for what is no prompt."""
     request = inference_pb2.GenerateRequest(
         model=terms.model,
         sampling=_sampling_options(params),
@@ -49,12 +50,16 @@ def generate_request(
     )
     if isinstance(prompt, str):
         request.text = prompt
-    elif prompt and isinstance(prompt[0], Mapping):
-        for message in prompt:
-            assert isinstance(message, Mapping)
-            request.chat.messages.add(role=message["role"], content=message["content"])
+    elif isinstance(prompt, Chat):
+        request.chat.CopyFrom(chat_prompt(prompt))
+    elif is_conversation(prompt):
+        request.chat.CopyFrom(chat_prompt(Chat(prompt)))  # type: ignore[arg-type]
     else:
         request.tokens.ids.extend(int(token_id) for token_id in prompt)  # type: ignore[arg-type]
+    knows_them = request.WhichOneof("prompt") == "tokens"
+    request.return_prompt_token_ids = params.prompt_logprobs is not None or (
+        whole and not knows_them
+    )
     return request
 
 
@@ -81,27 +86,6 @@ def vectors_of(answer: inference_pb2.EmbedResponse) -> npt.NDArray[np.float32]:
     return np.stack([np.frombuffer(each.vector, "<f4") for each in answer.embeddings])
 
 
-def chunk_of(piece: inference_pb2.GenerateResponse, params: SamplingParams) -> Chunk:
-    """A piece, as people get it."""
-    ended = piece.finish_reason != sampling_pb2.FINISH_REASON_UNSPECIFIED
-    return Chunk(
-        index=piece.index,
-        text=piece.text,
-        token_ids=list(piece.token_ids),
-        logprobs=None if params.logprobs is None else _logprob_rows(piece),
-        finish_reason=_finish_reason(piece.finish_reason) if ended else None,
-        usage=_usage(piece.usage) if ended else None,
-    )
-
-
-def _finish_reason(reason: sampling_pb2.FinishReason) -> str:
-    return sampling_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
-
-
-def _usage(usage: inference_pb2.Usage) -> Usage:
-    return Usage(usage.num_prompt_tokens, usage.num_output_tokens, usage.num_cached_tokens)
-
-
 def _sampling_options(params: SamplingParams) -> inference_pb2.SamplingOptions:
     return inference_pb2.SamplingOptions(
         n=params.n,
@@ -113,6 +97,7 @@ def _sampling_options(params: SamplingParams) -> inference_pb2.SamplingOptions:
         max_tokens=params.max_tokens,
         min_tokens=params.min_tokens,
         stop=params.stop,
+        include_stop_str_in_output=params.include_stop_str_in_output,
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
         presence_penalty=params.presence_penalty,
@@ -120,24 +105,25 @@ def _sampling_options(params: SamplingParams) -> inference_pb2.SamplingOptions:
         repetition_penalty=params.repetition_penalty,
         logit_bias=params.logit_bias,
         num_logprobs=params.logprobs,
+        num_prompt_logprobs=params.prompt_logprobs,
+        grammar=_grammar(params.structured_outputs),
+        allowed_token_ids=params.allowed_token_ids,
+        bad_words=params.bad_words,
+        skip_special_tokens=params.skip_special_tokens,
+        truncate_prompt_tokens=params.truncate_prompt_tokens,
     )
 
 
-def _logprob_rows(piece: inference_pb2.GenerateResponse) -> list[dict[int, Logprob]]:
-    """One dict per token of the piece: alternatives, likeliest first, with the chosen token."""
-    columns = piece.logprobs
-    row, rank = np.frombuffer(columns.row, "<i4"), np.frombuffer(columns.rank, "<i4")
-    logprob = np.frombuffer(columns.logprob, "<f4")
-    ends = np.cumsum(np.frombuffer(columns.num_top, "<i4"))
-    top_id = np.frombuffer(columns.top_token_id, "<i4")
-    top_logprob = np.frombuffer(columns.top_logprob, "<f4")
-    rows: list[dict[int, Logprob]] = []
-    start = 0
-    for i, end in enumerate(ends.tolist()):
-        tops = enumerate(zip(top_id[start:end], top_logprob[start:end], strict=True), start=1)
-        alternatives = {int(token): Logprob(float(value), place) for place, (token, value) in tops}
-        chosen = int(piece.token_ids[int(row[i])])
-        alternatives[chosen] = Logprob(float(logprob[i]), int(rank[i]))
-        rows.append(alternatives)
-        start = end
-    return rows
+def _grammar(said: StructuredOutputsParams | None) -> inference_pb2.Grammar | None:
+    if said is None:
+        return None
+    if said.choice is not None:
+        kind = inference_pb2.GRAMMAR_KIND_CHOICE
+        return inference_pb2.Grammar(kind=kind, choices=said.choice)
+    if said.regex is not None:
+        return inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_REGEX, text=said.regex)
+    if said.grammar is not None:
+        return inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_LARK, text=said.grammar)
+    schema = {"type": "object"} if said.json is None else said.json
+    text = json.dumps(dict(schema)) if isinstance(schema, Mapping) else schema
+    return inference_pb2.Grammar(kind=inference_pb2.GRAMMAR_KIND_JSON_SCHEMA, text=text)
