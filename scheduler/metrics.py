@@ -140,6 +140,7 @@ class Metrics:
             ("quire:overrun_tokens", "Tokens sampled after an end.", state.num_overrun_tokens),
             ("quire:vectors", "Vectors of prompts.", state.num_vectors),
             ("quire:replays", "Sequences computed again elsewhere.", state.num_replays),
+            ("quire:distrusted", "Computed again, as not finite.", state.num_distrusted),
             ("quire:convicted", "Sequences that crash a worker alone.", state.num_convicted),
             ("quire:fenced_replicas", "Step deadlines missed.", self.num_fenced_replicas),
             ("quire:stale_results", "Results ignored.", self.num_stale_results),

@@ -25,10 +25,13 @@ def _load(replica: Replica) -> int:
     return replica.queue.num_tokens + uncomputed + RUNNING_TOKENS * replica.slots.num_running
 
 
-def choose(replicas: Iterable[Replica], sequence: Sequence) -> Replica | None:
+def choose(
+    replicas: Iterable[Replica], sequence: Sequence, avoid: Replica | None = None
+) -> Replica | None:
     """The best replica that can hold the sequence; None if there is none. One that is reserved
-    for suspects takes nobody."""
+    for suspects takes nobody; one to `avoid` is the last resort."""
     able = [r for r in replicas if r.can_hold(sequence.request) and not r.is_reserved]
+    able = [replica for replica in able if replica is not avoid] or able
     if len(able) < 2:
         return able[0] if able else None
 

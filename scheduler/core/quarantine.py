@@ -19,7 +19,7 @@ the end computed alone as a whole.
 """
 
 from scheduler.core.replica import Replica
-from scheduler.core.sequence import Sequence
+from scheduler.core.sequence import Sequence, Status
 from scheduler.core.waiting import WaitingQueue
 
 CLEARING_TOKENS = 8
@@ -45,6 +45,8 @@ class Quarantine:
         self.waiting = WaitingQueue()
         self.replica: Replica | None = None
         self._patience_s = patience_s
+        self._acquitted: list[Sequence] = []
+        """Those acquitted last: plans in flight at the reserved replica may still compute them."""
         self._since = 0.0
 
     @property
@@ -86,9 +88,19 @@ class Quarantine:
         """A replica is gone; tells whether it was the reserved one."""
         if self.replica is not replica:
             return False
-        self.replica = None
-        self._since = now
+        self._set_free(now)
         return True
+
+    def acquitted_in_flight(self, replica: Replica) -> list[Sequence]:
+        """Of the sequences acquitted last those that a plan in flight there still computes."""
+        if self.replica is not replica or not replica.sent:
+            return []
+        return [s for s in self._acquitted if s.status is not Status.FINISHED]
+
+    def _set_free(self, now: float) -> None:
+        self.replica = None
+        self._acquitted = []
+        self._since = now
 
     def start_trial(self, now: float) -> bool:
         """Queue the next suspects at the reserved replica, which is empty. False: it is open to
@@ -98,9 +110,9 @@ class Quarantine:
         first = next((s for s in self.waiting if replica.can_hold(s.request)), None)
         if first is None:
             replica.is_reserved = False
-            self.replica = None
-            self._since = now
+            self._set_free(now)
             return False
+        self._acquitted = []
         for sequence in [s for s in self.waiting if s.request is first.request]:
             self.waiting.remove(sequence)
             replica.enqueue(sequence)
@@ -113,11 +125,16 @@ class Quarantine:
         assert replica is not None, "no replica is reserved"
         running = replica.slots.running()
         num_tokens = replica.slots.num_tokens
-        if len(replica.queue) or any(num_tokens[s.slot] < s.cleared_at for s in running):
+        if (
+            not running
+            or len(replica.queue)
+            or any(num_tokens[s.slot] < s.cleared_at for s in running)
+        ):
             return []
         for sequence in running:
             replica.withdraw(sequence)
             sequence.num_crashes = 0
+        self._acquitted = running
         return running
 
     def check_integrity(self) -> None:

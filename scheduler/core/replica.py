@@ -355,6 +355,7 @@ class Replica:
             num_preemptions=counters.num_preemptions,
             num_overrun_tokens=counters.num_overrun_tokens,
             num_replays=counters.num_replays,
+            num_distrusted=counters.num_distrusted,
             num_generated_tokens=counters.num_generated_tokens,
             num_vectors=counters.num_vectors,
         )

@@ -131,7 +131,10 @@ class Scheduler:
         lost = self._replicas.pop(replica, None)
         if lost is None:
             return Outputs()
-        aboard = [(s, lost.num_computed(s)) for s in lost.in_flight_now()] if blame else []
+        aboard = []
+        if blame:
+            aboard += [(s, lost.num_computed(s)) for s in lost.in_flight_now()]
+            aboard += [(s, 0) for s in self._quarantine.acquitted_in_flight(lost)]
         running = lost.abandon()
         lost.counters.num_replays += len(running)
         self._detached.add(lost.counters)
@@ -193,13 +196,15 @@ class Scheduler:
         confirmed = confirm(home, result, now)
         finished = []
         for sequence, reason in confirmed.ended:
-            message = ""
-            if reason is FinishReason.ERROR:
-                home.distrust(sequence)
-                message = _NO_TOKEN
+            if reason is FinishReason.ERROR and self._replay(home, sequence):
+                continue
+            message = _NO_TOKEN if reason is FinishReason.ERROR else ""
             finished.append(self._end(sequence, reason, now, message=message))
         for sequence, reason, row in confirmed.embedded:
-            finished.append(self._end_embedded(home, sequence, reason, row, now))
+            if reason is not FinishReason.ERROR:
+                finished.append(self._end(sequence, reason, now, vector_row=row))
+            elif not self._replay(home, sequence):
+                finished.append(self._end(sequence, reason, now, message=_NOT_FINITE))
         if home.is_reserved and (acquitted := self._quarantine.acquit()):
             self._place(acquitted)
             self._moved = True
@@ -214,13 +219,22 @@ class Scheduler:
             score_run=confirmed.score_run,
         )
 
-    def _end_embedded(
-        self, home: Replica, sequence: Sequence, reason: FinishReason, row: int, now: float
-    ) -> Finished:
-        if reason is FinishReason.ERROR:
-            home.distrust(sequence)
-            return self._end(sequence, reason, now, message=_NOT_FINITE)
-        return self._end(sequence, reason, now, vector_row=row)
+    def _replay(self, home: Replica, sequence: Sequence) -> bool:
+        """What was computed for a running sequence is not finite. The KV under it is trusted no
+        more; tells whether the sequence was queued to be computed again, as it is once: elsewhere
+        if there is another replica for it, unless it has to stay apart."""
+        home.distrust(sequence)
+        if sequence.was_replayed:
+            return False
+        sequence.was_replayed = True
+        home.counters.num_distrusted += 1
+        home.withdraw(sequence)
+        if home.is_reserved:
+            home.enqueue(sequence)
+        else:
+            self._place([sequence], avoid=home)
+            self._moved = True
+        return True
 
     def take_moved(self) -> bool:
         """Whether `apply` or `schedule` has queued sequences at other replicas than their own since
@@ -289,12 +303,12 @@ class Scheduler:
     def _home(self, sequence: Sequence) -> Replica | None:
         return None if sequence.replica is None else self._replicas[sequence.replica]
 
-    def _place(self, sequences: list[Sequence]) -> None:
+    def _place(self, sequences: list[Sequence], *, avoid: Replica | None = None) -> None:
         """Queue waiting sequences, given in order, each request at one replica; those that none
-        can take now wait for one that can."""
+        can take now wait for one that can. One replica may be avoided if there are others."""
         for _, group in groupby(sequences, key=lambda sequence: id(sequence.request)):
             family = list(group)
-            replica = choose(self._replicas.values(), family[0])
+            replica = choose(self._replicas.values(), family[0], avoid)
             for sequence in family:
                 if replica is None:
                     sequence.replica = None

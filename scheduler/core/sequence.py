@@ -80,6 +80,8 @@ class Sequence:
     first_token_at: float | None = None
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    was_replayed: bool = False
+    """Its output was not finite once; the second time it ends."""
     num_crashes: int = 0
     """Lost workers it is blamed for; progress clears it (quarantine.py)."""
     num_losses: int = 0

@@ -17,6 +17,8 @@ class Counters:
     """Sampled tokens dropped because their sequence had left its slot."""
     num_replays: int = 0
     """Sequences computed again because their replica was lost."""
+    num_distrusted: int = 0
+    """Sequences computed again because their output was not finite."""
     num_generated_tokens: int = 0
     """Confirmed output tokens."""
     num_vectors: int = 0
@@ -52,6 +54,7 @@ class ReplicaState:
     num_preemptions: int
     num_overrun_tokens: int
     num_replays: int
+    num_distrusted: int
     num_generated_tokens: int
     num_vectors: int
 
@@ -79,5 +82,6 @@ class CoreState:
     num_preemptions: int
     num_overrun_tokens: int
     num_replays: int
+    num_distrusted: int
     num_generated_tokens: int
     num_vectors: int

@@ -108,6 +108,8 @@ class FakeWorker:
     tenants: dict[int, Tenant] = field(default_factory=dict)
     decode_set: list[int] = field(default_factory=list)
     num_steps: int = 0
+    is_faulty: bool = True
+    """Its logits are not finite where a request says so."""
     kv: dict[tuple[int, int], int] = field(default_factory=dict)
     """Prefix held by (block, offset)."""
     vectors: list[int] = field(default_factory=list)
@@ -238,7 +240,7 @@ class FakeWorker:
         tenant = self.tenants[slot]
         if tenant.done or tenant.wants_vector or span.stop < len(tenant.tokens):
             return None
-        if tenant.sampling.broken_at == len(tenant.tokens):
+        if self.is_faulty and tenant.sampling.broken_at == len(tenant.tokens):
             tenant.done = True
             return EOS, FinishReason.ERROR
         token = next_token(tenant.sampling, tenant.admission.seed, tenant.prefixes[-1])
@@ -257,7 +259,7 @@ class FakeWorker:
         tenant = self.tenants[slot]
         if not tenant.wants_vector or span.stop < len(tenant.tokens):
             return None
-        if tenant.sampling.broken_at is not None:
+        if self.is_faulty and tenant.sampling.broken_at is not None:
             return 0, FinishReason.ERROR
         return tenant.prefixes[-1], FinishReason.STOP
 

@@ -101,6 +101,19 @@ def test_a_trial_is_short() -> None:
     assert 2 * CLEARING_TOKENS <= len(cell.output(suspect)) <= 2 * CLEARING_TOKENS + 4
 
 
+def test_who_crashes_in_a_plan_sent_before_its_acquittal_is_the_culprit_all_the_same() -> None:
+    cell = cell_with("a", "b", max_crashes=1)
+    key = cell.submit([1] * 3, 40, crashes_at=3 + CLEARING_TOKENS)
+    cell.plan("a")
+    cell.detach("a")
+    cell.attach("a")
+    while not cell.num_crashes:
+        while len(cell.links["a"].sent) < 3 and cell.schedule("a") is not None:
+            pass
+        cell.deliver("a")
+    assert cell.end(key).reason is ERROR
+
+
 def test_with_one_replica_bystanders_and_new_requests_wait_for_the_trials() -> None:
     cell = cell_with("a")
     suspects = [cell.submit([i + 1] * 3, 8) for i in range(2)]

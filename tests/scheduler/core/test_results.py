@@ -114,6 +114,7 @@ def test_logits_that_are_not_finite_end_the_sequence_alone() -> None:
     finished = cell.end(broken)
     assert (finished.reason, finished.num_output_tokens) == (FinishReason.ERROR, 2)
     assert finished.message
+    assert finished.num_preemptions == 1, "it is computed once more first"
     assert len(cell.output(sound)) == 8
     cell.assert_at_rest()
 
@@ -132,6 +133,36 @@ def test_logits_that_are_not_finite_leave_nothing_to_reuse(num_samples: int) -> 
     cell.run()
     assert cell.end(again).num_cached_tokens == 0
     cell.assert_at_rest()
+
+
+@pytest.mark.parametrize("max_tokens", [8, 0])
+def test_what_is_not_finite_is_computed_again_on_another_replica(max_tokens: int) -> None:
+    cell = Cell()
+    cell.attach("a", block_size=4)
+    cell.attach("b", block_size=4)
+    cell.links["b"].worker.is_faulty = False
+    key = cell.submit([1] * 9, max_tokens, broken_at=11)
+    cell.run(depth=2)
+    assert cell.end(key).reason in (FinishReason.LENGTH, FinishReason.STOP)
+    assert cell.end(key).num_preemptions == 1
+    state = cell.scheduler.state()
+    assert [replica.num_distrusted for replica in state.replicas] == [1, 0]
+    assert state.replicas[0].num_blocks_cached == 0
+    cell.assert_at_rest()
+
+
+def test_what_is_not_finite_is_computed_again_on_the_only_replica_from_the_start() -> None:
+    cell = Cell()
+    cell.attach(block_size=4)
+    key = cell.submit([1] * 9, 8, broken_at=11)
+    plan = cell.step()
+    while not cell.scheduler.state().num_distrusted:
+        cell.step()
+    cell.links["a"].worker.is_faulty = False
+    plan = cell.step()
+    assert plan.admit[0].num_computed == 0, "what it had in the cache is not used again"
+    cell.run()
+    assert cell.end(key).reason is FinishReason.LENGTH
 
 
 def test_the_limit_holds_even_if_the_worker_does_not_report_it() -> None:
