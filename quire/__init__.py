@@ -10,13 +10,22 @@ if TYPE_CHECKING:
     from quire.client import AsyncClient, Client
     from quire.errors import QuireError
     from quire.llm import LLM
-    from quire.outputs import Chunk, CompletionOutput, Logprob, RequestOutput
-    from quire.sampling import SamplingParams
+    from quire.outputs import (
+        Chunk,
+        CompletionOutput,
+        Logprob,
+        RequestOutput,
+        ToolCall,
+        ToolCallDelta,
+    )
+    from quire.prompts import Chat
+    from quire.sampling import SamplingParams, StructuredOutputsParams
     from quire.version import __version__
 
 __all__ = [
     "LLM",
     "AsyncClient",
+    "Chat",
     "Chunk",
     "Client",
     "CompletionOutput",
@@ -24,6 +33,9 @@ __all__ = [
     "QuireError",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
+    "ToolCall",
+    "ToolCallDelta",
     "__version__",
 ]
 
@@ -31,6 +43,7 @@ _HOME = {
     "__version__": "quire.version",
     "LLM": "quire.llm",
     "AsyncClient": "quire.client",
+    "Chat": "quire.prompts",
     "Chunk": "quire.outputs",
     "Client": "quire.client",
     "CompletionOutput": "quire.outputs",
@@ -38,6 +51,9 @@ _HOME = {
     "QuireError": "quire.errors",
     "RequestOutput": "quire.outputs",
     "SamplingParams": "quire.sampling",
+    "StructuredOutputsParams": "quire.sampling",
+    "ToolCall": "quire.outputs",
+    "ToolCallDelta": "quire.outputs",
 }
 
 

@@ -42,10 +42,21 @@ class StackFailed(QuireError):
 class RequestFailed(QuireError):
     """A request was refused or ended in an error."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        """`retry_after_s`: when trying again may help; None: it would not, or nobody knows."""
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        field: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        """`retry_after_s`: when trying again may help; None: it would not, or nobody knows.
+        `field` is the one that is wrong; `code` says how, in OpenAI's words ("invalid_request",
+        "context_length_exceeded"); None: the server did not say."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.field = field
+        self.code = code
 
 
 class InvalidRequest(RequestFailed):

@@ -23,11 +23,11 @@ import numpy.typing as npt
 from quire.background import BackgroundStack
 from quire.client import AsyncClient
 from quire.client.state import fetch_state
-from quire.client.wire import Conversation, Prompt
 from quire.models import resolve
 from quire.options import StackOptions
 from quire.outputs import RequestOutput
 from quire.progress import announce, progress
+from quire.prompts import Chat, Conversation, Prompt, is_conversation
 from quire.sampling import SamplingParams
 
 MAX_IN_FLIGHT = 256
@@ -80,14 +80,17 @@ class LLM:
         sampling_params: Params = None,
         *,
         use_tqdm: bool = True,
+        **chat: Any,
     ) -> list[RequestOutput]:
         """Answers one conversation, or each of a list of them, with the model's chat template.
 
-        A conversation is a list of {"role": ..., "content": ...}. Raises RequestFailed.
+        A conversation is a list of {"role": ..., "content": ...}. `chat` are further fields of
+        `quire.Chat`, for all of them: `tools`, `tool_choice`, `chat_template_kwargs` and others.
+        Raises RequestFailed; ValueError and TypeError for what could never be sent.
         """
-        one = bool(messages) and isinstance(messages[0], dict)
-        batch = [messages] if one else list(messages)
-        return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
+        batch: Sequence[Any] = [messages] if is_conversation(messages) else messages
+        chats = [Chat(each, **chat) for each in batch]
+        return self._stack.run(self._answer_all(chats, sampling_params, use_tqdm))
 
     def embed(self, prompts: Prompts, *, dimensions: int | None = None) -> npt.NDArray[np.float32]:
         """The vectors of prompts, `[prompts, dimensions]`, in the order of the prompts.
@@ -118,7 +121,7 @@ class LLM:
         self.close()
 
     async def _dial(self) -> AsyncClient:
-        return AsyncClient(self._stack.stack.grpc)
+        return AsyncClient(self._stack.stack.grpc, wait_for_ready=True)
 
     async def _embed_all(
         self, prompts: Sequence[Any], dimensions: int | None
@@ -163,13 +166,9 @@ class LLM:
         advance: Callable[[int], None],
     ) -> RequestOutput:
         async with gate:
-            text = prompt if isinstance(prompt, str) else None
-            token_ids = await self._client.tokenize(prompt) if text is not None else None
-            if text is None and not _is_conversation(prompt):
-                token_ids = [int(token_id) for token_id in prompt]
-            output = await self._client.generate(token_ids or prompt, params)
+            output = await self._client.generate(prompt, params)
         advance(sum(len(sample.token_ids) for sample in output.outputs))
-        return replace(output, prompt=text, prompt_token_ids=token_ids)
+        return output
 
 
 def _one_per_prompt(params: Params, count: int) -> list[SamplingParams]:
@@ -189,7 +188,3 @@ def _with_seed(params: SamplingParams, dice: random.Random) -> SamplingParams:
 
 def _is_one_prompt(prompts: Prompts) -> TypeGuard[Prompt]:
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-
-
-def _is_conversation(prompt: Any) -> TypeGuard[Conversation]:
-    return bool(prompt) and isinstance(prompt[0], dict)

@@ -18,19 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
-from quire.client.attempts import MAX_RETRIES, Attempts
+from quire.client.attempts import MAX_RETRIES, Acquaintance, Attempts
+from quire.client.pieces import chunk_of
 from quire.client.wire import (
     CHANNEL_OPTIONS,
-    Conversation,
-    Prompt,
     Terms,
-    chunk_of,
     embed_request,
     generate_request,
     vectors_of,
 )
 from quire.errors import Cancelled
 from quire.outputs import Chunk, RequestOutput, ServedModel, output_of
+from quire.prompts import Chat, Conversation, Prompt
 from quire.sampling import SamplingParams
 
 _Answer = TypeVar("_Answer")
@@ -41,7 +40,9 @@ class AsyncClient:
     """Speaks to a router; belongs to the event loop it is made on.
 
     A call that finds the router busy or gone is tried again, as long as nothing of its answer has
-    come. All methods raise RequestFailed, in the kinds that `quire.errors` lists.
+    come; one that finds nobody where nobody has ever answered fails within two seconds. All methods
+    raise RequestFailed, in the kinds that `quire.errors` lists, and ValueError for what could never
+    be sent.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float | None = None,
         max_retries: int = MAX_RETRIES,
+        wait_for_ready: bool = False,
     ) -> None:
         """`target` is "host:port" or "unix:/path", and dialled when first needed.
 
         `timeout` is in seconds, of each call from its start to its end, attempts together; None:
         no limit. `max_retries` comes on top of the first attempt; they are 0.05 to 2 s apart.
+        `wait_for_ready`: a router that has never answered is waited for as long as one that has.
         """
         if max_retries < 0:
             raise ValueError(f"max_retries is {max_retries}; it must be at least 0")
@@ -64,6 +67,7 @@ class AsyncClient:
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout
         self._max_retries = max_retries
+        self._acquaintance = Acquaintance(target, waits=wait_for_ready)
 
     async def close(self) -> None:
         """Ends what is in flight."""
@@ -82,7 +86,7 @@ class AsyncClient:
 
     async def generate(
         self,
-        prompt: Prompt | Conversation,
+        prompt: Prompt | Conversation | Chat,
         sampling_params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
@@ -104,7 +108,7 @@ class AsyncClient:
 
     def stream(
         self,
-        prompt: Prompt | Conversation,
+        prompt: Prompt | Conversation | Chat,
         sampling_params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
@@ -165,7 +169,7 @@ class AsyncClient:
     def _attempts(self, timeout_s: float | None) -> Attempts:
         """Of a call that begins now."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        return Attempts(limit_s, self._max_retries)
+        return Attempts(limit_s, self._max_retries, self._acquaintance)
 
     def _stream(
         self,

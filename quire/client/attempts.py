@@ -1,7 +1,9 @@
-"""When to try again, how long all attempts may take together, and what an error is called.
+"""When to try again, and how long all attempts may take together.
 
 A call is tried again only while nothing of its answer has been seen, and only if that can help:
-the router says so (with gRPC's own trailer, `grpc-retry-pushback-ms`), or nobody answers.
+the router says so (in the detail of its error, and with gRPC's own trailer for it), or nobody
+answers. Where nobody has ever answered, the address is more likely wrong than the router away: that
+is told within seconds, unless whoever made the client wants to wait.
 """
 
 import asyncio
@@ -9,36 +11,30 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
 
-from protos.outage import plainly
-from quire.errors import (
-    AuthenticationFailed,
-    Cancelled,
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotServed,
-    Overloaded,
-    RequestFailed,
-    Unavailable,
-)
+from quire.client.failures import failure, is_silence, pushback_of, why_silent
+from quire.errors import Cancelled, Unavailable
 
 MAX_RETRIES = 29
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
-PUSHBACK_TRAILER = "grpc-retry-pushback-ms"
+STRANGER_S = 2.0
+"""Where nobody has ever answered, nobody is waited for longer."""
 
 _log = logging.getLogger(__name__)
 
-_KINDS: dict[grpc.StatusCode, type[RequestFailed]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.UNAUTHENTICATED: AuthenticationFailed,
-    grpc.StatusCode.NOT_FOUND: ModelNotServed,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.CANCELLED: Cancelled,
-}
+
+@dataclass(slots=True)
+class Acquaintance:
+    """What a client knows of the router it speaks to."""
+
+    target: str
+    waits: bool
+    """It is waited for even where nobody has ever answered."""
+    met: bool = False
+    """Somebody has answered."""
 
 
 class Attempts:
@@ -49,12 +45,16 @@ class Attempts:
             return await stub.Tokenize(request, timeout=timeout_s)
     """
 
-    def __init__(self, timeout_s: float | None, max_retries: int) -> None:
+    def __init__(
+        self, timeout_s: float | None, max_retries: int, acquaintance: Acquaintance
+    ) -> None:
         """`timeout_s` is for all of them together; None: no limit."""
         self._clock = asyncio.get_running_loop().time
         self._ends_at = None if timeout_s is None else self._clock() + timeout_s
+        self._stranger_until = self._clock() + STRANGER_S
         self._retries_left = max_retries
         self._backoff_s = FIRST_BACKOFF_S
+        self._acquaintance = acquaintance
         self._told = False
         self.final = False
         """Set when something of the answer has been seen: what fails now stays failed."""
@@ -65,24 +65,39 @@ class Attempts:
         waited out, and the block left as if nothing had been. Raises RequestFailed for others."""
         try:
             yield None if self._ends_at is None else max(0.0, self._ends_at - self._clock())
+            self._acquaintance.met = True
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task and task.cancelling():
                 raise
             raise Cancelled("the call was cancelled, or its client closed") from error
         except grpc.aio.AioRpcError as error:
+            silent = is_silence(error)
+            self._acquaintance.met |= self.final or not silent
             wait_s = self._worth_waiting_s(error)
             if wait_s is None:
-                raise failure(error) from error
-            self._tell(error)
+                raise self._silence(error) if silent else failure(error) from error
+            if silent:
+                self._tell(error)
             await asyncio.sleep(wait_s)
 
+    def _silence(self, error: grpc.aio.AioRpcError) -> Unavailable:
+        """What is said of a router that does not answer."""
+        target, hint = self._acquaintance.target, ""
+        if not (self._acquaintance.met or self._acquaintance.waits):
+            hint = " (wait_for_ready=True waits for it)"
+        return Unavailable(
+            f"no answer from the router at {target}: {why_silent(error)}{hint}", retry_after_s=0.0
+        )
+
     def _tell(self, error: grpc.aio.AioRpcError) -> None:
-        """Once: whoever has a wrong address shall not wait for all attempts to learn it."""
-        if not self._told and pushback_of(error) == 0:
+        """Once, where all attempts may take long."""
+        if not self._told and (self._acquaintance.met or self._acquaintance.waits):
             self._told = True
-            why = plainly(error.code().name, error.details())
-            _log.warning("no answer from the router: %s; trying again", why)
+            target = self._acquaintance.target
+            _log.warning(
+                "no answer from the router at %s: %s; trying again", target, why_silent(error)
+            )
 
     def _worth_waiting_s(self, error: grpc.aio.AioRpcError) -> float | None:
         """Seconds after which to try again; None: not at all."""
@@ -91,31 +106,12 @@ class Attempts:
             return None
         # Clients that were refused together shall not come back together.
         wait_s = max(pushback_s, self._backoff_s) * random.uniform(1.0, 1.25)
-        if self._ends_at is not None and self._clock() + wait_s >= self._ends_at:
+        again_at = self._clock() + wait_s
+        if self._ends_at is not None and again_at >= self._ends_at:
+            return None
+        is_stranger = not (self._acquaintance.met or self._acquaintance.waits)
+        if is_stranger and again_at >= self._stranger_until:
             return None
         self._retries_left -= 1
         self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
         return wait_s
-
-
-def pushback_of(error: grpc.aio.AioRpcError) -> float | None:
-    """Seconds after which trying again may help; None if it would not.
-
-    UNAVAILABLE may be gRPC's own (nobody listens yet). RESOURCE_EXHAUSTED may be too (a message
-    is too large, for ever), so only the router's word makes it worth a retry. A negative number is
-    that word for "do not".
-    """
-    pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK_TRAILER)
-    if pushback is not None:
-        try:
-            pushback_ms = int(pushback)
-        except ValueError:
-            return None
-        return pushback_ms / 1000 if pushback_ms >= 0 else None
-    return 0.0 if error.code() == grpc.StatusCode.UNAVAILABLE else None
-
-
-def failure(error: grpc.aio.AioRpcError) -> RequestFailed:
-    """The error, by its name here."""
-    kind = _KINDS.get(error.code(), RequestFailed)
-    return kind(error.details() or error.code().name, retry_after_s=pushback_of(error))

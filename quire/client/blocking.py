@@ -19,8 +19,8 @@ import numpy.typing as npt
 from quire.background import BackgroundLoop
 from quire.client.aio import AsyncClient, AsyncStream
 from quire.client.attempts import MAX_RETRIES
-from quire.client.wire import Conversation, Prompt
 from quire.outputs import Chunk, RequestOutput, ServedModel
+from quire.prompts import Chat, Conversation, Prompt
 from quire.sampling import SamplingParams
 
 
@@ -37,12 +37,19 @@ class Client:
         api_key: str | None = None,
         timeout: float | None = None,
         max_retries: int = MAX_RETRIES,
+        wait_for_ready: bool = False,
     ) -> None:
         """See `AsyncClient`."""
         self._loop = BackgroundLoop("quire client")
 
         async def dial() -> AsyncClient:
-            return AsyncClient(target, api_key=api_key, timeout=timeout, max_retries=max_retries)
+            return AsyncClient(
+                target,
+                api_key=api_key,
+                timeout=timeout,
+                max_retries=max_retries,
+                wait_for_ready=wait_for_ready,
+            )
 
         try:
             self._client = self._loop.run(dial())
@@ -69,7 +76,7 @@ class Client:
 
     def generate(
         self,
-        prompt: Prompt | Conversation,
+        prompt: Prompt | Conversation | Chat,
         sampling_params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
@@ -91,7 +98,7 @@ class Client:
 
     def stream(
         self,
-        prompt: Prompt | Conversation,
+        prompt: Prompt | Conversation | Chat,
         sampling_params: SamplingParams | None = None,
         *,
         timeout: float | None = None,

@@ -10,10 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import status_pb2
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from quire import AsyncClient, Client, SamplingParams
 from quire.client import attempts as client_attempts
+from quire.client.failures import DETAILS_TRAILER
 from quire.errors import (
     AuthenticationFailed,
     Cancelled,
@@ -33,7 +35,9 @@ Code = grpc.StatusCode
 class Router(inference_pb2_grpc.InferenceServiceServicer):
     """Fails some calls before it answers one: three pieces, one word each."""
 
-    def __init__(self, code: Code = Code.OK, trailers: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, code: Code = Code.OK, trailers: tuple[tuple[str, str | bytes], ...] = ()
+    ) -> None:
         self.code, self.trailers = code, trailers
         self.num_failures = 0 if code is Code.OK else 2
         self.num_calls = 0
@@ -84,12 +88,20 @@ class Router(inference_pb2_grpc.InferenceServiceServicer):
         await context.abort(self.code, "not now")
 
 
+@contextmanager
+def nobody() -> Iterator[str]:
+    """An address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
 @asynccontextmanager
-async def serving(router: Router) -> AsyncIterator[str]:
+async def serving(router: Router, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
     """Its address."""
     server = grpc.aio.server(options=(("grpc.max_receive_message_length", 4096),))
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(router, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -171,6 +183,30 @@ async def test_an_error_that_stays_is_told_at_once_by_its_name(
     assert router.num_calls == 1
 
 
+@pytest.mark.parametrize("retryable", [True, False])
+async def test_the_detail_of_an_error_is_read(retryable: bool) -> None:
+    detail = inference_pb2.ErrorDetail(
+        code=inference_pb2.ERROR_CODE_RATE_LIMIT_EXCEEDED, field="n", retryable=retryable
+    )
+    status = status_pb2.Status(code=8, message="not now")
+    status.details.add().Pack(detail)
+    router = Router(Code.RESOURCE_EXHAUSTED, ((DETAILS_TRAILER, status.SerializeToString()),))
+    async with dialled(router, max_retries=1) as client:
+        with pytest.raises(Overloaded, match="not now") as caught:
+            await client.tokenize("abc")
+    assert (caught.value.field, caught.value.code) == ("n", "rate_limit_exceeded")
+    assert caught.value.retry_after_s == (0 if retryable else None)
+    assert router.num_calls == (2 if retryable else 1)
+
+
+async def test_a_detail_that_cannot_be_read_is_left_out() -> None:
+    router = Router(Code.INVALID_ARGUMENT, ((DETAILS_TRAILER, b"\xff\xff"),))
+    async with dialled(router) as client:
+        with pytest.raises(InvalidRequest, match="not now") as caught:
+            await client.tokenize("abc")
+    assert (caught.value.field, caught.value.code) == (None, None)
+
+
 async def test_the_routers_word_for_do_not_retry_is_kept() -> None:
     router = Router(Code.UNAVAILABLE, (("grpc-retry-pushback-ms", "-1"),))
     async with dialled(router) as client:
@@ -205,19 +241,72 @@ async def test_a_message_that_is_too_large_is_not_sent_again(
     assert router.num_calls == 0
 
 
-async def test_a_wrong_address_is_told_before_it_is_given_up(
+async def test_where_nobody_ever_answered_nobody_is_waited_for_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with nobody() as target:
+        async with AsyncClient(target) as client:
+            began = time.monotonic()
+            with pytest.raises(Unavailable) as caught:
+                await client.tokenize("abc")
+            waited_s = time.monotonic() - began
+            stream = client.stream("x")
+            with pytest.raises(Unavailable):
+                await anext(stream)
+    assert str(caught.value) == (
+        f"no answer from the router at {target}: nobody listens there "
+        "(wait_for_ready=True waits for it)"
+    )
+    assert waited_s < client_attempts.STRANGER_S + 5  # of all attempts it would be a minute
+    assert caplog.records == []
+
+
+async def test_that_it_is_waited_for_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(client_attempts, "FIRST_BACKOFF_S", 0.0)
-    with socket.socket() as nobody_listens:
-        nobody_listens.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{nobody_listens.getsockname()[1]}"
-        async with AsyncClient(target, max_retries=3) as client:
-            with pytest.raises(Unavailable):
+    with nobody() as target:
+        async with AsyncClient(target, max_retries=3, wait_for_ready=True) as client:
+            with pytest.raises(Unavailable) as caught:
                 await client.tokenize("abc")
-    assert [record.message for record in caplog.records] == [
-        "no answer from the router: nobody listens there; trying again"
-    ]
+    why = f"no answer from the router at {target}: nobody listens there"
+    assert str(caught.value) == why
+    assert [record.message for record in caplog.records] == [f"{why}; trying again"]
+
+
+@pytest.mark.parametrize(("waits", "stranger_s"), [(True, 0.0), (False, 60.0)])
+async def test_a_router_that_starts_late_is_met(
+    waits: bool, stranger_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within two seconds by anybody, later by whoever waits."""
+    monkeypatch.setattr(client_attempts, "STRANGER_S", stranger_s)
+    router = Router()
+    with nobody() as target:
+        pass
+    async with AsyncClient(target, wait_for_ready=waits) as client:
+        asking = asyncio.create_task(client.tokenize("abc"))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        async with serving(router, target):
+            assert await asking == [3]
+
+
+async def test_a_router_that_is_away_for_a_while_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests in flight survive its restart, since it has answered before."""
+    monkeypatch.setattr(client_attempts, "STRANGER_S", 0.0)
+    router = Router()
+    with nobody() as target:
+        pass
+    async with AsyncClient(target) as client:
+        async with serving(router, target):
+            await client.tokenize("abc")
+        asking = asyncio.create_task(client.generate("x"))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        async with serving(router, target):
+            assert (await asking).outputs[0].text == "one two three "
 
 
 async def test_a_router_that_stays_busy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

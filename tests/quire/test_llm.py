@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from quire import LLM, SamplingParams
-from quire.errors import ConfigurationError, RequestFailed
+from quire import LLM, SamplingParams, StructuredOutputsParams
+from quire.errors import ConfigurationError, InvalidRequest, RequestFailed
 from quire.registry import running_stacks
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -66,7 +66,41 @@ def test_answers_are_in_the_order_of_the_prompts(llm: LLM) -> None:
 def test_a_conversation_is_answered(llm: LLM) -> None:
     [output] = llm.chat([{"role": "user", "content": "What is 2+2?"}], GREEDY)
     assert output.outputs[0].text
-    assert output.prompt_token_ids is None
+    assert output.prompt_token_ids is not None
+    [again] = llm.generate(output.prompt_token_ids, GREEDY)
+    assert again.outputs == output.outputs
+    [both, _] = llm.chat([[{"role": "user", "content": "What is 2+2?"}]] * 2, GREEDY)
+    assert both.outputs == output.outputs
+    with pytest.raises(TypeError, match="tool"):
+        llm.chat([{"role": "user", "content": "hi"}], GREEDY, tool=[])
+    with pytest.raises(InvalidRequest, match=r"chat template of model .* knows no tools"):
+        llm.chat([{"role": "user", "content": "hi"}], GREEDY, tools=[{"function": {"name": "x"}}])
+
+
+def test_an_output_has_the_structure_that_was_asked_for(llm: LLM) -> None:
+    said = StructuredOutputsParams(choice=["red", "green"])
+    params = SamplingParams(structured_outputs=said, n=4, max_tokens=20)
+    [output] = llm.generate("My favourite colour is", params)
+    assert {sample.text for sample in output.outputs} <= {"red", "green"}
+    assert all(sample.finish_reason == "stop" for sample in output.outputs)
+
+
+def test_a_prompt_is_scored_without_an_output(llm: LLM) -> None:
+    prompt = "The capital of France is Paris"
+    params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+    [output] = llm.generate(prompt, params)
+    assert (output.outputs[0].text, output.outputs[0].token_ids) == ("", [])
+    assert output.prompt_token_ids is not None
+    assert output.prompt_logprobs is not None
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+    assert output.prompt_logprobs[0] is None
+    for token, row in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True):
+        assert row is not None
+        assert row[token].rank >= 1
+        assert min(entry.rank for entry in row.values()) == 1
+    last = output.prompt_logprobs[-1]
+    assert last is not None
+    assert last[output.prompt_token_ids[-1]].rank == 1
 
 
 def test_vectors_are_in_the_order_of_the_prompts(llm: LLM) -> None:

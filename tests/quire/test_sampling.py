@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quire import SamplingParams
+from quire import SamplingParams, StructuredOutputsParams
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from quire import SamplingParams
         ("temperature", math.nan, "temperature is nan; it must be at least 0 and at most 2"),
         ("temperature", "hot", "temperature is 'hot'; it must be a number"),
         ("top_p", 0.0, "top_p is 0.0; it must be above 0 and at most 1"),
-        ("top_k", -1, "top_k is -1; it must be at least 0 (0 keeps all)"),
+        ("top_k", -2, "top_k is -2; it must be at least 0 (0 keeps all)"),
         ("top_k", 1.5, "top_k is 1.5; it must be an integer"),
         ("min_p", 1.5, "min_p is 1.5; it must be at least 0 and at most 1"),
         ("repetition_penalty", 0.0, "repetition_penalty is 0.0; it must be above 0"),
@@ -30,6 +30,20 @@ from quire import SamplingParams
         ("logit_bias", {7: 200.0}, "logit_bias is 200.0; it must be at least -100 and at most 100"),
         ("stop", ["a", ""], "stop has an empty text; each must have at least 1 character"),
         ("n", True, "n is True; it must be an integer"),
+        ("prompt_logprobs", 21, "prompt_logprobs is 21; it must be 0 to 20"),
+        ("allowed_token_ids", [], "allowed_token_ids has 0 tokens; it must have at least 1"),
+        ("allowed_token_ids", [-1], f"a token id is -1; it must be 0 to {2**31 - 1}"),
+        ("bad_words", "fox", "bad_words is 'fox'; it must be a list of words"),
+        (
+            "truncate_prompt_tokens",
+            0,
+            "truncate_prompt_tokens is 0; it must be at least 1, or -1 for as many as fit",
+        ),
+        (
+            "structured_outputs",
+            {"regex": "a"},
+            "structured_outputs is {'regex': 'a'}; it must be StructuredOutputsParams",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_field_limit_and_value(
@@ -43,6 +57,40 @@ def test_a_value_out_of_range_is_refused_with_field_limit_and_value(
 def test_min_tokens_is_a_lower_limit_of_max_tokens() -> None:
     with pytest.raises(ValueError, match="max_tokens is 4; it must be at least 8"):
         SamplingParams(min_tokens=8, max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({}, "structured_outputs has none; it must have one of json, regex, choice, grammar"),
+        ({"json_object": False}, "structured_outputs has none; it must have one of json"),
+        (
+            {"regex": "a", "choice": ["a"]},
+            "structured_outputs has regex and choice; it must have one of json",
+        ),
+        ({"regex": 5}, "structured_outputs.regex is 5; it must be of type str"),
+        ({"choice": "yes"}, "structured_outputs.choice is 'yes'; it must be of type Sequence"),
+        ({"json": 5}, "structured_outputs.json is 5; it must be of type str or Mapping"),
+    ],
+)
+def test_an_output_has_one_structure(said: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="must") as refusal:
+        StructuredOutputsParams(**said)
+    assert str(refusal.value).startswith(message)
+
+
+def test_what_vllm_says_for_nothing_is_nothing() -> None:
+    nothing: Any = None
+    said = SamplingParams(
+        stop=nothing, stop_token_ids=nothing, bad_words=nothing, logit_bias=nothing, top_k=-1
+    )
+    assert said == SamplingParams()
+
+
+def test_only_a_prompt_that_is_scored_needs_no_output() -> None:
+    assert SamplingParams(max_tokens=0, prompt_logprobs=0).max_tokens == 0
+    with pytest.raises(ValueError, match="max_tokens is 0; it must be at least 1"):
+        SamplingParams(max_tokens=0)
 
 
 def test_one_stop_text_is_a_list_of_one() -> None:
