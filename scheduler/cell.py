@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 
 import grpc
 
@@ -66,6 +67,8 @@ class Cell:
         self._replicas = Replicas()
         self._watches: dict[int, StepWatch] = {}
         self._feed_is_due = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at = inf
         self._idle = asyncio.Event()
         self._last_event_at = self._started_at
         self._checked_at = self._started_at
@@ -90,6 +93,8 @@ class Cell:
         if self.draining:
             raise Refused("the scheduler is shutting down; retry later", invalid=False)
         self._tell(self._core.accept(request, self._clock()))
+        if request.deadline_s > 0:
+            self._arm_expiry()
         self._feed_soon()
 
     def abort(self, router: Router, sequence_ids: Sequence[int]) -> None:
@@ -101,6 +106,23 @@ class Cell:
     def finish(self, router: Router, sequence_id: int, num_tokens: int) -> None:
         """The router has found a stop string after this many output tokens."""
         self._tell(self._core.finish(router.number, sequence_id, num_tokens, self._clock()))
+        self._feed_soon()
+
+    def _arm_expiry(self) -> None:
+        """Wakes when the next deadline comes; one timer for all."""
+        when = self._core.next_deadline()
+        if when is None or when >= self._expires_at:
+            return
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at = when
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(max(0.0, when - self._clock()), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry, self._expires_at = None, inf
+        self._tell(self._core.expire(self._clock()))
+        self._arm_expiry()
         self._feed_soon()
 
     # ---- workers ----

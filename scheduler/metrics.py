@@ -141,6 +141,7 @@ class Metrics:
             ("quire:vectors", "Vectors of prompts.", state.num_vectors),
             ("quire:replays", "Sequences computed again elsewhere.", state.num_replays),
             ("quire:distrusted", "Computed again, as not finite.", state.num_distrusted),
+            ("quire:expired", "Sequences past their deadline.", state.num_expired),
             ("quire:convicted", "Sequences that crash a worker alone.", state.num_convicted),
             ("quire:fenced_replicas", "Step deadlines missed.", self.num_fenced_replicas),
             ("quire:stale_results", "Results ignored.", self.num_stale_results),

@@ -23,6 +23,7 @@ class FinishReason(IntEnum):
     LENGTH = 2
     ABORT = 3
     ERROR = 4
+    TIMEOUT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,9 @@ class Request:
     score_from: int | None = None
     """Sample 0 is to score the prompt's tokens from this one on; token 0 has nothing before it, so
     this is at least 1. None, or as many as the prompt: none are."""
+
+    deadline_s: float = 0.0
+    """Seconds from acceptance by which it must have ended; 0: it may take its time."""
 
     @property
     def max_total_tokens(self) -> int:

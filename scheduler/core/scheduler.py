@@ -1,8 +1,8 @@
 """The scheduling core: a pure function of its events.
 
-Routers' events (`accept`, `abort`, `finish`, `drop_router`), replicas' events (`attach`, `detach`)
-and the step loop (`schedule`, `apply`) come in with the time they happened; plans and outputs go
-out. Each accepted sequence ends in exactly one `Finished`. There is no clock, no I/O and no
+Routers' events (`accept`, `abort`, `finish`, `drop_router`), replicas' events (`attach`, `detach`),
+the passing of time (`expire`) and the step loop (`schedule`, `apply`) come in with the time they
+happened; plans and outputs go out. Each accepted sequence ends in exactly one `Finished`. There is no clock, no I/O and no
 randomness here, so the same events always give the same decisions.
 
 Sequences live in one registry; each one waits in one queue or runs in one slot of one replica.
@@ -15,6 +15,7 @@ from itertools import count, groupby
 from scheduler.core.acceptance import check_room
 from scheduler.core.block_hash import BlockHasher
 from scheduler.core.config import CoreConfig
+from scheduler.core.deadlines import Deadlines
 from scheduler.core.decisions import Finished, Outputs, Plan
 from scheduler.core.events import Capacity, FinishReason, Refused, Request, StepResult
 from scheduler.core.integrity import check_replica
@@ -48,7 +49,9 @@ class Scheduler:
         """Every sequence that has not ended: by router, then by the router's id."""
         self._detached = Counters()
         """Totals of replicas that are gone."""
+        self._deadlines = Deadlines()
         self._num_convicted = 0
+        self._num_expired = 0
         self._moved = False
 
     # ---- routers
@@ -69,6 +72,9 @@ class Scheduler:
             )
         samples = self._make_samples(request, now)
         self._sequences.setdefault(request.router, {}).update(zip(ids, samples, strict=True))
+        if request.deadline_s > 0:
+            for sequence in samples:
+                self._deadlines.add(sequence, now + request.deadline_s)
         self._place(samples)
         if 0 < request.max_tokens == len(request.token_ids) - request.num_prompt_tokens:
             return self._end_all(samples, FinishReason.LENGTH, now)
@@ -110,6 +116,24 @@ class Scheduler:
         """The router's stream ended: so do its sequences."""
         sequences = list(self._sequences.get(router, {}).values())
         return self._end_all(sequences, FinishReason.ABORT, now)
+
+    def expire(self, now: float) -> Outputs:
+        """Time has passed: sequences whose deadline has come end, be they queued or running, with
+        the tokens that they have. Nothing happens if there are none."""
+        finished = []
+        for sequence in self._deadlines.due(now):
+            self._num_expired += 1
+            message = f"timeout is {sequence.request.deadline_s:g} s; it passed "
+            if sequence.admitted_at is None:
+                message += "before the request's turn came"
+            else:
+                message += "before the request was complete"
+            finished.append(self._end(sequence, FinishReason.TIMEOUT, now, message=message))
+        return Outputs(finished=tuple(finished))
+
+    def next_deadline(self) -> float | None:
+        """When `expire` will have something to do; None if nobody has a deadline."""
+        return self._deadlines.next_at()
 
     # ---- replicas
 
@@ -266,6 +290,7 @@ class Scheduler:
             num_waiting=self._num_waiting(),
             num_suspects=self._quarantine.num_suspects,
             num_convicted=self._num_convicted,
+            num_expired=self._num_expired,
             num_wasted_token_slots=sum(state.num_wasted_token_slots for state in replicas),
             **asdict(totals),
         )
@@ -345,6 +370,8 @@ class Scheduler:
             assert replica is not None, "a running sequence has a replica"
             replica.release(sequence)
         sequence.move(Status.FINISHED)
+        if sequence.request.deadline_s > 0:
+            self._deadlines.note_end()
         mine = self._sequences[sequence.request.router]
         del mine[sequence.sequence_id]
         if not mine:

@@ -74,6 +74,8 @@ class CoreState:
     """Queued at replicas, those for which no replica is there, and suspects."""
     num_suspects: int
     """Sequences that wait for a trial or are on it."""
+    num_expired: int
+    """Sequences that ended because their deadline passed."""
     num_convicted: int
     """Sequences that ended because a worker was lost while it computed their request alone."""
     num_wasted_token_slots: int

@@ -120,6 +120,7 @@ class Cell:
         seed: int | None = None,
         needs_every_position: bool = False,
         score_from: int | None = None,
+        deadline_s: float = 0.0,
     ) -> Key:
         """Accept a request; returns the key of its first sample. Raises Refused."""
         self._num_requests += 1
@@ -145,6 +146,7 @@ class Cell:
             ),
             needs_every_position=needs_every_position,
             score_from=score_from,
+            deadline_s=deadline_s,
         )
         outputs = self.scheduler.accept(request, self._tick())
         for sample in range(num_samples):
@@ -162,6 +164,17 @@ class Cell:
 
     def drop_router(self, router: int) -> list[Finished]:
         return self._hear(self.scheduler.drop_router(router, self._tick()))
+
+    def expire(self) -> list[Finished]:
+        """Whoever is past its deadline ends, and nobody else."""
+        now = self._tick()
+        next_at = self.scheduler.next_deadline()
+        finished = self._hear(self.scheduler.expire(now))
+        assert bool(finished) == (next_at is not None and next_at <= now)
+        assert all(end.reason is FinishReason.TIMEOUT for end in finished)
+        next_at = self.scheduler.next_deadline()
+        assert next_at is None or next_at > now
+        return finished
 
     def schedule(self, name: str = "a") -> Plan | None:
         """Make a plan and send it, if there is something to do."""

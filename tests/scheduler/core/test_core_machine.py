@@ -70,6 +70,7 @@ class CoreMachine(RuleBasedStateMachine):
         adapter=st.sampled_from(["", "", "french"]),
         eos_period=st.sampled_from([0, 3, 12]),
         score_from=st.sampled_from([None, None, 1]),
+        deadline_s=st.sampled_from([0.0, 0.0, 0.02, 1000.0]),
         fault=st.sampled_from([None] * 7 + ["broken_at", "crashes_at"]),
         fault_after=st.integers(1, 4),
     )
@@ -134,6 +135,11 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(router=st.sampled_from([2, 3]))
     def drop_router(self, router: int) -> None:
         self.cell.drop_router(router)
+
+    @rule(passed_s=st.sampled_from([0.0, 0.01]))
+    def expire(self, passed_s: float) -> None:
+        self.cell.now += passed_s
+        self.cell.expire()
 
     @rule(replica=st.sampled_from(REPLICAS))
     def attach(self, replica: str) -> None:
