@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from protos.flags import FlagError
 from quire.commands import bench, chat, doctor, generate, processes, ps, pull, serve, state
-from quire.errors import QuireError
+from quire.errors import ConfigurationError, QuireError
 
 _SERVE, _ASK, _LOOK = "Serve", "Ask", "Look"
 
@@ -70,5 +71,8 @@ def main() -> None:
     except QuireError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except FlagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(ConfigurationError.exit_code)
     except BrokenPipeError:  # whoever read our output left
         sys.exit(1)

@@ -9,20 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-DRAIN_TIMEOUT_S = 30.0
-HOST, PORT, GRPC_PORT = "127.0.0.1", 8000, 50050
+from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
+from protos import flags
+from protos.flags import Flag, FlagError
+from quire.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackOptions:
     """How to run a stack; None leaves the process its own default."""
 
-    replicas: int = 1
+    replicas: int = flags.REPLICAS.default
     tensor_parallel_size: int | None = None
-    router_processes: int = 1
+    router_processes: int = flags.ROUTER_PROCESSES.default
     """Several share the ports that clients know."""
 
-    drain_timeout: float = DRAIN_TIMEOUT_S
+    drain_timeout: float = flags.DRAIN_TIMEOUT.default
     """Seconds that requests in flight may take to finish when the stack is stopped."""
 
     metrics_port: int | None = None
@@ -43,7 +45,8 @@ class StackOptions:
     max_model_len: int | None = None
     block_size: int | None = None
     num_blocks: int | None = None
-    kv_cache_memory: str | None = None
+    kv_cache_memory: int | str | None = None
+    """Bytes, or like "2GiB"."""
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -79,6 +82,17 @@ class StackOptions:
     allowed_methods: str | None = None
     allowed_headers: str | None = None
     allow_credentials: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError for a value that its process would refuse."""
+        for name, flag in _FLAGS.items():
+            value = getattr(self, name)
+            if value is None and _DEFAULTS[name] is None:
+                continue
+            try:
+                flag.checked(value, name)
+            except FlagError as error:
+                raise ConfigurationError(str(error)) from error
 
     @property
     def needs_weights(self) -> bool:
@@ -172,3 +186,20 @@ _TAKES = {
         "allowed_headers",
     ),
 }
+
+_FLAGS: dict[str, Flag[Any]] = {
+    flag.name: flag
+    for flag in (
+        *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.STACK_METRICS_PORT),
+        *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.DTYPE, flags.LOAD_FORMAT, flags.POOLING),
+        *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
+        *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
+        *(flags.MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),
+        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_QUEUED, flags.MAX_CRASHES),
+        *(flags.SERVED_MODEL_NAME, CHAT_TEMPLATE, TOOL_CALL_PARSER, REASONING_PARSER),
+        *(flags.MAX_BODY_BYTES, flags.MAX_IN_FLIGHT, flags.SEED, flags.MAX_STORED_BYTES),
+        *(flags.RESPONSE_TTL, flags.ALLOWED_ORIGINS, flags.ALLOWED_METHODS),
+        flags.ALLOWED_HEADERS,
+    )
+}
+_DEFAULTS = {field.name: field.default for field in fields(StackOptions)}

@@ -101,8 +101,6 @@ class Stack:
         log: LogSink = lambda name, line: None,
     ) -> None:
         """Answers at `door`, or without one only on unix sockets. Nothing runs before `start`."""
-        if options.replicas < 1:
-            raise ConfigurationError(f"replicas is {options.replicas}; it must be at least 1")
         _check_routers(options, door)
         self.name = options.served_model_name or model.name
         self.run_dir = make_run_dir()
@@ -264,8 +262,6 @@ def _router(index: int) -> str:
 def _check_routers(options: StackOptions, door: TcpDoor | None) -> None:
     """Raises ConfigurationError for routers that cannot share."""
     count = options.router_processes
-    if count < 1:
-        raise ConfigurationError(f"router_processes is {count}; it must be at least 1")
     if count > 1 and door is None:
         raise ConfigurationError(
             f"router_processes is {count}; without a port to share it must be 1"

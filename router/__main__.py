@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 import uvloop
 
+from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from gateway.limits import described_limits, parse_limits
+from protos import flags
 from router.cors import parse_cors
 from router.listeners import ConfigurationError
-from router.server import MAX_STORED_BYTES, RESPONSE_TTL_S, Settings, serve
+from router.server import Settings, serve
 
 Option = typer.Option
 
@@ -22,37 +24,16 @@ def main(
     scheduler: Annotated[
         str, Option(help="Scheduler to dial: HOST:PORT or unix:/PATH.", metavar="ADDR")
     ] = "127.0.0.1:50051",
-    served_model_name: Annotated[
-        str | None, Option(help="Name clients ask for.", show_default="the directory's name")
-    ] = None,
-    chat_template: Annotated[
-        Path | None,
-        Option(help="Jinja file to use in place of the model's own chat template."),
-    ] = None,
-    tool_call_parser: Annotated[
-        str,
-        Option(
-            help="How the model writes calls of tools: hermes, llama3_json, mistral, pythonic or "
-            "none; auto: as its chat template shows.",
-            metavar="FORMAT",
-        ),
-    ] = "auto",
-    reasoning_parser: Annotated[
-        str,
-        Option(
-            help="How the model sets its thoughts apart: think, mistral or none; auto: as its chat "
-            "template shows.",
-            metavar="FORMAT",
-        ),
-    ] = "auto",
-    host: Annotated[str, Option(help="Address to serve HTTP on.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port to serve HTTP on; 0: any free one.", min=0)] = 8000,
+    served_model_name: Annotated[str | None, flags.SERVED_MODEL_NAME.typer()] = None,
+    chat_template: Annotated[str | None, CHAT_TEMPLATE.typer()] = None,
+    tool_call_parser: Annotated[str, TOOL_CALL_PARSER.typer()] = TOOL_CALL_PARSER.default,
+    reasoning_parser: Annotated[str, REASONING_PARSER.typer()] = REASONING_PARSER.default,
+    host: Annotated[str, flags.HOST.typer()] = flags.HOST.default,
+    port: Annotated[int, flags.PORT.typer()] = flags.PORT.default,
     uds: Annotated[
         Path | None, Option(help="Unix socket to serve HTTP on, instead of host and port.")
     ] = None,
-    grpc_port: Annotated[
-        int, Option(help="Port to serve gRPC on, on the same host; 0: any free one.", min=0)
-    ] = 50050,
+    grpc_port: Annotated[int, flags.GRPC_PORT.typer()] = flags.GRPC_PORT.default,
     grpc_listen: Annotated[
         str | None,
         Option(help="HOST:PORT or unix:/PATH to serve gRPC on, instead.", metavar="ADDR"),
@@ -65,15 +46,7 @@ def main(
             "to; new connections are spread over them. Needs --metrics-port.",
         ),
     ] = False,
-    metrics_port: Annotated[
-        int | None,
-        Option(
-            help="A port on loopback where this process answers beside --port; for /metrics, "
-            "/ready and /health of it alone where ports are shared. 0: any free one.",
-            min=0,
-            show_default=False,
-        ),
-    ] = None,
+    metrics_port: Annotated[int | None, flags.ROUTER_METRICS_PORT.typer()] = None,
     api_key: Annotated[
         str | None,
         Option(
@@ -82,9 +55,7 @@ def main(
             "/health and /ready.",
         ),
     ] = None,
-    max_body_bytes: Annotated[int, Option(help="Largest request body, in bytes.", min=1024)] = 8
-    * 1024
-    * 1024,
+    max_body_bytes: Annotated[int, flags.MAX_BODY_BYTES.typer()] = flags.MAX_BODY_BYTES.default,
     limit: Annotated[
         list[str] | None,
         Option(
@@ -94,51 +65,17 @@ def main(
             show_default=False,
         ),
     ] = None,
-    max_in_flight: Annotated[
-        int, Option(help="Requests in flight beyond which new ones get 429.", min=1)
-    ] = 1024,
-    drain_timeout: Annotated[
-        float, Option(help="Seconds that running requests get when told to end.", min=0)
-    ] = 30.0,
+    max_in_flight: Annotated[int, flags.MAX_IN_FLIGHT.typer()] = flags.MAX_IN_FLIGHT.default,
+    drain_timeout: Annotated[float, flags.DRAIN_TIMEOUT.typer()] = flags.DRAIN_TIMEOUT.default,
     scheduler_timeout: Annotated[
-        float,
-        Option(help="Seconds that running requests wait for a lost scheduler or worker.", min=0),
-    ] = 120.0,
-    seed: Annotated[
-        int | None,
-        Option(
-            help="Requests that bring no seed get theirs from a generator seeded with this: the "
-            "same again for the same order of arrival. Without it they are random.",
-            show_default=False,
-        ),
-    ] = None,
-    max_stored_bytes: Annotated[
-        int | None,
-        Option(
-            help="Bytes of /v1/responses that are kept for `previous_response_id`; the oldest go "
-            "first. 0 keeps none: with --reuse-port it must be 0, and is.",
-            min=0,
-            show_default=str(MAX_STORED_BYTES),
-        ),
-    ] = None,
-    response_ttl: Annotated[
-        float, Option(help="Seconds that such a response is kept.", min=0)
-    ] = RESPONSE_TTL_S,
-    allowed_origins: Annotated[
-        str | None,
-        Option(
-            help="Origins whose pages may ask from a browser, like https://app.example or '*'; "
-            "several as a JSON array or with commas between them. Without it no page may.",
-            metavar="ORIGINS",
-            show_default=False,
-        ),
-    ] = None,
-    allowed_methods: Annotated[
-        str | None, Option(help="Methods they may use.", metavar="METHODS", show_default="all")
-    ] = None,
-    allowed_headers: Annotated[
-        str | None, Option(help="Headers they may send.", metavar="HEADERS", show_default="all")
-    ] = None,
+        float, flags.SCHEDULER_TIMEOUT.typer()
+    ] = flags.SCHEDULER_TIMEOUT.default,
+    seed: Annotated[int | None, flags.SEED.typer()] = None,
+    max_stored_bytes: Annotated[int | None, flags.MAX_STORED_BYTES.typer()] = None,
+    response_ttl: Annotated[float, flags.RESPONSE_TTL.typer()] = flags.RESPONSE_TTL.default,
+    allowed_origins: Annotated[str | None, flags.ALLOWED_ORIGINS.typer()] = None,
+    allowed_methods: Annotated[str | None, flags.ALLOWED_METHODS.typer()] = None,
+    allowed_headers: Annotated[str | None, flags.ALLOWED_HEADERS.typer()] = None,
     allow_credentials: Annotated[
         bool,
         Option(
@@ -155,7 +92,7 @@ def main(
     _configure_log()
     try:
         if api_key == "":
-            raise ValueError("the API key is empty; leave it out to serve without one")
+            raise ValueError("--api-key is ''; it must be at least 1 character, or left out")
         limits = parse_limits(limit or ())
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
@@ -164,13 +101,13 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     if max_stored_bytes is None:
-        max_stored_bytes = 0 if reuse_port else MAX_STORED_BYTES
+        max_stored_bytes = 0 if reuse_port else flags.MAX_STORED_BYTES.default
     try:
         settings = Settings(
             model=model,
             scheduler=scheduler,
             served_model_name=served_model_name,
-            chat_template=chat_template,
+            chat_template=Path(chat_template) if chat_template else None,
             tool_call_parser=tool_call_parser,
             reasoning_parser=reasoning_parser,
             host=host,
@@ -210,4 +147,4 @@ def _configure_log() -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    flags.run(lambda: typer.run(main))

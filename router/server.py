@@ -29,6 +29,7 @@ import uvicorn
 from gateway.errors import ModelError
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.model import Model, load_model
+from protos import flags
 from router.app import create_app
 from router.backend import Backend
 from router.cors import CorsPolicy
@@ -49,8 +50,6 @@ _UPLOADS_PER_REQUEST = 4
 _LAST_WORDS_S = 1.0
 """In which requests that are cut off tell their clients so."""
 
-MAX_STORED_BYTES = 64 * 1024 * 1024
-RESPONSE_TTL_S = 24 * 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -83,9 +82,9 @@ class Settings:
     scheduler_timeout_s: float
     seed: int | None
     """Of the seeds given to requests that bring none; None: they are random."""
-    max_stored_bytes: int = MAX_STORED_BYTES
+    max_stored_bytes: int = flags.MAX_STORED_BYTES.default
     """Of responses that are kept for clients to come back to; 0 keeps none."""
-    response_ttl_s: float = RESPONSE_TTL_S
+    response_ttl_s: float = flags.RESPONSE_TTL.default
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""

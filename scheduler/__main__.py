@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -33,7 +33,9 @@ def main(
     max_num_batched_tokens: Annotated[
         int, flags.MAX_NUM_BATCHED_TOKENS.typer()
     ] = _CORE.max_num_batched_tokens,
-    scheduling_policy: Annotated[str, flags.SCHEDULING_POLICY.typer()] = _CORE.policy,
+    scheduling_policy: Annotated[
+        Literal["fcfs", "priority"], flags.SCHEDULING_POLICY.typer()
+    ] = _CORE.policy,
     priority_aging: Annotated[float, flags.PRIORITY_AGING.typer()] = _CORE.aging_s,
     enable_prefix_caching: Annotated[
         bool, typer.Option(help="Reuse the KV blocks of prompts that begin alike.")

@@ -2,45 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from protos import flags
+
+_METRICS_PORTS = [flags.WORKER_METRICS_PORT.default]
+
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-
-
-class DType(StrEnum):
-    """Number formats of weights and KV."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class LoadFormat(StrEnum):
-    """Where weights come from."""
-
-    AUTO = "auto"
-    DUMMY = "dummy"
-
-
-class Pooling(StrEnum):
-    """Which hidden states of a prompt make its vector."""
-
-    LAST = "last"
-    MEAN = "mean"
-    CLS = "cls"
-
-
-class Device(StrEnum):
-    """Where the model runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 @app.command()
@@ -51,94 +22,37 @@ def main(
     scheduler: Annotated[
         str, typer.Option(metavar="ADDR", help="Scheduler to dial: HOST:PORT or unix:PATH.")
     ] = "127.0.0.1:50051",
-    served_model_name: Annotated[
-        str | None,
-        typer.Option(help=r"Name clients ask for. \[default: the directory's]", show_default=False),
-    ] = None,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=r"Tokens of the longest sequence. \[default: the model's limit]",
-            show_default=False,
-        ),
-    ] = None,
-    block_size: Annotated[int, typer.Option(min=1, help="Tokens per KV block.")] = 16,
-    num_blocks: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="KV blocks, exactly; stands above --kv-cache-memory. "
-            r"\[default: what the memory gives]",
-            show_default=False,
-        ),
-    ] = None,
-    kv_cache_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory for KV, like 2GiB. "
-            r"\[default: what full slots need, within a share of what is free]",
-            show_default=False,
-        ),
-    ] = None,
-    max_num_seqs: Annotated[
-        int, typer.Option(min=1, help="Sequences running at once, at most.")
-    ] = 256,
+    served_model_name: Annotated[str | None, flags.SERVED_MODEL_NAME.typer()] = None,
+    max_model_len: Annotated[int | None, flags.MAX_MODEL_LEN.typer()] = None,
+    block_size: Annotated[int, flags.BLOCK_SIZE.typer()] = flags.BLOCK_SIZE.default,
+    num_blocks: Annotated[int | None, flags.NUM_BLOCKS.typer()] = None,
+    kv_cache_memory: Annotated[int | None, flags.KV_CACHE_MEMORY.typer()] = None,
+    max_num_seqs: Annotated[int, flags.MAX_NUM_SEQS.typer()] = flags.MAX_NUM_SEQS.default,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens computed in one step, at most.")
-    ] = 2048,
-    dtype: Annotated[DType, typer.Option(help="Number format of weights and KV.")] = DType.AUTO,
-    load_format: Annotated[
-        LoadFormat,
-        typer.Option(help="Read the directory's weights, or make random ones (for benchmarks)."),
-    ] = LoadFormat.AUTO,
-    pooling: Annotated[
-        Pooling | None,
-        typer.Option(
-            help="Which token's hidden state is a prompt's embedding, or their mean. "
-            r"\[default: what the model says; else last, and mean of an encoder]",
-            show_default=False,
-        ),
-    ] = None,
+        int, flags.MAX_NUM_BATCHED_TOKENS.typer()
+    ] = flags.MAX_NUM_BATCHED_TOKENS.default,
+    dtype: Annotated[str, flags.DTYPE.typer()] = flags.DTYPE.default,
+    load_format: Annotated[str, flags.LOAD_FORMAT.typer()] = flags.LOAD_FORMAT.default,
+    pooling: Annotated[str | None, flags.POOLING.typer()] = None,
     enforce_eager: Annotated[
         bool, typer.Option("--enforce-eager", help="Capture no steps as CUDA graphs.")
     ] = False,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.AUTO,
+    device: Annotated[str, flags.DEVICE.typer()] = flags.DEVICE.default,
     gpu_memory_utilization: Annotated[
-        float,
-        typer.Option(min=0.05, max=1.0, help="Share of a GPU's memory that may be used."),
-    ] = 0.9,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help=r"Compute threads on a CPU. \[default: the physical cores it may use]",
-            show_default=False,
-        ),
-    ] = None,
+        float, flags.GPU_MEMORY_UTILIZATION.typer()
+    ] = flags.GPU_MEMORY_UTILIZATION.default,
+    threads: Annotated[int | None, flags.THREADS.typer()] = None,
     tensor_parallel_size: Annotated[
-        int, typer.Option(min=1, help="Ranks that share the model, each with a device of its own.")
-    ] = 1,
+        int, flags.TENSOR_PARALLEL_SIZE.typer()
+    ] = flags.TENSOR_PARALLEL_SIZE.default,
     replica_id: Annotated[
         str | None,
         typer.Option(
-            help=r"Names the replica this worker is of. \[default: one of its own]",
-            show_default=False,
+            help="Names the replica this worker is of.", metavar="ID", show_default="one of its own"
         ),
     ] = None,
-    metrics_host: Annotated[
-        str, typer.Option(help="Address that /metrics is served on.")
-    ] = "127.0.0.1",
-    metrics_port: Annotated[
-        list[int],
-        typer.Option(
-            min=0,
-            max=65535,
-            help="Port of /metrics, given once for each rank, or else for the first; 0 takes any "
-            "free one.",
-        ),
-    ] = [9402],  # noqa: B006  (read only)
+    metrics_host: Annotated[str, flags.METRICS_HOST.typer()] = flags.METRICS_HOST.default,
+    metrics_port: Annotated[list[int], flags.WORKER_METRICS_PORT.typer()] = _METRICS_PORTS,
 ) -> None:
     """Runs a worker: it holds a model and its KV, dials the scheduler and executes its plans.
 
@@ -181,11 +95,11 @@ def main(
         kv_cache_memory=kv_cache_memory,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        dtype=dtype.value,
-        load_format=load_format.value,
-        pooling=pooling.value if pooling else None,
+        dtype=dtype,
+        load_format=load_format,
+        pooling=pooling,
         enforce_eager=enforce_eager,
-        device=device.value,
+        device=device,
         gpu_memory_utilization=gpu_memory_utilization,
         num_threads=num_threads,
         replica_id=replica_id,
@@ -209,4 +123,4 @@ def _port_of(rank: int, ports: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    app()
+    flags.run(app)

@@ -17,11 +17,6 @@ from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, OpenedModel
 from worker.sizes import Sizes
 
-_UNITS = {
-    "": 1,
-    **{f"{prefix}b": 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
-    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
-}
 _CPU_SHARE = 0.25
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -251,14 +246,6 @@ def _machine_bytes() -> int:
         return int(found[1]) * 1024
     # Without /proc, what the machine has stands for what is free of it.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "2GiB", "512 MiB", "1.5GB" or "1073741824"; raises `ValueError` for the rest."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if found is None or found[2] not in _UNITS:
-        raise ValueError(f"{text!r}; write it like 2GiB or 512MiB")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _size(num_bytes: int) -> str:

@@ -25,7 +25,7 @@ from worker.encoder_loader import LoadedEncoder, holds_encoder, load_encoder
 from worker.encoder_runner import start_encoder
 from worker.executor import Executor, Runner
 from worker.grammars import Grammars
-from worker.ledger import KVNeed, KVRequest, MemoryShortError, check_weights, parse_size
+from worker.ledger import KVNeed, KVRequest, MemoryShortError, check_weights
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.metrics import StepTotals, serve_metrics
 from worker.parallel import Group, LostRankError, form
@@ -56,7 +56,8 @@ class Options:
     max_model_len: int | None
     block_size: int
     num_blocks: int | None
-    kv_cache_memory: str | None
+    kv_cache_memory: int | None
+    """Bytes."""
     max_num_seqs: int
     max_num_batched_tokens: int
     dtype: str
@@ -238,7 +239,7 @@ def _pooling(options: Options) -> Pooling | None:
 
 def _start(options: Options, device: torch.device, group: Group) -> tuple[Runner, int, LoadedModel]:
     """Reads the weights, once it is known that what was asked for can be had, and warms up."""
-    request = _kv_request(options)
+    request = KVRequest(options.num_blocks, options.kv_cache_memory)
     buckets: tuple[int, ...] = ()
     if not options.enforce_eager:
         buckets = default_buckets(options.max_num_seqs, options.max_num_batched_tokens)
@@ -275,14 +276,6 @@ def _start(options: Options, device: torch.device, group: Group) -> tuple[Runner
         reason = str(error).partition("\n")[0]
         raise StartError(f"the weights and the largest step do not fit: {reason}") from error
     return runner, ledger.num_blocks, loaded
-
-
-def _kv_request(options: Options) -> KVRequest:
-    size = options.kv_cache_memory
-    try:
-        return KVRequest(options.num_blocks, None if size is None else parse_size(size))
-    except ValueError as error:
-        raise StartError(f"--kv-cache-memory is {error}") from error
 
 
 def _hello(

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 
-from quire.commands.flags import PORT_RANGE
-from quire.options import GRPC_PORT, PORT
+from protos.flags import STACK_GRPC_PORT, STACK_PORT
 
+_PORTS = (STACK_PORT.default, STACK_GRPC_PORT.default)
+_SHOWN = ", ".join(map(str, _PORTS))
 _MARKS = {"good": "[green]✓[/]", "note": "[yellow]![/]", "bad": "[bold red]✗[/]"}
 
 
@@ -14,7 +15,7 @@ def doctor(
     *,
     port: Annotated[
         list[int] | None,
-        typer.Option(help="Ports that shall be free (repeatable).", **PORT_RANGE),
+        STACK_PORT.typer(help=rf"Ports that shall be free (repeatable). \[default: {_SHOWN}]"),
     ] = None,
 ) -> None:
     """Check what this machine has: packages, torch, CPU, memory, ports, cache.
@@ -34,7 +35,7 @@ def doctor(
 
     console = Console(highlight=False, soft_wrap=True)
     bad = 0
-    for finding in examine(tuple(port or (PORT, GRPC_PORT))):
+    for finding in examine(tuple(port or _PORTS)):
         bad += finding.verdict is Verdict.BAD
         mark = _MARKS[finding.verdict]
         console.print(f"{mark} {finding.subject:<18} {escape(finding.detail)}")

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import signal
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from protos.flags import DRAIN_TIMEOUT, HOST, STACK_GRPC_PORT, STACK_PORT
 from quire.commands import flags
-from quire.options import DRAIN_TIMEOUT_S, GRPC_PORT, HOST, PORT
 from quire.supervisor import first_of
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ def serve(
     context: typer.Context,
     model: flags.ModelArgument,
     *,
-    host: flags.Host = HOST,
-    port: flags.Port = PORT,
-    grpc_port: flags.GrpcPort = GRPC_PORT,
+    host: flags.Host = HOST.default,
+    port: flags.Port = STACK_PORT.default,
+    grpc_port: flags.GrpcPort = STACK_GRPC_PORT.default,
     api_key: flags.ApiKey = None,
     served_model_name: flags.ServedModelName = None,
     chat_template: flags.ChatTemplate = None,
@@ -62,9 +62,7 @@ def serve(
     max_queued: flags.MaxQueued = None,
     max_crashes: flags.MaxCrashes = None,
     metrics_port: flags.MetricsPort = None,
-    drain_timeout: Annotated[
-        float, typer.Option(help="Seconds that requests in flight may take to finish at the end.")
-    ] = DRAIN_TIMEOUT_S,
+    drain_timeout: flags.DrainTimeout = DRAIN_TIMEOUT.default,
 ) -> None:
     """Serve a model: start scheduler, workers and router, and keep them running.
 

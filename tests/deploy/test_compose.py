@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from quire.options import DRAIN_TIMEOUT_S
+from protos.flags import DRAIN_TIMEOUT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 Services = dict[str, dict[str, Any]]
@@ -113,8 +113,8 @@ def test_what_a_request_passes_through_ends_no_sooner_than_its_router(services: 
     def grace_s(name: str) -> int:
         return int(services[name]["stop_grace_period"].removesuffix("s"))
 
-    assert grace_s("proxy") >= grace_s("router") > DRAIN_TIMEOUT_S
-    assert grace_s("scheduler") > DRAIN_TIMEOUT_S
+    assert grace_s("proxy") >= grace_s("router") > DRAIN_TIMEOUT.default
+    assert grace_s("scheduler") > DRAIN_TIMEOUT.default
     assert services["proxy"]["stop_signal"] == "SIGUSR1"  # HAProxy's wish to finish
 
 

@@ -1,17 +1,13 @@
 """Each flag reaches the processes that use it, and no other; a flag not given reaches none."""
 
 import dataclasses
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import scheduler.__main__
-import worker.__main__
-from quire.commands import flags
 from quire.commands.processes import _with_model_resolved
-from quire.errors import ModelNotFound
+from quire.errors import ConfigurationError, ModelNotFound
 from quire.models import ResolvedModel
 from quire.options import StackOptions
 
@@ -43,20 +39,20 @@ def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (flags.Device, worker.__main__.Device),
-        (flags.Dtype, worker.__main__.DType),
-        (flags.LoadFormat, worker.__main__.LoadFormat),
-        (flags.Pooling, worker.__main__.Pooling),
-        (flags.Policy, scheduler.__main__.Policy),
-    ],
-)
-def test_choices_are_spelled_as_the_processes_spell_them(
-    ours: type[Enum], theirs: type[Enum]
-) -> None:
-    assert [choice.value for choice in ours] == [choice.value for choice in theirs]
+_OTHERS: dict[str, Any] = {
+    "limit": ["n=7"],
+    "device": "cpu",
+    "dtype": "float16",
+    "load_format": "dummy",
+    "pooling": "mean",
+    "gpu_memory_utilization": 0.7,
+    "watermark": 0.7,
+    "scheduling_policy": "priority",
+    "max_body_bytes": 7000,
+    "chat_template": __file__,
+    "tool_call_parser": "hermes",
+    "reasoning_parser": "think",
+}
 
 
 def test_every_option_is_used_by_some_process() -> None:
@@ -64,12 +60,29 @@ def test_every_option_is_used_by_some_process() -> None:
     for field in dataclasses.fields(StackOptions):
         if field.name in ("replicas", "router_processes", "metrics_port"):  # the stack's own
             continue
-        flipped: Any = False if getattr(default, field.name) is True else 7
-        if field.name == "limit":
-            flipped = ["n=7"]
+        flipped = _OTHERS.get(field.name, False if getattr(default, field.name) is True else 7)
         options = StackOptions(**{field.name: flipped})
         roles = ("scheduler", "worker", "router")
         assert any(options.arguments(r) != default.arguments(r) for r in roles), field.name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"max_model_len": "long"}, "max_model_len is 'long'; it must be a whole number, at lea"),
+        ({"served_model_name": ""}, "served_model_name is ''; it must be at least 1 character"),
+        ({"kv_cache_memory": "2 gigs"}, "kv_cache_memory is '2 gigs'; it must be a size like 2"),
+        ({"replicas": 0}, "replicas is 0; it must be at least 1"),
+        ({"drain_timeout": None}, "drain_timeout is 'None'; it must be a number, at least 0"),
+    ],
+)
+def test_what_a_process_would_refuse_is_refused_before_it_starts(
+    given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        StackOptions(**given)
+    assert str(error.value).startswith(message)
 
 
 @pytest.fixture

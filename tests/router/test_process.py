@@ -229,7 +229,7 @@ def test_a_limit_beyond_what_the_scheduler_takes(model_dir: Path) -> None:
 
 def test_an_empty_api_key_does_not_open_the_router(model_dir: Path) -> None:
     line = refused("--model", str(model_dir), "--api-key", "")
-    assert line == "error: the API key is empty; leave it out to serve without one"
+    assert line == "error: --api-key is ''; it must be at least 1 character, or left out"
 
 
 def test_a_model_directory_that_does_not_exist() -> None:

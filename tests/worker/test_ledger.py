@@ -17,7 +17,6 @@ from worker.ledger import (
     Ledger,
     MemoryShortError,
     check_weights,
-    parse_size,
     settle,
 )
 from worker.loader import LoadedModel, open_model
@@ -210,24 +209,3 @@ def test_a_containers_limit_counts_without_the_pages_of_files(
 
 def test_this_machine_has_free_memory() -> None:
     assert ledger.free_bytes(CPU) > 1 << 20
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1024", 1024),
-        ("2GiB", 2 << 30),
-        ("1.5 gib", 3 << 29),
-        ("512MB", 512_000_000),
-        ("64kB", 64_000),
-        ("10B", 10),
-    ],
-)
-def test_sizes(text: str, expected: int) -> None:
-    assert parse_size(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "2 gigs", "-1GiB", "GiB", "1e9", "2GiB2"])
-def test_what_is_not_a_size(text: str) -> None:
-    with pytest.raises(ValueError, match="write it like 2GiB"):
-        parse_size(text)

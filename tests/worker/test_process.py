@@ -320,7 +320,7 @@ async def test_not_enough_memory_for_one_sequence(tiny_directory: Path) -> None:
     )
 
 
-def options(model: Path, kv_cache_memory: str | None = None) -> Options:
+def options(model: Path, kv_cache_memory: int | None = None) -> Options:
     """As they are without any flag."""
     return Options(
         model=model,
@@ -349,7 +349,7 @@ def test_no_weight_is_read_when_one_sequence_cannot_fit(
 ) -> None:
     monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
     with pytest.raises(StartError, match=r"gives 20\.00 KiB"):
-        _start(options(tiny_directory, "20KiB"), torch.device("cpu"), Group(SOLE))
+        _start(options(tiny_directory, 20 << 10), torch.device("cpu"), Group(SOLE))
 
 
 def test_no_weight_is_read_when_they_cannot_fit(
@@ -374,7 +374,7 @@ def test_a_device_that_is_full_is_one_line(
 
 async def test_a_size_that_is_none(tiny_directory: Path) -> None:
     assert await only_error("--model", tiny_directory, "--kv-cache-memory", "lots") == (
-        "error: --kv-cache-memory is 'lots'; write it like 2GiB or 512MiB"
+        "error: --kv-cache-memory is 'lots'; it must be a size like 2GiB or 512MiB"
     )
 
 

@@ -1,0 +1,423 @@
+"""The flags of the processes: what each takes, what holds without it, how a wrong one is refused.
+
+`quire serve` hands most of its flags on to processes that it starts later. Both read this table, so
+what a process would refuse is refused before anything is started, in the same words:
+
+    --threads is 0; it must be at least 1
+
+A flag stands under the name of its option, and has the same name in Python (`LLM(threads=2)`).
+"""
+
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+Word = TypeVar("Word", bound=str)
+
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}ib": 1 << 10 * power for power, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
+}
+
+
+class FlagError(Exception):
+    """A flag that cannot be; the message is one line that names it, its limit and its value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flag(Generic[T]):
+    """One flag of a process."""
+
+    name: str
+    """In Python: max_num_seqs for --max-num-seqs."""
+    says: str
+    """What it decides, in a line for --help."""
+    unit: str
+    """Stands for its value in --help: TOKENS, SECONDS."""
+    parse: Callable[[str], T]
+    """The value out of its text; raises ValueError that says what it must be."""
+    default: T
+    """What holds without it; None: no one value."""
+    otherwise: str = ""
+    """What holds without it, in words, where there is no one value."""
+
+    @property
+    def option(self) -> str:
+        """On a command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def shown_default(self) -> str:
+        """What holds without it, for --help."""
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
+        return self.otherwise if self.default is None else str(self.default)
+
+    def checked(self, value: object, name: str | None = None) -> T:
+        """The value as it shall be. Raises FlagError, which calls the flag by its option or by
+        `name`."""
+        text = str(value)
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            shown = text if _is_number(text) else repr(text)
+            raise FlagError(f"{name or self.option} is {shown}; it must be {error}") from None
+
+    def typer(self, **more: Any) -> Any:
+        """What typer takes for it; `more` stands above what is said here.
+
+        The default is told in the help's own words: that of a parameter may be None, for "leave it
+        to the process".
+        """
+        import typer
+
+        chosen: dict[str, Any] = {
+            "parser": self.checked,
+            "help": rf"{self.says} \[default: {self.shown_default}]",
+            "metavar": self.unit,
+            "show_default": False,
+        }
+        return typer.Option(self.option, **(chosen | more))
+
+
+def run(app: Callable[[], object]) -> None:
+    """Runs a command line; a flag that cannot be is one line on standard error, and exit code 2."""
+    try:
+        app()
+    except FlagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Parses a whole number within limits."""
+    limits = f"at least {least}" if most is None else f"{least} to {most}"
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+            raise ValueError(f"a whole number, {limits}")
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise ValueError(limits)
+        return value
+
+    return parse
+
+
+def number(least: float, most: float | None = None) -> Callable[[str], float]:
+    """Parses a finite number within limits."""
+    limits = f"at least {least:g}" if most is None else f"{least:g} to {most:g}"
+
+    def parse(text: str) -> float:
+        if not _is_number(text):
+            raise ValueError(f"a number, {limits}")
+        value = float(text)
+        if value < least or (most is not None and value > most):
+            raise ValueError(limits)
+        return value
+
+    return parse
+
+
+def one_of(*values: Word) -> Callable[[str], Word]:
+    """Parses one of these words."""
+    words: dict[str, Word] = {value: value for value in values}
+
+    def parse(text: str) -> Word:
+        if text not in words:
+            raise ValueError(f"{', '.join(values[:-1])} or {values[-1]}")
+        return words[text]
+
+    return parse
+
+
+def text(text: str) -> str:
+    """Parses anything but nothing."""
+    if not text.strip():
+        raise ValueError("at least 1 character")
+    return text
+
+
+def readable_file(text: str) -> str:
+    """Parses the path of a file."""
+    try:
+        Path(text).open("rb").close()
+    except OSError as error:
+        raise ValueError(f"a file that can be read: {error.strerror}") from None
+    return text
+
+
+def size(text: str) -> int:
+    """Parses bytes: "2GiB", "512 MiB", "1.5GB" or "1073741824"."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in _SIZE_UNITS:
+        raise ValueError("a size like 2GiB or 512MiB")
+    return int(float(found[1]) * _SIZE_UNITS[found[2]])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+_PORT = whole(0, 65535)
+
+# Scheduler and worker.
+
+MAX_NUM_SEQS = Flag(
+    "max_num_seqs", "Sequences that run at once on one worker, at most.", "N", whole(1), 256
+)
+MAX_NUM_BATCHED_TOKENS = Flag(
+    "max_num_batched_tokens",
+    "Tokens computed in one step of one worker, at most.",
+    "TOKENS",
+    whole(1),
+    2048,
+)
+METRICS_HOST = Flag(
+    "metrics_host", "Address that /metrics is served on.", "HOST", text, "127.0.0.1"
+)
+DRAIN_TIMEOUT: Flag[float] = Flag(
+    "drain_timeout",
+    "How long accepted requests may take to finish when told to end.",
+    "SECONDS",
+    number(0),
+    30.0,
+)
+
+# Scheduler.
+
+SCHEDULING_POLICY: Flag[Literal["fcfs", "priority"]] = Flag(
+    "scheduling_policy",
+    "Who is next: first come first served, or by priority with aging.",
+    "fcfs|priority",
+    one_of("fcfs", "priority"),
+    "fcfs",
+)
+PRIORITY_AGING = Flag(
+    "priority_aging",
+    "With the policy `priority`: the wait that weighs as much as one step of priority.",
+    "SECONDS",
+    number(0.001),
+    10.0,
+)
+WATERMARK = Flag(
+    "watermark",
+    "Share of KV blocks that admission leaves to running sequences, 0 to 0.99.",
+    "SHARE",
+    number(0, 0.99),
+    0.01,
+)
+MAX_QUEUED = Flag(
+    "max_queued", "Sequences that may wait; more are refused.", "N", whole(1), 100_000
+)
+MAX_CRASHES = Flag(
+    "max_crashes",
+    "Lost workers that one request may have been running on without progress since; then it is "
+    "computed alone, and ends if the worker is lost again.",
+    "N",
+    whole(1),
+    2,
+)
+STEP_TIMEOUT = Flag(
+    "step_timeout",
+    "A worker whose step takes longer than this, and 20 times longer than expected, is given up "
+    "and its sequences computed elsewhere.",
+    "SECONDS",
+    number(0.1),
+    60.0,
+)
+SCHEDULER_METRICS_PORT = Flag(
+    "metrics_port", "Port of /metrics; 0 takes any free one.", "PORT", _PORT, 9401
+)
+
+# Worker.
+
+MAX_MODEL_LEN: Flag[int | None] = Flag(
+    "max_model_len",
+    "Prompt and output tokens of a request together, at most.",
+    "TOKENS",
+    whole(1),
+    None,
+    "the model's limit",
+)
+BLOCK_SIZE = Flag("block_size", "Tokens per KV block.", "TOKENS", whole(1, 1024), 16)
+NUM_BLOCKS: Flag[int | None] = Flag(
+    "num_blocks",
+    "KV blocks per worker, exactly; stands above --kv-cache-memory.",
+    "N",
+    whole(1),
+    None,
+    "what the memory gives",
+)
+KV_CACHE_MEMORY: Flag[int | None] = Flag(
+    "kv_cache_memory",
+    "Memory for KV per worker, like 2GiB.",
+    "SIZE",
+    size,
+    None,
+    "what full slots need, within a share of what is free",
+)
+DTYPE = Flag(
+    "dtype",
+    "Number format of weights and KV: auto, float32, bfloat16 or float16.",
+    "DTYPE",
+    one_of("auto", "float32", "bfloat16", "float16"),
+    "auto",
+)
+LOAD_FORMAT = Flag(
+    "load_format",
+    "Read the directory's weights, or make random ones (dummy, for benchmarks).",
+    "auto|dummy",
+    one_of("auto", "dummy"),
+    "auto",
+)
+POOLING: Flag[str | None] = Flag(
+    "pooling",
+    "Which token's hidden state is a prompt's embedding, or their mean.",
+    "last|mean|cls",
+    one_of("last", "mean", "cls"),
+    None,
+    "what the model says; else last, and mean of an encoder",
+)
+DEVICE = Flag(
+    "device",
+    "Where the model runs; auto: on a GPU if there is one.",
+    "auto|cpu|cuda",
+    one_of("auto", "cpu", "cuda"),
+    "auto",
+)
+GPU_MEMORY_UTILIZATION = Flag(
+    "gpu_memory_utilization",
+    "Share of each GPU's memory that may be used, 0.05 to 1.",
+    "SHARE",
+    number(0.05, 1),
+    0.9,
+)
+THREADS: Flag[int | None] = Flag(
+    "threads",
+    "Compute threads per worker, on a CPU.",
+    "N",
+    whole(1),
+    None,
+    "the physical cores it may use",
+)
+TENSOR_PARALLEL_SIZE = Flag(
+    "tensor_parallel_size",
+    "Ranks that share each worker's model, each with a device of its own.",
+    "N",
+    whole(1),
+    1,
+)
+WORKER_METRICS_PORT = Flag(
+    "metrics_port",
+    "Port of /metrics, given once for each rank, or else for the first; 0 takes any free one.",
+    "PORT",
+    _PORT,
+    9402,
+)
+
+# Router, and whoever loads a model.
+
+SERVED_MODEL_NAME: Flag[str | None] = Flag(
+    "served_model_name",
+    "What clients put in `model`.",
+    "NAME",
+    text,
+    None,
+    "the model's own name",
+)
+HOST = Flag("host", "Address to answer on.", "HOST", text, "127.0.0.1")
+ALLOWED_ORIGINS: Flag[str | None] = Flag(
+    "allowed_origins",
+    "Origins whose pages may ask from a browser, like https://app.example or '*'; several as a "
+    "JSON array or with commas between them.",
+    "ORIGINS",
+    text,
+    None,
+    "no page may",
+)
+ALLOWED_METHODS: Flag[str | None] = Flag(
+    "allowed_methods", "Methods that those pages may use.", "METHODS", text, None, "all"
+)
+ALLOWED_HEADERS: Flag[str | None] = Flag(
+    "allowed_headers", "Headers that those pages may send.", "HEADERS", text, None, "all"
+)
+PORT = Flag("port", "Port of the OpenAI API (HTTP); 0 takes any free one.", "PORT", _PORT, 8000)
+GRPC_PORT = Flag(
+    "grpc_port", "Port of InferenceService (gRPC); 0 takes any free one.", "PORT", _PORT, 50050
+)
+ROUTER_METRICS_PORT: Flag[int | None] = Flag(
+    "metrics_port",
+    "A port on loopback where this process answers beside --port; for /metrics, /ready and /health "
+    "of it alone where ports are shared. 0 takes any free one.",
+    "PORT",
+    _PORT,
+    None,
+    "none",
+)
+MAX_BODY_BYTES = Flag("max_body_bytes", "Largest HTTP body.", "BYTES", whole(1024), 8 * 1024 * 1024)
+MAX_IN_FLIGHT = Flag(
+    "max_in_flight", "Requests that the router holds at once; more get 429.", "N", whole(1), 1024
+)
+SCHEDULER_TIMEOUT = Flag(
+    "scheduler_timeout",
+    "How long running requests wait for a lost scheduler or worker.",
+    "SECONDS",
+    number(0),
+    120.0,
+)
+SEED: Flag[int | None] = Flag(
+    "seed",
+    "Requests that bring no seed get theirs from a generator seeded with this: the same again for "
+    "the same order of arrival.",
+    "N",
+    whole(-(1 << 63), (1 << 64) - 1),
+    None,
+    "none: they are random",
+)
+MAX_STORED_BYTES = Flag(
+    "max_stored_bytes",
+    "Memory for /v1/responses that are kept for `previous_response_id`; the oldest go first. 0 "
+    "keeps none: with routers that share a port it must be 0, and is.",
+    "BYTES",
+    whole(0),
+    64 * 1024 * 1024,
+)
+RESPONSE_TTL = Flag(
+    "response_ttl", "How long such a response is kept.", "SECONDS", number(0), 24 * 3600.0
+)
+
+# The stack's own.
+
+REPLICAS = Flag("replicas", "Workers, each with the whole model.", "N", whole(1), 1)
+ROUTER_PROCESSES = Flag(
+    "router_processes",
+    "Routers that share --port and --grpc-port, for more than a core serves. Several keep no "
+    "/v1/responses for `previous_response_id`.",
+    "N",
+    whole(1),
+    1,
+)
+STACK_PORT = Flag("port", "Port of the OpenAI API (HTTP).", "PORT", whole(1, 65535), 8000)
+STACK_GRPC_PORT = Flag(
+    "grpc_port", "Port of InferenceService (gRPC).", "PORT", whole(1, 65535), 50050
+)
+STACK_METRICS_PORT: Flag[int | None] = Flag(
+    "metrics_port",
+    "Port of the scheduler's /metrics; the workers take the ones after it. The router's is at "
+    "--port.",
+    "PORT",
+    whole(1, 65535),
+    None,
+    "free ones",
+)
