@@ -28,10 +28,18 @@ class CoreConfig:
     """How long such sequences wait for a replica to attach anew before one that serves is cleared
     for them."""
     max_queued: int = 100_000
-    """Sequences waiting at most, over all replicas; preempted ones do not count against it."""
+    """Sequences waiting, over all replicas, beyond which new requests are refused."""
+    max_queued_tokens: int = 10_000_000
+    """The same, by the tokens that are to be computed before outputs begin."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_queued", "max_crashes"):
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "max_queued",
+            "max_queued_tokens",
+            "max_crashes",
+        ):
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")

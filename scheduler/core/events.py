@@ -62,6 +62,9 @@ class Request:
     """Sample 0 is to score the prompt's tokens from this one on; token 0 has nothing before it, so
     this is at least 1. None, or as many as the prompt: none are."""
 
+    resubmitted: bool = False
+    """It was accepted before, by a scheduler that is gone, so it is not refused for load. Output
+    in `token_ids` says the same."""
     deadline_s: float = 0.0
     """Seconds from acceptance by which it must have ended; 0: it may take its time."""
 
@@ -125,11 +128,14 @@ class Refused(Exception):
     """The request was not accepted; nothing of it is kept.
 
     `invalid` tells a request that can never be served (the client's fault) from one that may be
-    retried later (a full queue, a drain).
+    retried later (a full queue, a drain), and then `retry_after_s` says when, unless it is 0.
     """
 
-    def __init__(self, message: str, *, field: str = "", invalid: bool = True) -> None:
+    def __init__(
+        self, message: str, *, field: str = "", invalid: bool = True, retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.invalid = invalid
+        self.retry_after_s = retry_after_s

@@ -150,7 +150,8 @@ class Planner:
         # decode set is read first.
         decode = replica.calendar.take_change()
         caught_up = replica.catch_up()
-        step_id, retire = replica.send(decode, caught_up)
+        num_tokens = num_decodes + sum(draft.chunk_length)
+        step_id, retire = replica.send(decode, caught_up, num_tokens, self._now)
         return Plan(
             step_id=step_id,
             retire=retire,
@@ -162,6 +163,6 @@ class Planner:
             chunk_slot=_column(draft.chunk_slot),
             chunk_start=_column(draft.chunk_start),
             chunk_length=_column(draft.chunk_length),
-            num_tokens=num_decodes + sum(draft.chunk_length),
+            num_tokens=num_tokens,
             graph_bucket=0 if draft.chunk_slot else replica.graph_bucket(num_decodes),
         )

@@ -25,6 +25,7 @@ from scheduler.core.limbo import Limbo, Remains
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.slots import SlotTable
 from scheduler.core.state import Counters, ReplicaState
+from scheduler.core.throughput import Throughput
 from scheduler.core.waiting import WaitingQueue
 
 
@@ -61,6 +62,10 @@ class Replica:
         self._due: deque[tuple[Int32Column, Int32Column]] = deque()
         """Of each plan in `sent`: the slots that get a token, and those that get a vector."""
         self._decoding: Int32Column = np.empty(0, np.int32)
+        self.throughput = Throughput()
+        self._sizes: deque[tuple[int, float]] = deque()
+        """Of each plan in `sent`: its tokens, and when it was sent."""
+        self._last_result_at = 0.0
         self._retiring: list[int] = []
         self._hasher = hasher
         self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
@@ -279,7 +284,11 @@ class Replica:
     # ---- plans and results
 
     def send(
-        self, decoding: Int32Column | None, caught_up: list[Sequence]
+        self,
+        decoding: Int32Column | None,
+        caught_up: list[Sequence],
+        num_tokens: int,
+        now: float,
     ) -> tuple[int, Int32Column]:
         """The next step's number, and the slots it retires; it counts as sent from here on. It
         samples for the slots that decode (None: those of the step before) and for those that
@@ -287,6 +296,7 @@ class Replica:
         step = self.next_step
         self.next_step += 1
         self.sent.append(step)
+        self._sizes.append((num_tokens, now))
         if decoding is not None:
             self._decoding = decoding
         first = [s.slot for s in caught_up if s.request.max_tokens > 0]
@@ -297,13 +307,16 @@ class Replica:
         self._retiring.clear()
         return step, retire
 
-    def settle(self, step: int) -> tuple[Int32Column, Int32Column]:
+    def settle(self, step: int, now: float) -> tuple[Int32Column, Int32Column]:
         """The result of the oldest plan came: what was fenced by it is free. Returns the slots that
         must have a token in it and those that must have a vector. Raises ValueError."""
         if not self.sent or self.sent[0] != step:
             expected = f"step {self.sent[0]}" if self.sent else "none"
             raise ValueError(f"result of step {step} of {self.name} came; expected {expected}")
         self.sent.popleft()
+        num_tokens, sent_at = self._sizes.popleft()
+        self.throughput.observe(num_tokens, now - max(sent_at, self._last_result_at))
+        self._last_result_at = now
         for remains in self.limbo.take(step):
             self._set_free(remains)
         # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.

@@ -43,7 +43,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
             raise ValueError(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
-    due_tokens, due_vectors = replica.settle(result.step_id)
+    due_tokens, due_vectors = replica.settle(result.step_id, now)
     live = slots.are_held(result.slot, result.generation)
     _check_complete(result.step_id, "token", due_tokens, result.slot[live])
     embedded = slots.are_held(result.vector_slot, result.vector_generation)

@@ -2,8 +2,8 @@
 
 Routers' events (`accept`, `abort`, `finish`, `drop_router`), replicas' events (`attach`, `detach`),
 the passing of time (`expire`) and the step loop (`schedule`, `apply`) come in with the time they
-happened; plans and outputs go out. Each accepted sequence ends in exactly one `Finished`. There is no clock, no I/O and no
-randomness here, so the same events always give the same decisions.
+happened; plans and outputs go out. Each accepted sequence ends in exactly one `Finished`. There is
+no clock, no I/O and no randomness here, so the same events always give the same decisions.
 
 Sequences live in one registry; each one waits in one queue or runs in one slot of one replica.
 """
@@ -27,6 +27,7 @@ from scheduler.core.replica import Replica
 from scheduler.core.results import confirm
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.state import CoreState, Counters
+from scheduler.core.throughput import OutputLength, wait_s
 from scheduler.core.waiting import WaitingQueue
 
 _NOT_FINITE = "the model's output was not finite"
@@ -50,6 +51,7 @@ class Scheduler:
         self._detached = Counters()
         """Totals of replicas that are gone."""
         self._deadlines = Deadlines()
+        self._output_length = OutputLength()
         self._num_convicted = 0
         self._num_expired = 0
         self._moved = False
@@ -64,12 +66,7 @@ class Scheduler:
         taken = next((i for i in ids if i in mine), None)
         if taken is not None:
             raise Refused(f"sequence_id {taken} is in flight already", field="sequence_id")
-        num_waiting = self._num_waiting()
-        if num_waiting + len(ids) > self._config.max_queued:
-            raise Refused(
-                f"{num_waiting} sequences are queued; the limit is {self._config.max_queued}",
-                invalid=False,
-            )
+        self._check_load(request)
         samples = self._make_samples(request, now)
         self._sequences.setdefault(request.router, {}).update(zip(ids, samples, strict=True))
         if request.deadline_s > 0:
@@ -79,6 +76,28 @@ class Scheduler:
         if 0 < request.max_tokens == len(request.token_ids) - request.num_prompt_tokens:
             return self._end_all(samples, FinishReason.LENGTH, now)
         return Outputs()
+
+    def _check_load(self, request: Request) -> None:
+        """Raises Refused if too much is queued already. What was accepted once is never refused,
+        and nothing is for its size alone."""
+        config, num_waiting = self._config, self._num_waiting()
+        is_new = not request.resubmitted and len(request.token_ids) == request.num_prompt_tokens
+        if num_waiting == 0 or not is_new:
+            return
+        num_queued_tokens = sum(queue.num_tokens for queue in self._queues())
+        num_tokens = len(request.token_ids) * request.num_samples
+        if num_waiting + request.num_samples > config.max_queued:
+            message = f"{num_waiting} sequences are queued; the limit is {config.max_queued}"
+        elif num_queued_tokens + num_tokens > config.max_queued_tokens:
+            message = (
+                f"{num_queued_tokens} tokens are queued and this request has {num_tokens};"
+                f" the limit is {config.max_queued_tokens}"
+            )
+        else:
+            return
+        speed = sum(replica.throughput.tokens_per_s for replica in self._replicas.values())
+        backlog = num_queued_tokens + num_waiting * self._output_length.mean
+        raise Refused(message, invalid=False, retry_after_s=wait_s(backlog, speed))
 
     def _make_samples(self, request: Request, now: float) -> list[Sequence]:
         serials = [next(self._serials) for _ in range(request.num_samples)]
@@ -301,9 +320,7 @@ class Scheduler:
             check_replica(replica)
         self._unplaced.check_integrity()
         self._quarantine.check_integrity()
-        queues = [self._unplaced, self._quarantine.waiting]
-        queues += [replica.queue for replica in self._replicas.values()]
-        held = [sequence for queue in queues for sequence in queue]
+        held = [sequence for queue in self._queues() for sequence in queue]
         held += [s for replica in self._replicas.values() for s in replica.slots.running()]
         known = [s for mine in self._sequences.values() for s in mine.values()]
         assert len(held) == len(known), "a sequence is held twice or by nobody"
@@ -318,9 +335,13 @@ class Scheduler:
 
     # ---- changes of hands
 
+    def _queues(self) -> list[WaitingQueue]:
+        """Wherever sequences wait."""
+        at_replicas = [replica.queue for replica in self._replicas.values()]
+        return [self._unplaced, self._quarantine.waiting, *at_replicas]
+
     def _num_waiting(self) -> int:
-        apart = len(self._unplaced) + len(self._quarantine.waiting)
-        return apart + sum(len(r.queue) for r in self._replicas.values())
+        return sum(len(queue) for queue in self._queues())
 
     def _find(self, router: int, sequence_id: int) -> Sequence | None:
         return self._sequences.get(router, {}).get(sequence_id)
@@ -370,6 +391,8 @@ class Scheduler:
             assert replica is not None, "a running sequence has a replica"
             replica.release(sequence)
         sequence.move(Status.FINISHED)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self._output_length.observe(sequence.num_output_tokens)
         if sequence.request.deadline_s > 0:
             self._deadlines.note_end()
         mine = self._sequences[sequence.request.router]

@@ -121,6 +121,7 @@ class Cell:
         needs_every_position: bool = False,
         score_from: int | None = None,
         deadline_s: float = 0.0,
+        resubmitted: bool = False,
     ) -> Key:
         """Accept a request; returns the key of its first sample. Raises Refused."""
         self._num_requests += 1
@@ -147,6 +148,7 @@ class Cell:
             needs_every_position=needs_every_position,
             score_from=score_from,
             deadline_s=deadline_s,
+            resubmitted=resubmitted,
         )
         outputs = self.scheduler.accept(request, self._tick())
         for sample in range(num_samples):

@@ -58,6 +58,58 @@ def test_a_full_queue_is_refused_for_now() -> None:
     cell.submit([3], 4)
 
 
+def test_a_queue_full_of_tokens_is_refused_with_the_numbers() -> None:
+    cell = Cell(max_queued_tokens=10)
+    cell.submit([1] * 20, 4)
+    refused = refusal(cell, [2] * 3)
+    assert not refused.invalid
+    assert refused.message == "20 tokens are queued and this request has 3; the limit is 10"
+    cell.attach()
+    cell.step()
+    cell.submit([2] * 3, 4)
+
+
+@pytest.mark.parametrize(("output", "resubmitted"), [([3], False), ([], True)])
+def test_what_was_accepted_before_is_never_refused_for_load(
+    output: list[int], resubmitted: bool
+) -> None:
+    cell = Cell(max_queued=1, max_queued_tokens=1)
+    cell.submit([1] * 5, 4)
+    refusal(cell, [2])
+    again = cell.submit([2], 4, output=output, resubmitted=resubmitted)
+    cell.attach()
+    cell.run()
+    assert cell.end(again).reason is FinishReason.LENGTH
+
+
+def test_nothing_is_refused_for_its_size_alone() -> None:
+    cell = Cell(max_queued=2, max_queued_tokens=2)
+    cell.submit([1] * 5, 4, num_samples=3)
+
+
+def test_a_refusal_says_when_the_backlog_will_be_worked_off() -> None:
+    cell = Cell(max_queued=4)
+    cell.attach(max_num_seqs=1, max_num_batched_tokens=16)
+    for _ in range(10):  # 3 tokens that are not cached, then 3 decodes, in half a second each
+        cell.submit([1] * 7, 4)
+        while cell.schedule() is not None:
+            cell.now += 0.5
+            cell.deliver()
+    replica = cell.scheduler._replicas["a"]
+    speed = replica.throughput.tokens_per_s
+    assert speed == pytest.approx((3 + 3) / (4 * 0.5), rel=0.05)
+    for i in range(4):
+        cell.submit([2 + i] * 20, 4)
+    refused = refusal(cell, [1])
+    assert refused.retry_after_s == pytest.approx((4 * 20 + 4 * 4) / speed, rel=0.05)
+
+
+def test_a_refusal_before_anything_was_measured_names_a_moderate_time() -> None:
+    cell = Cell(max_queued=1)
+    cell.submit([1], 4)
+    assert refusal(cell, [2]).retry_after_s == 5.0
+
+
 @pytest.mark.parametrize("offset", [0, 1, -1])
 def test_an_id_in_flight_is_refused(offset: int) -> None:
     cell = Cell()
@@ -144,6 +196,7 @@ def test_a_finish_never_counts_more_tokens_than_were_sent() -> None:
         {"max_num_seqs": 0},
         {"max_num_batched_tokens": 0},
         {"max_queued": 0},
+        {"max_queued_tokens": 0},
         {"watermark": 1.0},
         {"max_crashes": 0},
         {"trial_patience_s": -1.0},
