@@ -24,6 +24,7 @@ from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
 from router.beam_search import BeamGeneration, beam_search
+from router.events import EVENT_HEADERS
 from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
 from router.wait_limit import WaitLimit
@@ -91,21 +92,26 @@ class GenerationResponse(Response):
                     self._parse, content, backend.model, max_model_len, request_id, dice
                 )
                 scope["state"]["request_id"] = call.request_id
-                answer = self._make_answer(call, backend.model.tokenizer)
-                if call.requests[0].beams is not None:
-                    with beam_search(backend.engine, call.requests, self._arrived_at) as search:
-                        async with watch(receive, search):
-                            await _whole(answer, search, send)
-                    return
-                with backend.engine.generate(call.requests, self._arrived_at) as generation:
-                    async with watch(receive, generation):
-                        if call.streams:
-                            await _stream(answer, generation, scope, send)
-                        else:
-                            await _whole(answer, generation, send)
+                await self.respond(call, scope, receive, send)
         except RequestError as error:
             if error.fault is not Fault.CLIENT_GONE:
                 raise
+
+    async def respond(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs and answers it. Raises RequestError if it fails before the response has begun."""
+        engine = self._backend.engine
+        answer = self._make_answer(call, self._backend.model.tokenizer)
+        if call.requests[0].beams is not None:
+            with beam_search(engine, call.requests, self._arrived_at) as search:
+                async with watch(receive, search):
+                    await _whole(answer, search, send)
+            return
+        with engine.generate(call.requests, self._arrived_at) as generation:
+            async with watch(receive, generation):
+                if call.streams:
+                    await _stream(answer, generation, scope, send)
+                else:
+                    await _whole(answer, generation, send)
 
 
 @asynccontextmanager
@@ -172,9 +178,7 @@ async def _send_events(
             events = answer.events(pieces) if pieces else answer.idle_events()
             if not started:
                 started = True
-                await send(
-                    {"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS}
-                )
+                await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
             if events:
                 await write(events)
         await write(answer.closing_events(), more=False)
@@ -187,10 +191,3 @@ async def _send_events(
 
 def _nothing() -> None:
     """Where there is no connection to hang up."""
-
-
-_EVENT_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]

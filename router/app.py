@@ -2,6 +2,7 @@
 
 POST /v1/chat/completions   POST /v1/completions   POST /v1/embeddings
 POST /v1/responses          GET, DELETE /v1/responses/{id}
+GET  /v1/responses/{id}/input_items   POST /v1/responses/{id}/cancel
 POST /v1/messages           POST /v1/messages/count_tokens
 POST /tokenize              POST /detokenize
 GET  /v1/models             GET  /v1/models/{name}
@@ -15,7 +16,6 @@ GET  /openapi.json   GET /docs   what is written in `ENDPOINTS` below, for progr
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -28,14 +28,12 @@ from starlette.routing import Match
 
 from gateway.anthropic.messages import MessagesAnswer, count_tokens, parse_messages
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
-from gateway.errors import Fault, RequestError, invalid, quote
-from gateway.openai.call import Call
+from gateway.errors import Fault, RequestError, quote
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
 from gateway.openai.embeddings import EmbeddingBody
 from gateway.openai.models import model_body, models_body
-from gateway.openai.response_answer import ResponsesAnswer
-from gateway.openai.responses import ResponseCall, ResponsesBody, parse_response
+from gateway.openai.responses import ResponsesBody
 from gateway.openai.schema import ChatBody, CompletionBody
 from gateway.openai.tokens import (
     DetokenizeBody,
@@ -44,7 +42,7 @@ from gateway.openai.tokens import (
     detokenize,
     tokenize,
 )
-from gateway.tokenizer import Tokenizer
+from router import response_routes
 from router.answers import GenerationResponse
 from router.backend import Backend
 from router.cors import CorsPolicy
@@ -91,32 +89,6 @@ async def _completions(request: Request) -> Response:
 
 async def _embeddings(request: Request) -> Response:
     return EmbeddingsResponse(_backend(request), time.monotonic())
-
-
-async def _responses(request: Request) -> Response:
-    backend = _backend(request)
-    store = backend.responses
-
-    def answer(call: Call, tokenizer: Tokenizer) -> ResponsesAnswer:
-        assert isinstance(call, ResponseCall)
-        return ResponsesAnswer(call, tokenizer, store.keep)
-
-    parse = partial(parse_response, find=store.find, keeps=store.keeps)
-    return GenerationResponse(backend, parse, answer, time.monotonic())
-
-
-async def _response(request: Request) -> Response:
-    if "stream" in request.query_params:
-        said = quote(request.query_params["stream"])
-        raise invalid("stream", f"stream is {said}; a stored response is answered as a whole")
-    stored = _backend(request).responses.find(request.path_params["response_id"])
-    return JSONResponse(stored.body)
-
-
-async def _delete_response(request: Request) -> Response:
-    response_id = request.path_params["response_id"]
-    _backend(request).responses.delete(response_id)
-    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 async def _messages(request: Request) -> Response:
@@ -223,7 +195,7 @@ ENDPOINTS = (
     Endpoint(
         method="POST",
         path="/v1/responses",
-        handler=_responses,
+        handler=response_routes.create_response,
         summary="Answer a conversation, one turn at a time.",
         body=(ResponsesBody,),
         answer="OpenAI's Response, or typed events of it.",
@@ -232,16 +204,30 @@ ENDPOINTS = (
     Endpoint(
         method="GET",
         path="/v1/responses/{response_id}",
-        handler=_response,
-        summary="Say a stored response again.",
-        answer="OpenAI's Response.",
+        handler=response_routes.retrieve_response,
+        summary="Say a stored response again, or follow one that is written in the background.",
+        answer="OpenAI's Response, or typed events of it.",
     ),
     Endpoint(
         method="DELETE",
         path="/v1/responses/{response_id}",
-        handler=_delete_response,
+        handler=response_routes.delete_response,
         summary="Forget a stored response.",
         answer='{"id": id, "object": "response", "deleted": true}',
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/responses/{response_id}/input_items",
+        handler=response_routes.list_input_items,
+        summary="List the input of a stored response.",
+        answer="OpenAI's ResponseItemList.",
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/responses/{response_id}/cancel",
+        handler=response_routes.cancel_response,
+        summary="End a response that is written in the background.",
+        answer="OpenAI's Response.",
     ),
     Endpoint(
         method="POST",

@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import Request
 
 from gateway.model import Model
+from router.background import BackgroundRuns
 from router.body import read_body
 from router.engine import Engine
 from router.metrics import Metrics
@@ -40,6 +41,7 @@ class Backend:
     readiness: Readiness
     metrics: Metrics
     responses: ResponseStore
+    background: BackgroundRuns
     max_body_bytes: int
     api_key: ApiKey | None
     """None: everybody may ask."""
@@ -72,5 +74,6 @@ class Backend:
         return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, and what runs in the background."""
+        self.background.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -28,7 +28,7 @@ class ResponseStore:
         self, max_bytes: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`max_bytes` 0 keeps nothing."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._ttl_s = ttl_s
         self._clock = clock
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -38,7 +38,7 @@ class ResponseStore:
     @property
     def keeps(self) -> bool:
         """Whether anything may be kept at all."""
-        return self._max_bytes > 0
+        return self.max_bytes > 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -49,10 +49,10 @@ class ResponseStore:
         num_bytes = _num_bytes(response)
         while self._entries:
             oldest_id, oldest = next(iter(self._entries.items()))
-            if oldest.ends_at > now and self.num_bytes + num_bytes <= self._max_bytes:
+            if oldest.ends_at > now and self.num_bytes + num_bytes <= self.max_bytes:
                 break
             self._drop(oldest_id)
-        if num_bytes <= self._max_bytes:
+        if num_bytes <= self.max_bytes:
             self._entries[response_id] = _Entry(response, num_bytes, now + self._ttl_s)
             self.num_bytes += num_bytes
 
@@ -85,6 +85,9 @@ class ResponseStore:
 
 
 def _num_bytes(response: StoredResponse) -> int:
-    """As JSON: its body and its conversation, which it may share with others, in full."""
+    """As JSON: its body, its input, its conversation, which it may share with others, in full, and
+    its events."""
     turns = [asdict(turn) for turn in response.turns]
-    return len(json.dumps([response.body, turns], ensure_ascii=False).encode())
+    said = [response.body, response.input_items, turns]
+    num_bytes = len(json.dumps(said, ensure_ascii=False).encode())
+    return num_bytes + sum(map(len, response.events))

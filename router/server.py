@@ -32,6 +32,7 @@ from gateway.model import Model, load_model
 from protos import flags
 from router.app import create_app
 from router.backend import Backend
+from router.background import BackgroundRuns
 from router.cors import CorsPolicy
 from router.engine import Engine
 from router.http_protocol import BoundedHttpProtocol
@@ -201,6 +202,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         readiness=Readiness(engine),
         metrics=metrics,
         responses=responses,
+        background=BackgroundRuns(engine, permits, responses),
         max_body_bytes=settings.max_body_bytes,
         api_key=ApiKey(settings.api_key) if settings.api_key else None,
         seeds=random.Random(settings.seed),

@@ -90,6 +90,7 @@ class LogprobsByText:
 
     def __init__(self, bytes_of: Sequence[bytes]) -> None:
         """`bytes_of[token]` is what the token adds to the text."""
+        self._bytes_of = bytes_of
         self._offsets = TextOffsets(bytes_of, 0)
         self._rows: deque[tuple[int, int, TokenLogprob]] = deque()
         """Of tokens whose text has not been asked for: its start and end."""
@@ -97,6 +98,8 @@ class LogprobsByText:
     def add(self, rows: Iterable[TokenLogprob]) -> None:
         """The text goes on with these tokens."""
         for row in rows:
+            if not self._bytes_of[row.token_id]:
+                continue  # it is no part of any text
             [start] = self._offsets.feed((row.token_id,))
             self._rows.append((start, self._offsets.end, row))
 

@@ -7,9 +7,10 @@ from gateway.blocks import Added, Block, BlockEvent, BlockKind, Blocks, Closed, 
 from gateway.errors import Fault, RequestError
 from gateway.openai.call import compact
 from gateway.openai.errors import ERROR_KINDS
+from gateway.openai.logprobs import LogprobsByText, chat_logprobs
 from gateway.openai.response_items import output_turn
 from gateway.openai.responses import ResponseCall, StoredResponse
-from gateway.output import Finish, FinishReason, Piece
+from gateway.output import Finish, FinishReason, Piece, TokenLogprob, shown_bytes
 from gateway.tokenizer import Tokenizer
 
 Keep = Callable[[str, StoredResponse], None]
@@ -31,13 +32,23 @@ class ResponsesAnswer:
         self._keep = keep
         self._blocks = Blocks(call.parsing)
         self._num_events = 0
+        self._is_started = False
+        self._by_text = LogprobsByText(shown_bytes(call.requests[0], tokenizer))
+        self._logprobs: dict[int, list[dict[str, Any]]] = {}
+        """Of the words, by the index of their block."""
 
     def events(self, pieces: Sequence[Piece]) -> bytes:
         """Server-sent events of these pieces; nothing for those that show nothing."""
-        changes = self._blocks.feed(pieces)
-        if not changes:
+        told = [(change, self._logprobs_of(change)) for change in self._feed(pieces)]
+        if not told:
             return b""
-        return (self._start() + "".join(map(self._events_of, changes))).encode()
+        return (self._start() + "".join([self._events_of(*each) for each in told])).encode()
+
+    def opening_events(self) -> bytes:
+        """Of a response that runs in the background: it is queued."""
+        body = self.body_so_far()
+        created = self._event("response.created", response=body)
+        return (created + self._event("response.queued", response=body)).encode()
 
     def idle_events(self) -> bytes:
         """What says that we are still here: that it is in progress, or else a comment."""
@@ -52,14 +63,32 @@ class ResponsesAnswer:
         """The end of a stream that failed."""
         kind = ERROR_KINDS[error.fault]
         told = self._event("error", code=kind.code, message=error.message, param=error.field)
-        code = "rate_limit_exceeded" if error.fault is Fault.OVERLOADED else "server_error"
-        output = [self._item(block, "incomplete") for block in self._blocks.all]
-        failed = self._body("failed", output) | {"error": {"code": code, "message": error.message}}
-        return (told + self._event("response.failed", response=failed)).encode()
+        return (told + self._event("response.failed", response=self.failed(error))).encode()
+
+    def cancelling_events(self) -> bytes:
+        """The end of a stream that a client has cancelled: OpenAI has no event of that name."""
+        return self._event("response.incomplete", response=self.cancelled()).encode()
 
     def collect(self, pieces: Sequence[Piece]) -> None:
         """Keeps these pieces for `whole`."""
-        self._blocks.feed(pieces)
+        for change in self._feed(pieces):
+            self._logprobs_of(change)
+
+    def body_so_far(self) -> dict[str, Any]:
+        """The response while it is being written, in the background."""
+        if not self._blocks.all:
+            return self._body("queued", [])
+        return self._body("in_progress", self._output_so_far("in_progress"))
+
+    def failed(self, error: RequestError) -> dict[str, Any]:
+        """The response, when it cannot be completed."""
+        code = "rate_limit_exceeded" if error.fault is Fault.OVERLOADED else "server_error"
+        body = self._body("failed", self._output_so_far("incomplete"))
+        return body | {"error": {"code": code, "message": error.message}}
+
+    def cancelled(self) -> dict[str, Any]:
+        """The response, when a client has cancelled it."""
+        return self._body("cancelled", self._output_so_far("incomplete"))
 
     def whole(self) -> dict[str, Any]:
         """The response, when the sample has ended."""
@@ -73,32 +102,48 @@ class ResponsesAnswer:
             body["incomplete_details"] = {"reason": "max_output_tokens"}
         if self.call.stores:
             turns = (*self.call.turns, output_turn(self._blocks.all))
-            self._keep(self.call.response_id, StoredResponse(body, turns))
+            self._keep(self.call.response_id, StoredResponse(body, turns, self.call.input_items))
         return body
 
-    def _start(self) -> str:
-        """The first two events, once."""
-        if self._num_events:
-            return ""
-        body = self._body("in_progress", [])
-        return self._event("response.created", response=body) + self._event(
-            "response.in_progress", response=body
-        )
+    def _feed(self, pieces: Sequence[Piece]) -> list[BlockEvent]:
+        for piece in pieces:
+            self._by_text.add(piece.logprobs or ())
+        return self._blocks.feed(pieces)
 
-    def _events_of(self, change: BlockEvent) -> str:
+    def _logprobs_of(self, change: BlockEvent) -> list[dict[str, Any]]:
+        """Of the words that were added; the block keeps them, too."""
+        if not self.call.wants_logprobs or not isinstance(change, Added) or not change.spans:
+            return []
+        rows: list[TokenLogprob] = self._by_text.take(change.spans)
+        if change.block.kind is not BlockKind.WORDS:
+            return []
+        entries = chat_logprobs(rows, self._tokenizer)
+        self._logprobs.setdefault(change.block.index, []).extend(entries)
+        return entries
+
+    def _start(self) -> str:
+        """The first events, once."""
+        if self._is_started:
+            return ""
+        self._is_started = True
+        body = self._body("in_progress", [])
+        created = "" if self._num_events else self._event("response.created", response=body)
+        return created + self._event("response.in_progress", response=body)
+
+    def _events_of(self, change: BlockEvent, logprobs: list[dict[str, Any]]) -> str:
         block = change.block
         at: dict[str, Any] = {"output_index": block.index}
         match change:
             case Opened():
                 return self._begin(block, at)
-            case Added(_, text):
+            case Added(text=text):
                 at["item_id"] = self._id(block)
                 if block.kind is BlockKind.CALL:
                     return self._event("response.function_call_arguments.delta", **at, delta=text)
-                return self._event(
-                    f"response.{_PARTS[block.kind]}.delta",
-                    **(at | {"content_index": 0, "delta": text} | _no_logprobs(block)),
-                )
+                told = {"content_index": 0, "delta": text}
+                if block.kind is BlockKind.WORDS:
+                    told["logprobs"] = logprobs
+                return self._event(f"response.{_PARTS[block.kind]}.delta", **at, **told)
             case Closed():
                 return self._end(block, at)
 
@@ -110,7 +155,8 @@ class ResponsesAnswer:
         item["content"] = []
         added = self._event("response.output_item.added", **at, item=item)
         at |= {"item_id": self._id(block), "content_index": 0}
-        return added + self._event("response.content_part.added", **at, part=_part(block.kind, ""))
+        part = _part(block.kind, "", [])
+        return added + self._event("response.content_part.added", **at, part=part)
 
     def _end(self, block: Block, at: dict[str, Any]) -> str:
         item = self._item(block, self._status_of(block))
@@ -125,11 +171,9 @@ class ResponsesAnswer:
             )
         else:
             inner["content_index"] = 0
-            part = _part(block.kind, block.text)
-            said = done(
-                f"response.{_PARTS[block.kind]}.done",
-                **(inner | {"text": block.text} | _no_logprobs(block)),
-            )
+            part = self._part(block)
+            told = {name: part[name] for name in ("text", "logprobs") if name in part}
+            said = done(f"response.{_PARTS[block.kind]}.done", **inner, **told)
             said += done("response.content_part.done", **inner, part=part)
         return said + done("response.output_item.done", **at, item=item)
 
@@ -148,14 +192,24 @@ class ResponsesAnswer:
         said: dict[str, Any] = {"id": self._id(block), "status": status}
         match block.kind:
             case BlockKind.WORDS:
-                content = [_part(block.kind, block.text)]
+                content = [self._part(block)]
                 return said | {"type": "message", "role": "assistant", "content": content}
             case BlockKind.REASONING:
-                content = [_part(block.kind, block.text)]
+                content = [self._part(block)]
                 return said | {"type": "reasoning", "summary": [], "content": content}
             case BlockKind.CALL:
                 call = {"call_id": block.id, "name": block.name, "arguments": block.text}
                 return said | {"type": "function_call"} | call
+
+    def _part(self, block: Block) -> dict[str, Any]:
+        return _part(block.kind, block.text, self._logprobs.get(block.index, []))
+
+    def _output_so_far(self, status: str) -> list[dict[str, Any]]:
+        """`status` is that of a block that is not complete: the last one."""
+        return [
+            self._item(block, status if block is self._blocks.all[-1] else "completed")
+            for block in self._blocks.all
+        ]
 
     def _id(self, block: Block) -> str:
         name = self.call.response_id.removeprefix("resp_")
@@ -190,11 +244,7 @@ class ResponsesAnswer:
         }
 
 
-def _part(kind: BlockKind, text: str) -> dict[str, Any]:
+def _part(kind: BlockKind, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     if kind is BlockKind.REASONING:
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _no_logprobs(block: Block) -> dict[str, Any]:
-    return {"logprobs": []} if block.kind is BlockKind.WORDS else {}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}

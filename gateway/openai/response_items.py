@@ -76,6 +76,20 @@ def output_turn(blocks: Iterable[Block]) -> ChatMessage:
     return turn.message(between="")
 
 
+def listed_items(
+    said: str | Sequence[Mapping[str, Any]], response_id: str
+) -> tuple[Mapping[str, Any], ...]:
+    """The items of `input`, which `input_turns` has read, as they are listed; those without an id
+    get one."""
+    if isinstance(said, str):
+        said = [{"role": "user", "content": said}]
+    name = response_id.removeprefix("resp_")
+    return tuple(
+        _listed(item, item.get("id") or f"item_{name}{index:04x}")
+        for index, item in enumerate(said)
+    )
+
+
 def response_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Tool]:
     """The tools of a body. Raises RequestError; names and sizes are checked by `Model.chat`."""
     return [_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools or ())]
@@ -90,6 +104,38 @@ def response_tool_choice(choice: Any) -> ToolChoice:
     if isinstance(choice, Mapping) and choice.get("type") == "function":
         return ToolChoice(ToolMode.NAMED, _string("tool_choice", choice, "name"))
     raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
+
+
+def _listed(item: Mapping[str, Any], item_id: Any) -> Mapping[str, Any]:
+    head = {"id": str(item_id), "status": "completed"}
+    match item.get("type", "message"):
+        case "function_call":
+            call = {name: item[name] for name in ("call_id", "name", "arguments")}
+            return head | {"type": "function_call"} | call
+        case "function_call_output":
+            said = {"call_id": item["call_id"], "output": item["output"]}
+            return head | {"type": "function_call_output"} | said
+        case "reasoning":
+            said = {"summary": item.get("summary") or []}
+            if content := item.get("content"):
+                said["content"] = content
+            return head | {"type": "reasoning"} | said
+        case _:
+            kind = "output_text" if item["role"] == "assistant" else "input_text"
+            content = _listed_content(kind, item["content"])
+            return head | {"type": "message", "role": item["role"], "content": content}
+
+
+def _listed_content(kind: str, content: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parts of text, of the one kind that a message of this role has."""
+    parts = [{"text": content}] if isinstance(content, str) else content
+    beside: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "output_text" else {}
+    return [
+        {"type": "refusal", "refusal": part["refusal"]}
+        if part.get("type") == "refusal"
+        else {"type": kind, "text": part["text"], **beside}
+        for part in parts
+    ]
 
 
 def _is_assistants(item: Mapping[str, Any]) -> bool:

@@ -17,14 +17,25 @@ from gateway.body import Part, checked_text, parse_body
 from gateway.conversation import ChatMessage, Conversation
 from gateway.errors import RequestError, invalid, one_of, quote
 from gateway.grammar import ANY_OBJECT, GrammarSpec
-from gateway.model import Model
+from gateway.model import ChatPrompt, Model
 from gateway.openai import shapes
 from gateway.openai.call import Call
 from gateway.openai.options import check_metadata, sampling_options
-from gateway.openai.response_items import input_turns, response_tool_choice, response_tools
+from gateway.openai.response_items import (
+    input_turns,
+    listed_items,
+    response_tool_choice,
+    response_tools,
+)
 from gateway.openai.schema import UNSERVED, Effort, SamplingBody
 from gateway.openai.structure import named_schema, requested_grammar
+from gateway.openai.truncation import fitting_prompt
+from gateway.ranges import check_range
 from gateway.request import GenerateRequest, check_request_id
+from gateway.thinking import effort_arguments
+
+LOGPROBS = "message.output_text.logprobs"
+"""What of an answer can be included."""
 
 
 class TextBody(Part):
@@ -45,8 +56,12 @@ class ReasoningBody(Part):
 
     effort: Effort | None = None
     """How much, if its chat template can say so; if it is not said, as it likes."""
-    summary: None = None
-    """Thoughts are said in full."""
+    summary: Literal["auto"] | None = None
+    """Thoughts are said in full; nobody sums them up."""
+    generate_summary: Literal["auto"] | None = None
+    """The same by its older name."""
+    context: Literal["auto"] | None = None
+    """Which thoughts of earlier turns the model reads again is its chat template's to say."""
 
 
 class ResponsesBody(SamplingBody):
@@ -54,15 +69,10 @@ class ResponsesBody(SamplingBody):
 
     model_config = ConfigDict(title="ResponseRequest")
     unserved: ClassVar[Mapping[str, Sequence[Any]]] = {
-        "background": (False,),
         "context_management": ([],),
         "conversation": (),
-        "include": ([],),
-        "max_tool_calls": (),
         "moderation": (),
         "prompt": (),
-        "top_logprobs": (0,),
-        "truncation": ("disabled",),
         # What chats and completions have, and a response has no use for.
         "n": (1,),
         "return_token_ids": (False,),
@@ -94,6 +104,16 @@ class ResponsesBody(SamplingBody):
     """What the words of the answer look like."""
     reasoning: ReasoningBody | None = None
     """How much the model thinks."""
+    background: bool = False
+    """Answer at once, that it is queued; ask for the response by its id later. Needs `store`."""
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """What becomes of an input that is too long: its first turns are left out, or it is refused."""
+    include: list[Literal["message.output_text.logprobs"]] = Field([])
+    """What else to say: the logprobs of the answer's words."""
+    top_logprobs: int = 0
+    """Also say so many alternatives for each token; needs `include`."""
+    max_tool_calls: int | None = None
+    """Calls of tools that the server runs itself, at most; it has none."""
     metadata: dict[str, str] = Field({})
     """Labels, at most 16, which the response repeats."""
     chat_template_kwargs: dict[str, Any] = Field({})
@@ -107,7 +127,12 @@ class StoredResponse:
     body: Mapping[str, Any]
     """As it was answered."""
     turns: tuple[ChatMessage, ...]
-    """The conversation up to its end, without instructions: they hold for one response."""
+    """The conversation up to its end, without instructions: they hold for one response. Empty if it
+    was not completed."""
+    input_items: tuple[Mapping[str, Any], ...] = ()
+    """Its own input."""
+    events: tuple[bytes, ...] = ()
+    """As they were told, if it was asked for as a stream in the background."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +144,11 @@ class ResponseCall(Call):
     """What the response says of its request."""
     turns: tuple[ChatMessage, ...]
     """The conversation that is answered, without instructions."""
+    input_items: tuple[Mapping[str, Any], ...]
+    """Those of its own input."""
     stores: bool
+    in_background: bool
+    """Nobody waits for it: whoever asked comes back."""
 
 
 FindResponse = Callable[[str], StoredResponse]
@@ -147,13 +176,19 @@ def parse_response(
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     turns = [*_turns_before(body, find), *input_turns(body.input)]
-    prompt = model.chat(_conversation(body, turns), max_model_len, _grammar(body))
+    assert body.input is not None
+    prompt = _prompt(body, turns, model, max_model_len)
+    response_id = f"resp_{secrets.token_hex(16)}"
+    input_items = listed_items(body.input, response_id)
+    _check_writable("input", input_items)
     request = model.build(
         prompt.token_ids,
         sampling_options(
             body,
             max_tokens=body.max_output_tokens,
             max_tokens_field="max_output_tokens",
+            num_logprobs=_num_logprobs(body),
+            logprobs_field="top_logprobs",
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
             grammar=prompt.grammar,
         ),
@@ -163,19 +198,22 @@ def parse_response(
         prompt_field="input",
     )
     stores = keeps and body.store
+    _check_background(body, keeps=keeps)
     return ResponseCall(
         request_id=request_id,
         model=model.name,
         requests=(request,),
         streams=body.streams,
         include_usage=False,
-        wants_logprobs=False,
+        wants_logprobs=request.sampling.num_logprobs is not None,
         wants_token_ids=False,
         parsing=prompt.parsing,
-        response_id=f"resp_{secrets.token_hex(16)}",
+        response_id=response_id,
         said=_said(body, request, stores=stores),
         turns=tuple(turns),
+        input_items=input_items,
         stores=stores,
+        in_background=body.background,
     )
 
 
@@ -185,6 +223,8 @@ def _check(body: ResponsesBody) -> None:
         field = "stream_options.continuous_usage_stats"
         raise invalid(field, f"{field} is true; a response says its usage at its end")
     check_metadata(body.metadata)
+    # Of tools that the server runs itself, and there are none: any number is kept to.
+    check_range("max_tool_calls", body.max_tool_calls, 0)
 
 
 def _turns_before(body: ResponsesBody, find: FindResponse) -> tuple[ChatMessage, ...]:
@@ -197,13 +237,52 @@ def _turns_before(body: ResponsesBody, find: FindResponse) -> tuple[ChatMessage,
         raise RequestError(error.fault, error.message, field=field) from error
 
 
-def _conversation(body: ResponsesBody, turns: list[ChatMessage]) -> Conversation:
+def _prompt(
+    body: ResponsesBody, turns: list[ChatMessage], model: Model, max_model_len: int
+) -> ChatPrompt:
+    """Of all turns, or, if that is asked for, of as many of the last as fit."""
+    grammar = _grammar(body)
+
+    def make_prompt(turns: Sequence[ChatMessage]) -> ChatPrompt:
+        return model.chat(_conversation(body, turns, model), max_model_len, grammar)
+
+    if body.truncation == "disabled":
+        return make_prompt(turns)
+    return fitting_prompt(turns, make_prompt, max_model_len - max(1, body.max_output_tokens or 1))
+
+
+def _num_logprobs(body: ResponsesBody) -> int | None:
+    if body.include:
+        return body.top_logprobs
+    if body.top_logprobs:
+        raise invalid(
+            "top_logprobs",
+            f"top_logprobs is {body.top_logprobs}; it needs include to be {json.dumps([LOGPROBS])}",
+        )
+    return None
+
+
+def _check_background(body: ResponsesBody, *, keeps: bool) -> None:
+    if not body.background:
+        return
+    if not keeps:
+        raise invalid(
+            "background",
+            "background is true; this server keeps no responses, so nobody could come back to it",
+        )
+    if not body.store:
+        raise invalid("background", "background is true; it needs store to be true")
+
+
+def _conversation(body: ResponsesBody, turns: Sequence[ChatMessage], model: Model) -> Conversation:
     first = []
     if body.instructions:
         first = [ChatMessage("system", checked_text("instructions", body.instructions))]
-    arguments = dict(body.chat_template_kwargs)
-    if body.reasoning is not None and body.reasoning.effort is not None:
-        arguments.setdefault("reasoning_effort", body.reasoning.effort)
+    effort = body.reasoning.effort if body.reasoning else None
+    arguments = {
+        **effort_arguments("reasoning.effort", effort, model),
+        **body.chat_template_kwargs,
+    }
     return Conversation(
         messages=[*first, *turns],
         messages_field="input",
@@ -247,10 +326,10 @@ def _text_grammar(body: ResponsesBody) -> GrammarSpec | None:
 def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dict[str, Any]:
     """The request, as the response repeats it."""
     said: dict[str, Any] = {
-        "background": False,
+        "background": body.background,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": None,
+        "max_tool_calls": body.max_tool_calls,
         "metadata": body.metadata,
         "parallel_tool_calls": body.parallel_tool_calls,
         "previous_response_id": body.previous_response_id,
@@ -261,9 +340,9 @@ def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dic
         "text": {"format": (body.text and body.text.format) or {"type": "text"}},
         "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
         "tools": [{"parameters": None, "strict": None} | tool for tool in body.tools],
-        "top_logprobs": 0,
+        "top_logprobs": body.top_logprobs,
         "top_p": request.sampling.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation,
     }
     for name in ("user", "prompt_cache_key", "safety_identifier"):
         if (label := getattr(body, name)) is not None:

@@ -1,6 +1,7 @@
 """OpenAI's Responses: the official client, every event, what is kept, and what is refused."""
 
 import json
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -29,6 +30,9 @@ SAID: list[dict[str, Any]] = [
     {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}]},
     {"store": False, "temperature": 0.5, "top_p": 0.9, "tool_choice": "none"},
     {"tools": [{"type": "function", "name": "add"}], "tool_choice": "none"},
+    {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    {"max_tool_calls": 3, "truncation": "auto"},
+    {"reasoning": {"effort": "medium", "summary": "auto", "context": "auto"}},
 ]
 
 
@@ -194,6 +198,66 @@ async def test_items_become_turns(
     )
 
 
+@openai_spec.needs_spec
+async def test_the_logprobs_of_its_words(http: httpx.AsyncClient, router: Router) -> None:
+    """Those of the tokens that the text is made of, in the deltas and in the whole."""
+    asked = ASKED | {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "stream": True}
+    told = [event for _, event in events((await http.post(PATH, json=asked)).text)]
+    for event in told:
+        check(event, "ResponseStreamEvent")
+    [part] = told[-1]["response"]["output"][0]["content"]
+    entries = part["logprobs"]
+    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == ANSWER
+    # the first of all, <|im_start|>, has no text
+    assert [entry["logprob"] for entry in entries] == [-float(i + 2) for i in range(len(entries))]
+    assert all(len(entry["top_logprobs"]) == 2 for entry in entries)
+    of_deltas = [event["logprobs"] for event in told if event["type"].endswith("text.delta")]
+    assert list(chain.from_iterable(of_deltas)) == entries
+    [done] = [event for event in told if event["type"].endswith("text.done")]
+    assert done["logprobs"] == entries
+    plain = (await http.post(PATH, json=asked | {"stream": False})).json()
+    assert plain["output"][0]["content"] == [part]
+    assert (plain["top_logprobs"], router.backend.model.name) == (2, "tiny")
+
+
+async def test_an_input_that_is_too_long_loses_its_first_turns(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    """As few as may be; instructions stay, and the rest begins with a user's turn."""
+    turns = [
+        {"role": role, "content": f"{number:02d} " + "lazy dog " * 4}
+        for number in range(20)
+        for role in ("user", "assistant")
+    ]
+    asked = {
+        "input": [*turns, {"role": "user", "content": "and now?"}],
+        "instructions": "be brief",
+        "max_output_tokens": 20,
+    }
+    error = error_of(await http.post(PATH, json=asked), 400)
+    assert "this model accepts at most 256" in error["message"]
+    answer = (await http.post(PATH, json=asked | {"truncation": "auto"})).json()
+    assert answer["truncation"] == "auto"
+    prompt = prompt_of(scheduler, router)
+    head, first = "<|im_start|>system\nbe brief<|im_end|>\n", "<|im_start|>user\n"
+    assert prompt.startswith(head + first)
+    kept = prompt.removeprefix(head + first)
+    number = int(kept[:2])
+    assert 10 < number < 20
+    assert prompt.count("<|im_start|>user") == 21 - number
+    tokens = router.backend.model.tokenizer.encode(prompt, add_special_tokens=False)
+    assert len(tokens) <= 256 - 20
+    more = "".join(
+        f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns[:2]
+    )
+    num_more = len(router.backend.model.tokenizer.encode(more, add_special_tokens=False))
+    assert len(tokens) + num_more > 256 - 20
+    listed = (await http.get(f"{PATH}/{answer['id']}/input_items", params={"limit": 100})).json()
+    assert len(listed["data"]) == 41
+    alone = {"input": "x" * 5000, "truncation": "auto"}
+    assert "256" in error_of(await http.post(PATH, json=alone), 400)["message"]
+
+
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"input": None}, "input", "input is missing"),
     ({"input": []}, "input", "input is []; it must be a text or items"),
@@ -211,11 +275,25 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "input[0].name",
         "input[0].name is missing",
     ),
-    ({"background": True}, "background", "background is true; it is not supported"),
     ({"conversation": "c"}, "conversation", 'conversation is "c"; it is not supported'),
-    ({"include": ["x"]}, "include", 'include is ["x"]; it is not supported'),
-    ({"truncation": "auto"}, "truncation", 'truncation is "auto"; it is not supported'),
-    ({"top_logprobs": 2}, "top_logprobs", "top_logprobs is 2; it is not supported"),
+    ({"include": ["x"]}, "include[0]", 'include[0] is "x"; it must be'),
+    (
+        {"include": ["reasoning.encrypted_content"]},
+        "include[0]",
+        'include[0] is "reasoning.encrypted_content"; it must be "message.output_text.logprobs"',
+    ),
+    ({"truncation": "all"}, "truncation", 'truncation is "all"; it must be one of'),
+    (
+        {"top_logprobs": 2},
+        "top_logprobs",
+        'top_logprobs is 2; it needs include to be ["message.output_text.logprobs"]',
+    ),
+    (
+        {"top_logprobs": 21, "include": ["message.output_text.logprobs"]},
+        "top_logprobs",
+        "top_logprobs is 21; it must be at most 20",
+    ),
+    ({"max_tool_calls": -1}, "max_tool_calls", "max_tool_calls is -1; it must be at least 0"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens is 0; it must be at least"),
     ({"max_output_tokens": 10**6}, "max_output_tokens", "max_output_tokens is 1000000"),
     (
@@ -239,7 +317,13 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", 'text.format.type is "xml"'),
     ({"text": {"format": {"type": "json_schema"}}}, "text.format.name", "text.format.name is"),
-    ({"reasoning": {"summary": "auto"}}, "reasoning.summary", 'reasoning.summary is "auto"'),
+    ({"reasoning": {"summary": "concise"}}, "reasoning.summary", 'reasoning.summary is "conc'),
+    ({"reasoning": {"effort": "huge"}}, "reasoning.effort", 'reasoning.effort is "huge"'),
+    (
+        {"reasoning": {"effort": "high"}},
+        "reasoning.effort",
+        'reasoning.effort is "high"; the chat template of model "tiny" cannot be told how much',
+    ),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type", 'tools[0].type is "web_search"'),
     ({"tools": [{"type": "function"}]}, "tools[0].name", "tools[0].name is missing"),
     ({"tool_choice": "required"}, "tool_choice", "tool_choice asks for a call, and tools has 0"),
