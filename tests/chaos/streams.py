@@ -97,6 +97,14 @@ class Load:
         self._url = url
         self._task = asyncio.create_task(self._run())
 
+    async def begun(self) -> None:
+        """Returns when each of them has had a token."""
+        while True:
+            if all(history.num_tokens for history in self.histories):
+                return
+            assert not self._task.done(), "some never began"
+            await asyncio.sleep(0.005)
+
     async def until(self, share: float, reference: Sequence[History]) -> None:
         """Returns when this share of all the tokens has come that the reference has."""
         goal = share * sum(history.num_tokens for history in reference)
@@ -108,6 +116,11 @@ class Load:
         """When every one has ended, however."""
         await self._task
         return self.histories
+
+    async def leave(self) -> None:
+        """Every client hangs up."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)

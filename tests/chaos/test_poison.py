@@ -1,0 +1,49 @@
+"""A request on which the worker's process dies ends with a 500, and nobody else notices."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.by_hand import Way, laid_out
+from tests.chaos.checker import check_ended, check_nothing_left, check_same
+from tests.chaos.conftest import SCALES, Scale
+from tests.chaos.judge import Judge
+from tests.chaos.pauses import Figures, pauses
+from tests.chaos.poisoned_worker import POISON
+from tests.chaos.streams import Load, told
+from tests.chaos.traffic import Asked, mixed
+
+pytestmark = pytest.mark.chaos
+
+TOKENS = (9001, 9002, 9003)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+async def test_the_culprit_alone_fails(
+    model_dir: Path, judge: Judge, figures: Figures, scale: Scale
+) -> None:
+    poisoned = Way(
+        module="tests.chaos.poisoned_worker",
+        environment={POISON: ",".join(map(str, TOKENS))},
+    )
+    ways = {"worker-0": poisoned, "worker-1": poisoned}
+    async with laid_out(model_dir, ways) as stack:
+        everyone = mixed(scale.num_streams - 1, scale.max_tokens)
+        reference = await told(stack.url, everyone)
+        for history in reference:
+            check_ended(history)
+        load = Load(stack.url, [one.salted("poison") for one in everyone])
+        await load.until(0.3, reference)
+        at = time.monotonic()
+        culprit = Asked("poison", "/v1/completions", everyone[0].body | {"prompt": list(TOKENS)})
+        [ended] = await told(stack.url, [culprit])
+        histories = await load.ended()
+        figures.add("a poisonous request", pauses(histories, at))
+        assert ended.status == 500
+        assert "the worker was lost" in ended.errors[0]
+        for history, expected in zip(histories, reference, strict=True):
+            check_ended(history)
+            check_same(history, expected, judge)
+        await stack.until_whole()
+        await check_nothing_left(stack, num_errors=1)
