@@ -220,6 +220,13 @@ WATERMARK = Flag(
 MAX_QUEUED = Flag(
     "max_queued", "Sequences that may wait; more are refused.", "N", whole(1), 100_000
 )
+MAX_QUEUED_TOKENS = Flag(
+    "max_queued_tokens",
+    "Tokens of prompts that may wait; more are refused.",
+    "TOKENS",
+    whole(1),
+    10_000_000,
+)
 MAX_CRASHES = Flag(
     "max_crashes",
     "Lost workers that one request may have been running on without progress since; then it is "

@@ -56,6 +56,7 @@ class StackOptions:
     watermark: float | None = None
     step_timeout: float | None = None
     max_queued: int | None = None
+    max_queued_tokens: int | None = None
     max_crashes: int | None = None
 
     served_model_name: str | None = None
@@ -151,6 +152,7 @@ _TAKES = {
         "watermark",
         "step_timeout",
         "max_queued",
+        "max_queued_tokens",
         "max_crashes",
         "drain_timeout",
     ),
@@ -195,7 +197,8 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),
-        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_QUEUED, flags.MAX_CRASHES),
+        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_CRASHES),
+        *(flags.MAX_QUEUED, flags.MAX_QUEUED_TOKENS),
         *(flags.SERVED_MODEL_NAME, CHAT_TEMPLATE, TOOL_CALL_PARSER, REASONING_PARSER),
         *(flags.MAX_BODY_BYTES, flags.MAX_IN_FLIGHT, flags.SEED, flags.MAX_STORED_BYTES),
         *(flags.RESPONSE_TTL, flags.ALLOWED_ORIGINS, flags.ALLOWED_METHODS),

@@ -84,6 +84,7 @@ NoPrefixCaching = Annotated[
 Watermark = Annotated[float | None, _scheduler(flags.WATERMARK)]
 StepTimeout = Annotated[float | None, _scheduler(flags.STEP_TIMEOUT)]
 MaxQueued = Annotated[int | None, _scheduler(flags.MAX_QUEUED)]
+MaxQueuedTokens = Annotated[int | None, _scheduler(flags.MAX_QUEUED_TOKENS)]
 MaxCrashes = Annotated[int | None, _scheduler(flags.MAX_CRASHES)]
 
 Host = Annotated[str, _router(flags.HOST)]

@@ -60,6 +60,7 @@ def serve(
     watermark: flags.Watermark = None,
     step_timeout: flags.StepTimeout = None,
     max_queued: flags.MaxQueued = None,
+    max_queued_tokens: flags.MaxQueuedTokens = None,
     max_crashes: flags.MaxCrashes = None,
     metrics_port: flags.MetricsPort = None,
     drain_timeout: flags.DrainTimeout = DRAIN_TIMEOUT.default,

@@ -33,6 +33,7 @@ def encode_refusal(sequence_id: int, refused: Refused) -> bytes:
         ),
         message=refused.message,
         field=refused.field,
+        retry_after_s=refused.retry_after_s,
     )
     return scheduler_pb2.ConnectResponse(refusal=refusal).SerializeToString()
 
@@ -168,4 +169,8 @@ def state_of(view: CellView, state: CoreState) -> scheduler_pb2.GetStateResponse
         num_prefix_hit_tokens=state.num_prefix_hit_tokens,
         num_overrun_tokens=state.num_overrun_tokens,
         num_replays=state.num_replays,
+        num_suspects=state.num_suspects,
+        num_convicted=state.num_convicted,
+        num_expired=state.num_expired,
+        num_distrusted=state.num_distrusted,
     )

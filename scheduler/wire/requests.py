@@ -20,6 +20,7 @@ from scheduler.wire.columns import (
 
 _MAX_SAMPLES = 128
 _MAX_SEQUENCE_ID = 2**32 - 1
+_MAX_DEADLINE_S = 1e9
 
 
 def parse_connect(data: bytes) -> scheduler_pb2.ConnectRequest:
@@ -81,8 +82,15 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         request_id=submit.request_id,
         probe=submit.probe,
         score_from=score_from,
+        deadline_s=_deadline_s(submit),
+        resubmitted=submit.resubmitted,
         needs_every_position=submit.max_tokens == 0 and model.pooling is Pooling.MEAN,
     )
+
+
+def _deadline_s(submit: scheduler_pb2.Submit) -> float:
+    _check_range("deadline_s", submit.deadline_s, 0, _MAX_DEADLINE_S)
+    return submit.deadline_s
 
 
 def _score_from(submit: scheduler_pb2.Submit) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 
 from protos.grammar import MAX_GRAMMAR_BYTES
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
-from tests.scheduler.conftest import Served
+from tests.scheduler.conftest import Serve, Served
 from tests.scheduler.peers import FakeRank, FakeRouter, column, eventually, ints, token_at
 
 INVALID = scheduler_pb2.REFUSAL_CODE_INVALID
@@ -205,6 +205,8 @@ def floats(*values: float) -> bytes:
         ),
         ({"num_samples": 0}, "num_samples", "num_samples is 0; it must be at least 1"),
         ({"num_samples": 129}, "num_samples", "is 129; it must be at least 1 and at most 128"),
+        ({"deadline_s": math.inf}, "deadline_s", "deadline_s is inf"),
+        ({"deadline_s": -1.0}, "deadline_s", "at least 0"),
         ({"sequence_id": 2**32 - 1, "num_samples": 2}, "sequence_id", "sequence_id is 4294967296"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),
         ({"max_tokens": 2**32 - 1}, "max_tokens", "max_tokens is 4294967295; it must be"),
@@ -220,6 +222,8 @@ def floats(*values: float) -> bytes:
         (sampling(temperature=-1), "temperature", "temperature is -1; it must be at least 0 and"),
         (sampling(temperature=math.nan), "temperature", "temperature is nan"),
         (sampling(temperature=2.5), "temperature", "temperature is 2.5; it must be"),
+        ({"deadline_s": math.inf}, "deadline_s", "deadline_s is inf"),
+        ({"deadline_s": -1.0}, "deadline_s", "deadline_s is -1; it must be at least 0"),
         (sampling(top_k=2**31), "top_k", "top_k is 2147483648"),
         (sampling(top_p=0), "top_p", "top_p is 0; it must be above 0 and at most 1"),
         (sampling(top_p=1.5), "top_p", "top_p is 1.5"),
@@ -436,3 +440,49 @@ async def test_a_router_that_does_not_read_is_cut_off_alone(
     await quick.submit(1, [1, 2, 3], max_tokens=1)
     await quick.until_finished(1)
     working.cancel()
+
+
+async def test_a_request_past_its_deadline_ends_as_a_timeout(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2], max_tokens=100, deadline_s=0.2)
+    await router.submit(2, [1, 3], max_tokens=4)
+    await rank.plan()
+    await router.until_finished(1)
+    end = router.finished[1]
+    assert end.reason == sampling_pb2.FINISH_REASON_TIMEOUT
+    assert end.message == "timeout is 0.2 s; it passed before the request was complete"
+    assert 2 not in router.finished
+
+
+async def test_deadlines_are_kept_one_after_another_while_no_worker_is_there(
+    serve: Serve,
+) -> None:
+    served = await serve()
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await rank.leave()
+    await rank.end()
+    for sequence_id, seconds in ((1, 0.3), (2, 0.1), (3, 0.2)):
+        await router.submit(sequence_id, [1, 2], deadline_s=seconds)
+    await router.until_finished(1, 2, 3)
+    assert list(router.finished) == [2, 3, 1]
+    assert "before the request's turn came" in router.finished[1].message
+
+
+async def test_a_full_queue_says_when_to_come_again_and_takes_what_was_accepted_before(
+    serve: Serve,
+) -> None:
+    served = await serve(max_queued=1)
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await rank.leave()
+    await rank.end()
+    await router.submit(1, [1, 2])
+    await router.submit(2, [1, 2])
+    refusal = await router.refusal()
+    assert (refusal.sequence_id, refusal.code) == (2, OVERLOADED)
+    assert refusal.retry_after_s > 0
+    await router.submit(3, [1, 2], resubmitted=True)
+    await router.submit(4, [1, 2, 3], num_prompt_tokens=2)
+    await eventually(lambda: served.cell.state().num_waiting == 3)

@@ -57,7 +57,7 @@ class RouterWelcome(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe", "score_from")
+    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe", "score_from", "deadline_s", "resubmitted")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class Submit(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FROM_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    RESUBMITTED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     num_samples: int
     token_id: bytes
@@ -84,7 +86,9 @@ class Submit(_message.Message):
     request_id: str
     probe: bool
     score_from: int
-    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ..., score_from: _Optional[int] = ...) -> None: ...
+    deadline_s: float
+    resubmitted: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ..., score_from: _Optional[int] = ..., deadline_s: _Optional[float] = ..., resubmitted: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("sequence_id",)
@@ -153,16 +157,18 @@ class Finished(_message.Message):
     def __init__(self, sequence_id: _Optional[int] = ..., reason: _Optional[_Union[_sampling_pb2.FinishReason, str]] = ..., num_prompt_tokens: _Optional[int] = ..., num_output_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., message: _Optional[str] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("sequence_id", "code", "message", "field")
+    __slots__ = ("sequence_id", "code", "message", "field", "retry_after_s")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     code: RefusalCode
     message: str
     field: str
-    def __init__(self, sequence_id: _Optional[int] = ..., code: _Optional[_Union[RefusalCode, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ...) -> None: ...
+    retry_after_s: float
+    def __init__(self, sequence_id: _Optional[int] = ..., code: _Optional[_Union[RefusalCode, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class CellStatus(_message.Message):
     __slots__ = ("model", "replicas", "num_running", "num_waiting", "num_generated_tokens", "draining")
@@ -223,7 +229,7 @@ class GetStateRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStateResponse(_message.Message):
-    __slots__ = ("status", "incarnation", "num_routers", "uptime_s", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_overrun_tokens", "num_replays")
+    __slots__ = ("status", "incarnation", "num_routers", "uptime_s", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_overrun_tokens", "num_replays", "num_suspects", "num_convicted", "num_expired", "num_distrusted")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NUM_ROUTERS_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +239,10 @@ class GetStateResponse(_message.Message):
     NUM_PREFIX_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_OVERRUN_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_REPLAYS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SUSPECTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONVICTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
     status: CellStatus
     incarnation: int
     num_routers: int
@@ -242,7 +252,11 @@ class GetStateResponse(_message.Message):
     num_prefix_hit_tokens: int
     num_overrun_tokens: int
     num_replays: int
-    def __init__(self, status: _Optional[_Union[CellStatus, _Mapping]] = ..., incarnation: _Optional[int] = ..., num_routers: _Optional[int] = ..., uptime_s: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_overrun_tokens: _Optional[int] = ..., num_replays: _Optional[int] = ...) -> None: ...
+    num_suspects: int
+    num_convicted: int
+    num_expired: int
+    num_distrusted: int
+    def __init__(self, status: _Optional[_Union[CellStatus, _Mapping]] = ..., incarnation: _Optional[int] = ..., num_routers: _Optional[int] = ..., uptime_s: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_overrun_tokens: _Optional[int] = ..., num_replays: _Optional[int] = ..., num_suspects: _Optional[int] = ..., num_convicted: _Optional[int] = ..., num_expired: _Optional[int] = ..., num_distrusted: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ()
