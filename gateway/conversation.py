@@ -6,7 +6,7 @@ the way the answer is to be read.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import MappingProxyType
@@ -47,6 +47,8 @@ class ChatMessage:
     """The calls an assistant made."""
     tool_call_id: str | None = None
     """The call whose result a tool's turn is."""
+    tool_call_id_field: str = field(default="tool_call_id", compare=False)
+    """Where the client said it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,18 @@ def checked_tools(
         raise invalid(
             "tool_choice", f"tool_choice names {quote(choice.name)}, which is not in {field}"
         )
+
+
+def check_results(messages: Iterable[ChatMessage]) -> None:
+    """Raises RequestError if a turn is the result of a call that no turn before it made."""
+    made: set[str] = set()
+    for message in messages:
+        made |= {call.id for call in message.tool_calls}
+        if message.tool_call_id is not None and message.tool_call_id not in made:
+            where = message.tool_call_id_field
+            raise invalid(
+                where, f"{where} is {quote(message.tool_call_id)}; no call before it has that id"
+            )
 
 
 def checked_json(field: str, value: Any, max_bytes: int) -> int:

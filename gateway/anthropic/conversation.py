@@ -26,6 +26,7 @@ from gateway.conversation import (
     ToolCall,
     ToolChoice,
     ToolMode,
+    check_results,
 )
 from gateway.errors import invalid, one_of, quote, wrong
 
@@ -48,6 +49,7 @@ def conversation_of(body: CountTokensBody) -> Conversation:
         messages.append(ChatMessage("system", _text("system", body.system)))
     for index, message in enumerate(body.messages):
         messages += _turns(f"messages[{index}]", message)
+    check_results(messages)
     tools = [_tool(f"tools[{index}]", tool) for index, tool in enumerate(body.tools or ())]
     goes_on = messages[-1].role == "assistant" and not messages[-1].tool_calls
     return Conversation(
@@ -102,7 +104,12 @@ def _tool_result(field: str, block: Mapping[str, Any]) -> ChatMessage:
     text = "" if said is None else _text(f"{field}.content", said)
     if block.get("is_error"):
         text = f"Error: {text}"  # templates know no failed calls
-    return ChatMessage("tool", text, tool_call_id=_string(field, block, "tool_use_id"))
+    return ChatMessage(
+        "tool",
+        text,
+        tool_call_id=_string(field, block, "tool_use_id"),
+        tool_call_id_field=f"{field}.tool_use_id",
+    )
 
 
 def _assistant_turn(field: str, content: str | Sequence[Mapping[str, Any]]) -> ChatMessage:
@@ -151,7 +158,7 @@ def _tool(field: str, body: ToolBody) -> Tool:
             f"{field}.type is {quote(body.type)}; this server runs no tools of its own",
         )
     refuse_unserved(body, REFUSED_IN_TOOL, prefix=f"{field}.")
-    return Tool(body.name, body.description, body.input_schema, body.strict)
+    return Tool(body.name, body.description, body.input_schema, body.strict, field)
 
 
 def _tool_choice(body: ToolChoiceBody | None) -> ToolChoice:

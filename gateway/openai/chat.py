@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.body import parse_body
-from gateway.conversation import MAX_ARGUMENTS_BYTES, Conversation, checked_json
+from gateway.conversation import MAX_ARGUMENTS_BYTES, Conversation, check_results, checked_json
 from gateway.errors import invalid, quote
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
@@ -91,8 +91,10 @@ def conversation_of(body: ConversationBody) -> Conversation:
     checked_json("chat_template_kwargs", arguments, MAX_ARGUMENTS_BYTES)
     if body.reasoning_effort is not None:
         arguments.setdefault("reasoning_effort", body.reasoning_effort)
+    messages = [chat_message(index, message) for index, message in enumerate(body.messages)]
+    check_results(messages)
     return Conversation(
-        messages=[chat_message(index, message) for index, message in enumerate(body.messages)],
+        messages=messages,
         tools=chat_tools(body.tools),
         tool_choice=chat_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,

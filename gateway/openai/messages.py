@@ -54,6 +54,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
             _call(f"{field}.tool_calls[{number}]", call) for number, call in enumerate(calls)
         ),
         tool_call_id=_text(f"{field}.tool_call_id", body.tool_call_id),
+        tool_call_id_field=f"{field}.tool_call_id",
     )
 
 

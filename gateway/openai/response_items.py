@@ -177,6 +177,7 @@ def _other_turn(where: str, item: Mapping[str, Any]) -> ChatMessage:
                 "tool",
                 _text(f"{where}.output", item.get("output")),
                 tool_call_id=_string(where, item, "call_id"),
+                tool_call_id_field=f"{where}.call_id",
             )
         case kind:
             raise invalid(
@@ -234,7 +235,7 @@ def _tool(where: str, tool: Mapping[str, Any]) -> Tool:
         raise wrong(f"{where}.strict", strict, "true or false")
     if description is not None:
         checked_text(f"{where}.description", description)
-    return Tool(_string(where, tool, "name"), description, parameters, strict)
+    return Tool(_string(where, tool, "name"), description, parameters, strict, where)
 
 
 def _string(where: str, item: Any, name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gateway.body import Part, checked_text, parse_body
-from gateway.conversation import ChatMessage, Conversation
+from gateway.conversation import ChatMessage, Conversation, check_results
 from gateway.errors import RequestError, invalid, one_of, quote
 from gateway.grammar import ANY_OBJECT, GrammarSpec
 from gateway.model import ChatPrompt, Model
@@ -283,12 +283,14 @@ def _conversation(body: ResponsesBody, turns: Sequence[ChatMessage], model: Mode
         **effort_arguments("reasoning.effort", effort, model),
         **body.chat_template_kwargs,
     }
+    check_results(turns)
     return Conversation(
         messages=[*first, *turns],
         messages_field="input",
         tools=response_tools(body.tools),
         tool_choice=response_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
+        strict_by_default=True,
         template_arguments=arguments,
     )
 

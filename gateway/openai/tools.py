@@ -57,4 +57,5 @@ def _tool(field: str, tool: Any) -> Tool:
         None if description is None else checked_text(f"{field}.description", description),
         parameters,
         strict,
+        field,
     )

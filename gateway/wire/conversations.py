@@ -12,6 +12,7 @@ from gateway.conversation import (
     ToolCall,
     ToolChoice,
     ToolMode,
+    check_results,
     checked_json,
 )
 from gateway.errors import invalid, quote
@@ -49,8 +50,10 @@ def conversation_of(chat: inference_pb2.ChatPrompt) -> Conversation:
                 "an answer can do only one of the two",
             )
     parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
+    messages = [_message(index, message) for index, message in enumerate(chat.messages)]
+    check_results(messages)
     return Conversation(
-        messages=[_message(index, message) for index, message in enumerate(chat.messages)],
+        messages=messages,
         messages_field="chat",
         tools=[_tool(index, tool) for index, tool in enumerate(chat.tools)],
         tool_choice=_tool_choice(chat.tool_choice),
@@ -90,6 +93,7 @@ def _message(index: int, message: inference_pb2.ChatMessage) -> ChatMessage:
             for number, call in enumerate(message.tool_calls)
         ),
         tool_call_id=message.tool_call_id if message.HasField("tool_call_id") else None,
+        tool_call_id_field=f"{field}.tool_call_id",
     )
 
 
@@ -114,6 +118,7 @@ def _tool(index: int, tool: inference_pb2.Tool) -> Tool:
         description=tool.description if tool.HasField("description") else None,
         parameters=parameters,
         strict=tool.strict if tool.HasField("strict") else None,
+        field=f"chat.tools[{index}]",
     )
 
 

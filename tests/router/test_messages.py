@@ -113,6 +113,7 @@ async def test_a_conversation_as_blocks(
             "content": [
                 {"type": "text", "text": "so:"},
                 {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}},
+                {"type": "tool_use", "id": "t2", "name": "add", "input": {"a": 2}},
             ],
         },
         {
