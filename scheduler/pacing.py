@@ -19,6 +19,10 @@ class Pace:
     def __init__(self) -> None:
         self.step_s: float | None = None
         self._token_s = 0.0
+        # Of tokens and seconds of steps: a line through them tells what a smaller step takes.
+        self._tokens = 0.0
+        self._token_variance = 0.0
+        self._covariance = 0.0
 
     @property
     def depth(self) -> int:
@@ -32,15 +36,34 @@ class Pace:
         """Learns from a step that took this long for this many tokens."""
         token_s = seconds / max(num_tokens, 1)
         if self.step_s is None:
-            self.step_s, self._token_s = seconds, token_s
-        else:
-            self.step_s += (1 - _KEEP) * (seconds - self.step_s)
-            self._token_s += (1 - _KEEP) * (token_s - self._token_s)
+            self.step_s, self._token_s, self._tokens = seconds, token_s, num_tokens
+            return
+        more_tokens, more_s = num_tokens - self._tokens, seconds - self.step_s
+        learn = 1 - _KEEP
+        self._token_variance = _KEEP * (self._token_variance + learn * more_tokens**2)
+        self._covariance = _KEEP * (self._covariance + learn * more_tokens * more_s)
+        self._tokens += learn * more_tokens
+        self.step_s += learn * more_s
+        self._token_s += learn * (token_s - self._token_s)
+
+    def expected_s(self, num_tokens: int) -> float:
+        """How long a step of this many tokens should take.
+
+        One larger than usual takes longer in proportion at most, which no step beside it can
+        prove; one smaller than usual lies on the line through those that were, so that a long
+        prompt a moment ago does not excuse a short step that hangs.
+        """
+        if self.step_s is None:
+            return 0.0
+        if num_tokens >= self._tokens or not self._token_variance:
+            return max(self.step_s, self._token_s * num_tokens)
+        slope_s = max(0.0, self._covariance / self._token_variance)
+        share = num_tokens / self._tokens
+        return max(share * self.step_s, self.step_s - slope_s * (self._tokens - num_tokens))
 
     def patience_s(self, num_tokens: int, *, floor_s: float) -> float:
         """How long a step of this many tokens may take before its replica is given up."""
-        expected = max(self.step_s or 0.0, self._token_s * num_tokens)
-        return max(floor_s, _DEADLINE_FACTOR * expected)
+        return max(floor_s, _DEADLINE_FACTOR * self.expected_s(num_tokens))
 
 
 class StepWatch:

@@ -28,6 +28,24 @@ def test_patience_grows_with_what_a_step_has_to_compute() -> None:
     assert pace.patience_s(1, floor_s=60) == 60
 
 
+def test_a_long_prompt_is_no_excuse_for_the_short_steps_after_it() -> None:
+    pace = Pace()
+    for _ in range(5):
+        pace.observe(0.04, 4)
+    pace.observe(20.0, 4_000)
+    pace.observe(0.04, 4)
+    assert pace.patience_s(4, floor_s=0.1) == pytest.approx(20 * 0.04, rel=0.05)
+    assert pace.patience_s(4_000, floor_s=0.1) >= 20 * 20.0
+
+
+def test_steps_far_larger_than_those_seen_may_take_as_much_longer() -> None:
+    pace = Pace()
+    for seconds in (0.04, 0.05, 0.04, 0.06):
+        pace.observe(seconds, 4)
+        pace.observe(seconds, 5)
+    assert pace.patience_s(4_000, floor_s=0.1) >= 20 * 4_000 * 0.008
+
+
 async def test_a_late_step_is_looked_at_twice() -> None:
     """A process that was stopped finds a deadline passed and a result already in its socket."""
     now = 0.0
