@@ -19,7 +19,7 @@ func TestOnlyTheRoutersWordOrSilenceIsWorthAnotherAttempt(t *testing.T) {
 	}{
 		{codes.Unavailable, "", 0, true},
 		{codes.Unavailable, "250", 250 * time.Millisecond, true},
-		{codes.Unavailable, "-1", -time.Millisecond, false},
+		{codes.Unavailable, "-1", 0, false},
 		{codes.Unavailable, "soon", 0, false},
 		{codes.ResourceExhausted, "1000", time.Second, true},
 		{codes.ResourceExhausted, "", 0, false},
@@ -32,30 +32,64 @@ func TestOnlyTheRoutersWordOrSilenceIsWorthAnotherAttempt(t *testing.T) {
 		if each.pushback != "" {
 			trailer.Set(pushbackTrailer, each.pushback)
 		}
-		pause, retry := pushbackOf(status.Error(each.code, "not now"), trailer)
-		if pause != each.pause || retry != each.retry {
-			t.Errorf("%v %q: %v, %v", each.code, each.pushback, pause, retry)
+		err := errorOf(status.Error(each.code, "not now"), trailer)
+		if err.RetryAfter != each.pause || err.Retryable != each.retry {
+			t.Errorf("%v %q: %v, %v", each.code, each.pushback, err.RetryAfter, err.Retryable)
+		}
+		silent := each.code == codes.Unavailable && each.pushback == ""
+		if err.silent != silent || status.Code(err) != each.code {
+			t.Errorf("%v %q: %+v", each.code, each.pushback, err)
 		}
 	}
 }
 
 func TestAttemptsEnd(t *testing.T) {
-	err := status.Error(codes.Unavailable, "not now")
+	notNow := func(pushback string) *Error {
+		return errorOf(status.Error(codes.Unavailable, "not now"), metadata.Pairs(pushbackTrailer, pushback))
+	}
+	of := func(left int) *attempts {
+		return &attempts{router: &acquaintance{}, began: time.Now(), left: left}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	few := attempts{left: 2}
-	if !few.wait(ctx, err, nil) || !few.wait(ctx, err, nil) || few.wait(ctx, err, nil) {
+	few := of(2)
+	if !few.wait(ctx, notNow("0")) || !few.wait(ctx, notNow("0")) || few.wait(ctx, notNow("0")) {
 		t.Error("two attempts are left, and not two were made")
 	}
-	if (&attempts{left: 2, final: true}).wait(ctx, err, nil) {
+	final := of(2)
+	final.final = true
+	if final.wait(ctx, notNow("0")) {
 		t.Error("tried again though something had come")
 	}
 	soon, end := context.WithTimeout(ctx, 10*time.Millisecond)
 	defer end()
-	if (&attempts{left: 2}).wait(soon, err, metadata.Pairs(pushbackTrailer, "60000")) {
+	if of(2).wait(soon, notNow("60000")) {
 		t.Error("waits beyond the deadline")
 	}
 	cancel()
-	if (&attempts{left: 2}).wait(ctx, err, metadata.Pairs(pushbackTrailer, "60000")) {
+	if of(2).wait(ctx, notNow("60000")) {
 		t.Error("tried again for nobody")
+	}
+}
+
+func TestAStrangerIsNotWaitedForLong(t *testing.T) {
+	ctx, longAgo := context.Background(), time.Now().Add(-strangerWait)
+	silence := func() *Error { return errorOf(status.Error(codes.Unavailable, "refused"), nil) }
+	stranger := attempts{router: &acquaintance{target: "x:1"}, began: longAgo, left: 9}
+	err := silence()
+	if stranger.wait(ctx, err) {
+		t.Error("nobody is waited for where nobody has ever answered")
+	}
+	const told = "no answer from the router at x:1: refused; WithWaitForReady waits for it"
+	if err.Message != told {
+		t.Error(err)
+	}
+	patient := attempts{router: &acquaintance{waits: true}, began: longAgo, left: 9}
+	if !patient.wait(ctx, silence()) {
+		t.Error("a stranger is not waited for though that was asked for")
+	}
+	known := attempts{router: &acquaintance{}, began: longAgo, left: 9}
+	known.succeeded()
+	if !known.wait(ctx, silence()) {
+		t.Error("a router that has answered is not waited for")
 	}
 }

@@ -2,6 +2,7 @@ package quire_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -146,7 +147,7 @@ func TestErrorsHaveTheirCodes(t *testing.T) {
 }
 
 func TestNobodyThereIsToldWhenAttemptsAreSpent(t *testing.T) {
-	client, err := quire.Dial("127.0.0.1:1", quire.WithMaxRetries(2))
+	client, err := quire.Dial("127.0.0.1:1", quire.WithMaxRetries(2), quire.WithWaitForReady())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,3 +162,27 @@ func TestNobodyThereIsToldWhenAttemptsAreSpent(t *testing.T) {
 }
 
 const firstTwoPauses = (50 + 100) * time.Millisecond
+
+func TestNobodyAtAStrangeAddressIsToldSoon(t *testing.T) {
+	client, err := quire.Dial("127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	began := time.Now()
+	stream := client.Stream(context.Background(), quire.Text("x"))
+	if stream.Next() {
+		t.Error(stream.Chunk())
+	}
+	var failed *quire.Error
+	if !errors.As(stream.Err(), &failed) || failed.Code != codes.Unavailable || !failed.Retryable {
+		t.Error(stream.Err())
+	}
+	const told = "no answer from the router at 127.0.0.1:1: "
+	if !strings.HasPrefix(failed.Message, told) {
+		t.Error(failed.Message)
+	}
+	if waited := time.Since(began); waited > 20*time.Second { // of all attempts it would be a minute
+		t.Errorf("gave up after %v", waited)
+	}
+}

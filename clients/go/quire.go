@@ -13,14 +13,17 @@
 //	}
 //
 // Cancelling the context, or closing the stream, ends the request: the server computes nothing more
-// for it. Errors are gRPC's: status.Code tells them apart, and their messages name the field, the
-// limit and the value.
+// for it. Errors are of type *Error: status.Code tells them apart, and their messages name the
+// field, the limit and the value.
 package quire
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
 	"quire/clients/go/quirev1"
@@ -29,10 +32,13 @@ import (
 // DefaultMaxRetries on top of the first attempt, 50 ms to 2 s apart.
 const DefaultMaxRetries = 29
 
+const maxMessageBytes = 64 << 20
+
 // Client of one router. Any number of goroutines may use it.
 type Client struct {
 	conn       *grpc.ClientConn
 	rpc        quirev1.InferenceServiceClient
+	router     *acquaintance
 	apiKey     string
 	maxRetries int
 }
@@ -43,6 +49,7 @@ type Option func(*settings)
 type settings struct {
 	apiKey     string
 	maxRetries int
+	waits      bool
 	dial       []grpc.DialOption
 }
 
@@ -57,6 +64,13 @@ func WithMaxRetries(n int) Option {
 	return func(s *settings) { s.maxRetries = n }
 }
 
+// WithWaitForReady makes a router that has never answered be waited for as long as one that has;
+// without it, a call that finds nobody at an address where nobody has ever answered fails within
+// two seconds.
+func WithWaitForReady() Option {
+	return func(s *settings) { s.waits = true }
+}
+
 // WithDialOptions adds options of gRPC, such as other transport credentials for a proxy with TLS.
 func WithDialOptions(options ...grpc.DialOption) Option {
 	return func(s *settings) { s.dial = append(s.dial, options...) }
@@ -65,7 +79,7 @@ func WithDialOptions(options ...grpc.DialOption) Option {
 // Dial makes a client of the router at target, "host:port" or "unix:///path". It connects when
 // first needed.
 func Dial(target string, options ...Option) (*Client, error) {
-	s := settings{maxRetries: DefaultMaxRetries, dial: defaultDialOptions()}
+	s := settings{maxRetries: DefaultMaxRetries, dial: append(defaultDialOptions(), habits()...)}
 	for _, option := range options {
 		option(&s)
 	}
@@ -74,7 +88,22 @@ func Dial(target string, options ...Option) (*Client, error) {
 		return nil, err
 	}
 	rpc := quirev1.NewInferenceServiceClient(conn)
-	return &Client{conn: conn, rpc: rpc, apiKey: s.apiKey, maxRetries: s.maxRetries}, nil
+	router := &acquaintance{target: target, waits: s.waits}
+	return &Client{conn: conn, rpc: rpc, router: router, apiKey: s.apiKey, maxRetries: s.maxRetries}, nil
+}
+
+// habits of every connection: a router that is started now is met soon, and one whose machine is
+// gone is noticed within twenty seconds.
+func habits() []grpc.DialOption {
+	again := backoff.DefaultConfig
+	again.BaseDelay, again.MaxDelay = 100*time.Millisecond, lastBackoff
+	return []grpc.DialOption{
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: 20 * time.Second}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: 10 * time.Second, Timeout: 10 * time.Second,
+		}),
+	}
 }
 
 // Close ends what is in flight.
@@ -118,12 +147,16 @@ func (c *Client) Models(ctx context.Context) ([]*quirev1.Model, error) {
 func (c *Client) ask(
 	ctx context.Context, call func(context.Context, grpc.CallOption) error,
 ) error {
-	attempts := attempts{left: c.maxRetries}
+	attempts := c.attempts()
 	for {
 		var trailer metadata.MD
 		err := call(c.outgoing(ctx), grpc.Trailer(&trailer))
-		if err == nil || !attempts.wait(ctx, err, trailer) {
-			return err
+		if err == nil {
+			attempts.succeeded()
+			return nil
+		}
+		if failed := errorOf(err, trailer); !attempts.wait(ctx, failed) {
+			return failed
 		}
 	}
 }

@@ -14,6 +14,9 @@ type Request struct {
 	Priority int32
 	// CacheSalt: cached prefixes are shared among requests of the same salt.
 	CacheSalt string
+	// ReturnPromptTokenIDs: the first sample says the prompt's tokens, as it does where the prompt's
+	// logprobs are asked for.
+	ReturnPromptTokenIDs bool
 
 	setPrompt func(*quirev1.GenerateRequest)
 }
@@ -34,8 +37,13 @@ func Tokens(ids []uint32) Request {
 
 // Chat is answered; messages are the oldest first.
 func Chat(messages ...*quirev1.ChatMessage) Request {
+	return ChatWith(&quirev1.ChatPrompt{Messages: messages})
+}
+
+// ChatWith is answered, with tools and what else a conversation can have.
+func ChatWith(chat *quirev1.ChatPrompt) Request {
 	return Request{setPrompt: func(r *quirev1.GenerateRequest) {
-		r.Prompt = &quirev1.GenerateRequest_Chat{Chat: &quirev1.ChatPrompt{Messages: messages}}
+		r.Prompt = &quirev1.GenerateRequest_Chat{Chat: chat}
 	}}
 }
 
@@ -55,12 +63,14 @@ func Assistant(content string) *quirev1.ChatMessage {
 }
 
 func (r Request) message(whole bool) *quirev1.GenerateRequest {
+	scores := r.Sampling != nil && r.Sampling.NumPromptLogprobs != nil
 	message := &quirev1.GenerateRequest{
-		Model:     r.Model,
-		Sampling:  r.Sampling,
-		Priority:  r.Priority,
-		CacheSalt: r.CacheSalt,
-		Whole:     whole,
+		Model:                r.Model,
+		Sampling:             r.Sampling,
+		Priority:             r.Priority,
+		CacheSalt:            r.CacheSalt,
+		Whole:                whole,
+		ReturnPromptTokenIds: r.ReturnPromptTokenIDs || scores,
 	}
 	if r.setPrompt != nil {
 		r.setPrompt(message)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 
+	"google.golang.org/grpc/metadata"
+
 	"quire/clients/go/quirev1"
 )
 
@@ -21,7 +23,8 @@ type Stream struct {
 	attempts attempts
 	call     quirev1.InferenceService_GenerateClient
 	chunk    *Chunk
-	err      error
+	ended    bool
+	failed   *Error
 }
 
 // Stream sends a request when its first chunk is asked for. Close the stream, or cancel ctx.
@@ -36,21 +39,22 @@ func (c *Client) stream(ctx context.Context, request Request, whole bool) *Strea
 		ctx:      ctx,
 		cancel:   cancel,
 		request:  request.message(whole),
-		attempts: attempts{left: c.maxRetries},
+		attempts: c.attempts(),
 	}
 }
 
 // Next waits for a chunk. False: the stream has ended, and Err says whether well.
 func (s *Stream) Next() bool {
-	for s.err == nil {
+	for !s.ended {
 		chunk, err := s.receive()
 		if err == nil {
 			s.attempts.final = true
+			s.attempts.succeeded()
 			s.chunk = chunk
 			return true
 		}
-		if errors.Is(err, io.EOF) || !s.attempts.wait(s.ctx, err, s.trailer()) {
-			s.err = err
+		if failed := s.failure(err); failed == nil || !s.attempts.wait(s.ctx, failed) {
+			s.failed, s.ended = failed, true
 			s.cancel()
 			break
 		}
@@ -67,10 +71,10 @@ func (s *Stream) Chunk() *Chunk {
 
 // Err says why the stream ended; nil if every sample was complete, or while it goes on.
 func (s *Stream) Err() error {
-	if errors.Is(s.err, io.EOF) {
+	if s.failed == nil {
 		return nil
 	}
-	return s.err
+	return s.failed
 }
 
 // Close ends the request; harmless when it has ended.
@@ -89,19 +93,68 @@ func (s *Stream) receive() (*Chunk, error) {
 	return s.call.Recv()
 }
 
-func (s *Stream) trailer() map[string][]string {
-	if s.call == nil {
+// failure says what an error means; nil: the stream has ended well.
+func (s *Stream) failure(err error) *Error {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	return s.call.Trailer()
+	var trailer metadata.MD
+	if s.call != nil {
+		trailer = s.call.Trailer()
+	}
+	return errorOf(err, trailer)
 }
 
 // Sample is one complete answer.
 type Sample struct {
-	Text         string
-	TokenIDs     []uint32
+	// Text; of a conversation, what is neither thought nor call.
+	Text string
+	// Reasoning: of a conversation, what the model thought before it answered.
+	Reasoning string
+	// ToolCalls: of a conversation, what it asks for.
+	ToolCalls []*quirev1.ToolCall
+	TokenIDs  []uint32
+	// Logprobs: one per token, if asked for.
+	Logprobs     []TokenLogprobs
 	FinishReason quirev1.FinishReason
-	Usage        *quirev1.Usage
+	// StopText, or StopTokenID, is what of the request's own ended it, if that did.
+	StopText    string
+	StopTokenID *uint32
+	Usage       *quirev1.Usage
+	// PromptTokenIDs and PromptLogprobs, of the first sample, if asked for; the latter begin with the
+	// prompt's second token.
+	PromptTokenIDs []uint32
+	PromptLogprobs []TokenLogprobs
+}
+
+// Message is the answer as the next turn of its conversation.
+func (s *Sample) Message() *quirev1.ChatMessage {
+	message := Assistant(s.Text)
+	message.ToolCalls = s.ToolCalls
+	if s.Reasoning != "" {
+		message.Reasoning = &s.Reasoning
+	}
+	return message
+}
+
+// add what a chunk says.
+func (s *Sample) add(chunk *Chunk) {
+	s.Text += chunk.GetText()
+	s.Reasoning += chunk.GetReasoning()
+	s.ToolCalls = addCalls(s.ToolCalls, chunk.GetToolCalls())
+	s.TokenIDs = append(s.TokenIDs, chunk.GetTokenIds()...)
+	s.Logprobs = append(s.Logprobs, Logprobs(chunk.GetLogprobs(), chunk.GetTokenIds())...)
+	if ids := chunk.GetPromptTokenIds(); len(ids) > 0 {
+		s.PromptTokenIDs = ids
+		s.PromptLogprobs = Logprobs(chunk.GetPromptLogprobs(), ids[1:])
+	}
+	if chunk.GetUsage() != nil {
+		s.FinishReason, s.Usage = chunk.GetFinishReason(), chunk.GetUsage()
+		s.StopText = chunk.GetStopText()
+		if stop, ok := chunk.GetStopReason().(*quirev1.GenerateResponse_StopTokenId); ok {
+			s.StopTokenID = &stop.StopTokenId
+		}
+	}
 }
 
 // Generate returns all samples of a request, when all have ended.
@@ -114,12 +167,7 @@ func (c *Client) Generate(ctx context.Context, request Request) ([]Sample, error
 		for int(chunk.Index) >= len(samples) {
 			samples = append(samples, Sample{})
 		}
-		sample := &samples[chunk.Index]
-		sample.Text += chunk.Text
-		sample.TokenIDs = append(sample.TokenIDs, chunk.TokenIds...)
-		if chunk.Usage != nil {
-			sample.FinishReason, sample.Usage = chunk.FinishReason, chunk.Usage
-		}
+		samples[chunk.Index].add(chunk)
 	}
 	if err := stream.Err(); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@
 Built with Debian's own packages (see clients/go/README.md); skipped where they are not.
 """
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ CLIENT = Path(__file__).resolve().parents[2] / "clients" / "go"
 IMPORT_PATH = "quire/clients/go"
 DEBIAN = Path("/usr/share/gocode")
 KEY = "secret"
+TEMPLATE = Path(__file__).parents[1] / "gateway" / "templates" / "hermes.jinja"
 
 _VERSION = re.compile(r"^//.*\bv\d+\.\d+.*$", re.MULTILINE)
 """Of a generator, in its comments."""
@@ -44,18 +46,15 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(
-        "smollm2", tmp_path_factory.mktemp("run"), "--max-model-len", "1024", "--api-key", KEY
-    ) as running:
+    flags = ("--max-model-len", "1024", "--api-key", KEY, "--chat-template", str(TEMPLATE))
+    with serve("smollm2", tmp_path_factory.mktemp("run"), *flags) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def chat(go: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example, built."""
-    program = tmp_path_factory.mktemp("bin") / "chat"
-    _go(go, "build", "-tags", "grpc_1_33", "-o", str(program), f"{IMPORT_PATH}/examples/chat")
-    return program
+    return _built(go, "chat", tmp_path_factory.mktemp("bin"))
 
 
 def test_the_code_is_in_form_and_vets(go: tuple[Path, dict[str, str]]) -> None:
@@ -124,6 +123,31 @@ def test_ctrl_c_in_the_example_gives_its_blocks_back(chat: Path, server: Server)
     assert b"context canceled" in said
     blocks = idle_state(server.state)["blocks"]
     assert blocks["free"] + blocks["cached"] == blocks["total"]
+
+
+def test_the_example_with_tools_calls_its_own_function(
+    go: tuple[Path, dict[str, str]], server: Server, tmp_path: Path
+) -> None:
+    printed = subprocess.run(
+        _example(_built(go, "tools", tmp_path), server),
+        env=os.environ | {"QUIRE_API_KEY": KEY},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    ).stdout
+    called, _, answer = printed.partition("\n")
+    said = re.fullmatch(r"multiply\((.*)\) = (-?\d+)", called)
+    assert said is not None, printed
+    factors = json.loads(said[1])
+    assert factors["a"] * factors["b"] == int(said[2])
+    assert answer.strip()
+
+
+def _built(go: tuple[Path, dict[str, str]], example: str, into: Path) -> Path:
+    program = into / example
+    _go(go, "build", "-tags", "grpc_1_33", "-o", str(program), f"{IMPORT_PATH}/examples/{example}")
+    return program
 
 
 def _example(chat: Path, server: Server) -> list[str]:
