@@ -26,7 +26,10 @@ from protos.grammar import GRAMMAR_LIMITS, MAX_GRAMMAR_BYTES
 
 _MAX_REASON = 300
 _END = 256
-_TOKEN = re.compile(r"<\[(\^?)[0-9]+\]>")
+_TOKEN = re.compile(r"<\[(\^?)([0-9]+)\]>")
+_SOME_BEFORE = re.compile(r"<\[\^([0-9]+)\]>\{0,[0-9]+\} <\[\1\]>")
+_SPECIAL = frozenset(r"\/[](){}|.?*+^$")
+_OTHERS = re.compile(r"<\[\^[0-9]+\]>\*")
 _JSON_OPTIONS: Mapping[str, Any] = {
     # A model that goes on indenting would never come to the point.
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
@@ -139,6 +142,30 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     return f"%json {json.dumps({**schema, 'x-guidance': dict(_JSON_OPTIONS)}, ensure_ascii=False)}"
 
 
+def spelled(source: str, bytes_of: Sequence[bytes]) -> str:
+    """The same language for who reads its text: in place of tokens what each of them shows, and
+    however many tokens in place of some."""
+    if not _TOKEN.search(source):
+        return source
+
+    def shown(number: str) -> str:
+        return bytes_of[int(number)].decode("utf-8", "replace")
+
+    ends = set(_SOME_BEFORE.findall(source))
+    source = _SOME_BEFORE.sub(r"upto_\1", source)
+    rules = [f"upto_{end}[lazy]: /(?s:.*){escaped(shown(end))}/" for end in ends]
+    source, count = _OTHERS.subn("others", source)
+    if count:
+        rules.append("others: /(?s:.*)/")
+    source = _TOKEN.sub(lambda found: json.dumps(shown(found[2])), source)
+    return "\n".join([source, *rules])
+
+
+def escaped(text: str) -> str:
+    """What stands for a text in a regular expression, in Lark."""
+    return "".join([f"\\{letter}" if letter in _SPECIAL else letter for letter in text])
+
+
 def matcher_of(source: str) -> LLMatcher:
     """A reader of UTF-8 bytes in place of tokens; it may have failed already."""
     limits = LLParserLimits(**GRAMMAR_LIMITS, verbose_errors=False)
@@ -146,13 +173,10 @@ def matcher_of(source: str) -> LLMatcher:
 
 
 class Reader:
-    """A text that grows, and whether it is of a language as far as it goes.
-
-    A language with tokens that are no text has no text that is complete.
-    """
+    """A text that grows, and whether it is of a language as far as it goes."""
 
     def __init__(self, source: str) -> None:
-        """`source` is what `compiled` gave."""
+        """`source` is what `compiled` gave; if it has tokens, what `spelled` made of that."""
         self._matcher = _shared_matcher(source).deep_copy()
 
     def read(self, text: str) -> None:

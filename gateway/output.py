@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 
 from gateway.detokenizer import Detokenizer
-from gateway.grammar import Reader
+from gateway.grammar import Reader, spelled
 from gateway.request import Float32Column, GenerateRequest, Int32Column
 from gateway.stop import StopMatcher
 from gateway.tokenizer import Tokenizer
@@ -116,12 +116,12 @@ def shown_bytes(request: GenerateRequest, tokenizer: Tokenizer) -> Sequence[byte
     return tokenizer.bytes_of
 
 
-def _stop_matcher(request: GenerateRequest) -> StopMatcher:
+def _stop_matcher(request: GenerateRequest, bytes_of: Sequence[bytes]) -> StopMatcher:
     grammar = request.sampling.grammar
     return StopMatcher(
         request.stop,
         include=request.include_stop_str_in_output,
-        language=Reader(grammar) if grammar else None,
+        language=Reader(spelled(grammar, bytes_of)) if grammar else None,
     )
 
 
@@ -129,8 +129,9 @@ class SampleOutput:
     """The text of one sample."""
 
     def __init__(self, request: GenerateRequest, tokenizer: Tokenizer) -> None:
-        self._detokenizer = Detokenizer(shown_bytes(request, tokenizer))
-        self._matcher = _stop_matcher(request) if request.stop else None
+        bytes_of = shown_bytes(request, tokenizer)
+        self._detokenizer = Detokenizer(bytes_of)
+        self._matcher = _stop_matcher(request, bytes_of) if request.stop else None
         self._request = request
         self._end_tokens = request.eos_token_ids | request.stop_token_ids
         self.num_tokens = 0

@@ -9,13 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.conversation import Tool
-from gateway.grammar import GrammarKind, GrammarSpec, as_rule
+from gateway.grammar import GrammarKind, GrammarSpec, as_rule, escaped
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.parsing.call_rules import (
     SPACE,
     Token,
     call_rules,
-    escaped,
     head,
     headed_rules,
     word,

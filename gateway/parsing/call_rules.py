@@ -14,7 +14,14 @@ from typing import Any
 
 from gateway.conversation import Tool
 from gateway.errors import RequestError, invalid
-from gateway.grammar import ANY_OBJECT, GrammarKind, GrammarSpec, compiled, json_rule
+from gateway.grammar import (
+    ANY_OBJECT,
+    GrammarKind,
+    GrammarSpec,
+    compiled,
+    escaped,
+    json_rule,
+)
 from gateway.limits import RequestLimits
 from gateway.parsing.formats import CallFormat
 from gateway.parsing.object_rules import Unenforceable, members
@@ -274,14 +281,6 @@ def word(said: str, token: Token) -> str:
 def text(said: str | None) -> str:
     """A text as it is; nothing, if there is none."""
     return json.dumps(said) if said else ""
-
-
-def escaped(said: str) -> str:
-    """A text, in a regular expression."""
-    return "".join([f"\\{letter}" if letter in _SPECIAL else letter for letter in said])
-
-
-_SPECIAL = frozenset(r"\/[](){}|.?*+^$")
 
 
 def _row(*parts: str) -> str:

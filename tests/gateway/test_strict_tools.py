@@ -10,12 +10,14 @@ import pytest
 
 from gateway.anthropic.messages import parse_messages
 from gateway.errors import RequestError
-from gateway.grammar import Reader, matcher_of
+from gateway.grammar import Reader, matcher_of, spelled
 from gateway.model import Model, load_model
 from gateway.openai.call import Call
 from gateway.openai.chat import parse_chat
 from gateway.openai.responses import StoredResponse, parse_response
+from gateway.output import SampleOutput
 from gateway.parsing.deltas import read_whole
+from tests.gateway import tiny_model
 from tests.gateway.conftest import TEMPLATES
 
 LENGTH = 4096
@@ -228,6 +230,36 @@ def test_a_stop_string_ends_words_but_no_call(hermes: Model) -> None:
     assert language.accepts("I like ")
     assert not language.accepts(RIGHT.partition("Paris")[0])
     assert language.accepts(f"{RIGHT} and ")
+
+
+def test_a_stop_string_is_looked_for_where_a_call_begins_with_a_special_token(
+    tmp_path: Path,
+) -> None:
+    directory = tiny_model.build(tmp_path / "tiny")
+    layout = json.loads((directory / "tokenizer.json").read_text())
+    layout["added_tokens"][0]["content"] = "<tool_call>"
+    layout["model"]["vocab"]["<tool_call>"] = layout["model"]["vocab"].pop("<|endoftext|>")
+    tiny_model.write_json(directory / "tokenizer.json", layout)
+    model = load_model(directory, chat_template=TEMPLATES / "hermes.jinja")
+    (request,) = chat(model, stop=["Paris"]).requests
+    assert "<[0]>" in request.sampling.grammar
+
+    def shown(text: str) -> str:
+        output = SampleOutput(request, model.tokenizer)
+        said, _ = output.feed(model.tokenizer.encode(text, add_special_tokens=False))
+        return said
+
+    assert shown("I like Paris best") == "I like "
+    assert shown(f"{RIGHT} or Paris?") == f"{RIGHT} or "
+
+
+@pytest.mark.parametrize(("begin", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+def test_a_language_of_tokens_is_read_as_text(begin: str, end: str) -> None:
+    source = "start: thoughts <[^0]>*\nthoughts: <[^1]>{0,9} <[1]>\n"
+    language = Reader(spelled(source, [begin.encode(), end.encode()]))
+    assert not language.accepts("hm")
+    assert language.accepts(f"so many words {end} and {begin} more")
+    assert spelled("start: <[0]> /a/", [b"x/"]) == 'start: "x/" /a/'
 
 
 # What comes back.
