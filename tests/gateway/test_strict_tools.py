@@ -237,12 +237,15 @@ def test_a_stop_string_is_looked_for_where_a_call_begins_with_a_special_token(
 ) -> None:
     directory = tiny_model.build(tmp_path / "tiny")
     layout = json.loads((directory / "tokenizer.json").read_text())
-    layout["added_tokens"][0]["content"] = "<tool_call>"
-    layout["model"]["vocab"]["<tool_call>"] = layout["model"]["vocab"].pop("<|endoftext|>")
+    for token, word in enumerate(("<tool_call>", "</tool_call>")):
+        old = layout["added_tokens"][token]["content"]
+        layout["added_tokens"][token]["content"] = word
+        layout["model"]["vocab"][word] = layout["model"]["vocab"].pop(old)
     tiny_model.write_json(directory / "tokenizer.json", layout)
     model = load_model(directory, chat_template=TEMPLATES / "hermes.jinja")
     (request,) = chat(model, stop=["Paris"]).requests
     assert "<[0]>" in request.sampling.grammar
+    assert "<[1]>" in request.sampling.grammar
 
     def shown(text: str) -> str:
         output = SampleOutput(request, model.tokenizer)
