@@ -184,7 +184,11 @@ MAX_NUM_BATCHED_TOKENS = Flag(
     2048,
 )
 METRICS_HOST = Flag(
-    "metrics_host", "Address that /metrics is served on.", "HOST", text, "127.0.0.1"
+    "metrics_host",
+    "Address that /metrics is served on, to whoever reaches it: numbers, and no key is asked for.",
+    "HOST",
+    text,
+    "127.0.0.1",
 )
 DRAIN_TIMEOUT: Flag[float] = Flag(
     "drain_timeout",

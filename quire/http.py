@@ -41,12 +41,16 @@ class Endpoint:
 
     async def post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
         """The JSON answer. Raises RequestFailed with the server's own message."""
-        async with self._request("POST", path, payload) as response:
-            body = await response.read()
-        if response.status != 200:
-            raise RequestFailed(_error_message(response.status, body))
+        status, body = await self.try_post(path, payload)
+        if status != 200:
+            raise RequestFailed(_error_message(status, body))
         answer: dict[str, Any] = json.loads(body)
         return answer
+
+    async def try_post(self, path: str, payload: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and body, whatever they are."""
+        async with self._request("POST", path, payload) as response:
+            return response.status, await response.read()
 
     async def events(
         self, path: str, payload: dict[str, Any]

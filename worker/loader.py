@@ -17,7 +17,7 @@ from kernels import ops
 from kernels.warm_up import warm_up
 from worker.checkpoint import Checkpoint, CheckpointError
 from worker.lane import Lane
-from worker.loading_progress import loading
+from worker.loading_progress import loading, unless_quick
 from worker.models.config import DTYPES, ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
@@ -140,7 +140,8 @@ class OpenedModel:
 
             model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
         if ops.compiles_ahead(self.device):
-            warm_up(kernels, self.device, self.dtype)
+            with unless_quick("compiling the CPU's kernels, once on this machine"):
+                warm_up(kernels, self.device, self.dtype)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,

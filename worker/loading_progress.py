@@ -1,10 +1,16 @@
-"""How far loading is: a bar for a person at a terminal, a line at each end for a log."""
+"""How far loading is: a bar for a person at a terminal, a line at each end for a log.
+
+What takes long only the first time says so only then.
+"""
 
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+
+FIRST_STEPS = "running the first steps; what they compile is kept for the next start"
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +26,27 @@ def loading(name: str, num_tensors: int) -> Iterator[Callable[[], None]]:
         log.info("loading %s: %d tensors", name, num_tensors)
         yield lambda: None
     log.info("loaded %s in %.1f s", name, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def unless_quick(line: str, after_s: float = 2.0) -> Iterator[None]:
+    """Says what goes on if it takes longer than that; and then how long it took."""
+    start = time.perf_counter()
+    said = threading.Event()
+
+    def say() -> None:
+        said.set()
+        log.info("%s", line)
+
+    timer = threading.Timer(after_s, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if said.is_set():
+        log.info("done in %.1f s", time.perf_counter() - start)
 
 
 @contextlib.contextmanager

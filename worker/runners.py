@@ -19,6 +19,7 @@ from worker.kv_cache import KVCache
 from worker.lane import make_lane
 from worker.ledger import KVRequest, Ledger, settle
 from worker.loader import LoadedModel
+from worker.loading_progress import FIRST_STEPS, unless_quick
 from worker.parallel import Group
 from worker.sampler import Sampler
 from worker.sizes import Sizes
@@ -60,7 +61,8 @@ def start_runner(
         return _host_runner(loaded, sizes, ledger, device, grammars), ledger
     lane = make_lane(device)
     start = DeviceStart(loaded, sizes, lane, step_ops, device, grammars)
-    claims = start.rehearse(lane.total_bytes() * (1 - utilization))
+    with unless_quick(FIRST_STEPS):
+        claims = start.rehearse(lane.total_bytes() * (1 - utilization))
     ledger = settle(loaded, request, sizes, device=device, claims=claims)
     ledger = ledger.limited_to(group.least(ledger.num_blocks))
     _show(ledger)
@@ -99,6 +101,7 @@ def _host_runner(
         Constraints(sizes.max_num_seqs, vocab_size, grammars),
         loaded.pooler(sizes.max_num_seqs, device),
     )
-    warm_up(runner, sizes, max_model_len=loaded.max_model_len, vocab_size=vocab_size)
+    with unless_quick(FIRST_STEPS):
+        warm_up(runner, sizes, max_model_len=loaded.max_model_len, vocab_size=vocab_size)
     log.info("start-up: %s", phases({"warm-up": time.perf_counter() - began}))
     return runner

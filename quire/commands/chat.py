@@ -31,7 +31,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option(help="What the model is told first.", show_default=False)
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; at most 2.")] = 0.7,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens per answer (else what fits).", show_default=False)
     ] = None,
@@ -53,13 +53,14 @@ def chat(
     quire chat --url http://127.0.0.1:8000
     echo "Why is the sky blue?" | quire chat smollm2 --temperature 0
     """
-    from quire.commands.server import server
+    from quire.commands.server import check_converses, server
     from quire.commands.terminal import Screen
     from quire.options import StackOptions
 
     choices = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     sampling = {name: value for name, value in choices.items() if value is not None}
     with server(model, url, api_key, StackOptions.among(context.params)) as answers:
+        check_converses(answers)
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         screen = Screen(is_terminal=is_terminal)
         conversation = _Conversation(answers, screen, system, sampling)

@@ -48,13 +48,31 @@ def server(
     yield Server(endpoint, _served_model(endpoint))
 
 
+def check_converses(server: Server) -> None:
+    """Raises ConfigurationError if its model answers no conversations, like one that only embeds.
+
+    It is asked without a message: whoever converses refuses that, and computes nothing.
+    """
+    import asyncio
+    import json
+
+    asked = server.endpoint.try_post("/v1/chat/completions", {"model": server.model})
+    _, body = asyncio.run(asked)
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        error = json.loads(body)["error"]
+        if error["param"] == "model":
+            raise ConfigurationError(str(error["message"]))
+
+
 def _only_url() -> str:
     from quire.registry import running_stacks, the_served_stack
 
     if stack := the_served_stack():
         return stack.url
-    found = f"{len(running_stacks()) or 'no'} stacks run here"
-    raise ConfigurationError(f"{found}; give MODEL, or name a server with --url")
+    stacks = [f"{stack.url} ({stack.model})" for stack in running_stacks()]
+    names = f": {', '.join(stacks)}" if stacks else ""
+    found = f"{len(stacks) or 'no'} stacks run here"
+    raise ConfigurationError(f"{found}; give MODEL, or name a server with --url{names}")
 
 
 def _served_model(endpoint: Endpoint) -> str:

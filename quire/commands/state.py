@@ -42,9 +42,9 @@ def _only_scheduler() -> str:
 
     if stack := the_served_stack():
         return stack.scheduler
-    addresses = [stack.scheduler for stack in running_stacks()]
-    names = f" ({', '.join(addresses)})" if addresses else ""
-    found = f"{len(addresses) or 'no'} stacks run here"
+    stacks = [f"{stack.scheduler} ({stack.model})" for stack in running_stacks()]
+    names = f": {', '.join(stacks)}" if stacks else ""
+    found = f"{len(stacks) or 'no'} stacks run here"
     raise ConfigurationError(f"{found}; name a scheduler with --address{names}")
 
 

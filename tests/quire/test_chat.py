@@ -58,6 +58,15 @@ def test_sampling_flags_are_sent_and_absent_ones_are_not(chat: Chat, server: Ser
     assert "max_tokens" not in request
 
 
+def test_a_model_that_only_embeds_is_told_before_the_first_turn(chat: Chat, server: Server) -> None:
+    message = 'model "tiny" only embeds; use /v1/embeddings'
+    error = {"error": {"message": message, "param": "model"}}
+    server.answers["/v1/chat/completions"] = lambda answer, _: answer.json(error, status=400)
+    result = chat("")
+    assert str(result.exception) == message
+    assert not asked(server)
+
+
 def test_a_refused_turn_is_an_error(chat: Chat, server: Server) -> None:
     error = {"error": {"message": "the queue is full"}}
     server.answers["/v1/chat/completions"] = lambda answer, _: answer.json(error, status=429)

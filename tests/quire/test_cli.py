@@ -241,6 +241,23 @@ def test_state_without_a_stack_asks_for_an_address() -> None:
     assert finished.stderr == "error: no stacks run here; name a scheduler with --address\n"
 
 
+def test_of_several_stacks_each_is_named_by_its_model(tmp_path: Path) -> None:
+    _publish_a_stack(tmp_path)
+    _publish_a_stack(tmp_path, "small", "http://127.0.0.1:8100")
+    finished = quire("state")
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: 2 stacks run here; name a scheduler with --address: "
+        "unix:/s (tiny), unix:/s (small)\n"
+    )
+    finished = quire("chat")
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: 2 stacks run here; give MODEL, or name a server with --url: "
+        "http://127.0.0.1:8000 (tiny), http://127.0.0.1:8100 (small)\n"
+    )
+
+
 def test_state_of_nobody_says_who_does_not_answer(tmp_path: Path) -> None:
     finished = quire("state", "--address", f"unix:{tmp_path}/nobody.sock")
     assert finished.returncode == 1
@@ -276,20 +293,22 @@ def _free_ports() -> list[str]:
     return ["--port", ports[0], "--grpc-port", ports[1]]
 
 
-def _publish_a_stack(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run-tiny"
+def _publish_a_stack(
+    tmp_path: Path, model: str = "tiny", url: str = "http://127.0.0.1:8000"
+) -> None:
+    run_dir = tmp_path / f"run-{model}"
     run_dir.mkdir()
     metrics = "http://127.0.0.1:9401/metrics"
     registry.publish(
         StackRecord(
             pid=os.getpid(),
             start_ticks=registry.start_ticks(os.getpid()),
-            model="tiny",
-            url="http://127.0.0.1:8000",
+            model=model,
+            url=url,
             grpc="127.0.0.1:50050",
             scheduler="unix:/s",
             run_dir=str(run_dir),
-            started_at=1.0,
+            started_at=1.0 if model == "tiny" else 2.0,
             processes=(
                 ProcessRecord("scheduler", "scheduler", 11, "unix:/s", metrics, "ready", 0, 2.0),
                 ProcessRecord("worker-0", "worker", None, "", None, "restarting", 1, None),

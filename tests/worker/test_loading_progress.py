@@ -3,10 +3,11 @@
 import io
 import logging
 import sys
+import time
 
 import pytest
 
-from worker.loading_progress import loading
+from worker.loading_progress import loading, unless_quick
 
 
 class Terminal(io.StringIO):
@@ -50,3 +51,18 @@ def test_what_fails_is_not_said_to_be_loaded(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.INFO), pytest.raises(OSError, match="the disk"):
         fail()
     assert caplog.messages == ["loading tiny: 2 tensors"]
+
+
+def test_what_is_quick_is_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), unless_quick("compiling", after_s=3600):
+        pass
+    assert not caplog.messages
+
+
+def test_what_takes_long_says_so_while_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    end = time.monotonic() + 20
+    with caplog.at_level(logging.INFO), unless_quick("compiling", after_s=0.01):
+        while not caplog.messages and time.monotonic() < end:
+            time.sleep(0.01)
+        assert caplog.messages == ["compiling"]
+    assert caplog.messages[1].startswith("done in ")
