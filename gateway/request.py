@@ -25,8 +25,8 @@ Float32Column = npt.NDArray[np.float32]
 LEAST_TEMPERATURE = 1e-3
 """Anything colder is greedy: dividing float32 logits by less could overflow."""
 
-_SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "min_tokens"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
@@ -195,7 +195,7 @@ def build_request(
     prompt_token_ids = _truncated(prompt_token_ids, options, limits)
     max_tokens = _max_tokens(len(prompt_token_ids), options, limits, prompt_field)
     _check_stop(options, limits)
-    if options.cache_salt and not _SALT.fullmatch(options.cache_salt):
+    if options.cache_salt and not SALT.fullmatch(options.cache_salt):
         raise invalid(
             "cache_salt",
             f"cache_salt is {quote(options.cache_salt)}; "
@@ -239,7 +239,7 @@ def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> Non
 
 def check_request_id(name: str, value: str) -> str:
     """The id itself. Raises RequestError if it could not stand in a header or a log line."""
-    if not _REQUEST_ID.fullmatch(value):
+    if not REQUEST_ID.fullmatch(value):
         raise invalid(
             name, f"{name} is {quote(value)}; it must be 1 to 128 visible ASCII characters"
         )

@@ -26,9 +26,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match
 
+from gateway.anthropic import answers as anthropic
 from gateway.anthropic.messages import MessagesAnswer, count_tokens, parse_messages
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
 from gateway.errors import Fault, RequestError, quote
+from gateway.openai import answers
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
 from gateway.openai.embeddings import EmbeddingBody
@@ -154,15 +156,21 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _openapi(request: Request) -> Response:
-    backend = _backend(request)
-    needs_key = backend.api_key is not None
-    return JSONResponse(document(ENDPOINTS, backend.version, needs_key=needs_key))
+    return JSONResponse(_document(_backend(request)))
 
 
 async def _docs(request: Request) -> Response:
-    backend = _backend(request)
-    needs_key = backend.api_key is not None
-    return HTMLResponse(page(document(ENDPOINTS, backend.version, needs_key=needs_key)))
+    return HTMLResponse(page(_document(_backend(request))))
+
+
+def _document(backend: Backend) -> dict[str, Any]:
+    return document(
+        ENDPOINTS,
+        backend.version,
+        backend.model,
+        backend.engine.cell.max_model_len,
+        needs_key=backend.api_key is not None,
+    )
 
 
 ENDPOINTS = (
@@ -172,8 +180,9 @@ ENDPOINTS = (
         handler=_chat,
         summary="Answer a conversation.",
         body=(ChatBody,),
-        answer="OpenAI's CreateChatCompletionResponse, or chunks of it.",
-        streams=True,
+        answer="Answers, or chunks of them, as OpenAI has them.",
+        shape=answers.ChatCompletion,
+        event=answers.ChatCompletionChunk,
     ),
     Endpoint(
         method="POST",
@@ -181,8 +190,9 @@ ENDPOINTS = (
         handler=_completions,
         summary="Continue a text, or several.",
         body=(CompletionBody,),
-        answer="OpenAI's CreateCompletionResponse, or chunks of it.",
-        streams=True,
+        answer="Texts, or chunks of them, as OpenAI has them.",
+        shape=answers.Completion,
+        event=answers.Completion,
     ),
     Endpoint(
         method="POST",
@@ -190,7 +200,8 @@ ENDPOINTS = (
         handler=_embeddings,
         summary="Turn texts into vectors.",
         body=(EmbeddingBody,),
-        answer="OpenAI's CreateEmbeddingResponse.",
+        answer="Vectors, as OpenAI has them.",
+        shape=answers.EmbeddingList,
     ),
     Endpoint(
         method="POST",
@@ -198,22 +209,25 @@ ENDPOINTS = (
         handler=response_routes.create_response,
         summary="Answer a conversation, one turn at a time.",
         body=(ResponsesBody,),
-        answer="OpenAI's Response, or typed events of it.",
-        streams=True,
+        answer="A response, or typed events of it, as OpenAI has them.",
+        shape=answers.Response,
+        event=answers.ResponseEvent,
     ),
     Endpoint(
         method="GET",
         path="/v1/responses/{response_id}",
         handler=response_routes.retrieve_response,
         summary="Say a stored response again, or follow one that is written in the background.",
-        answer="OpenAI's Response, or typed events of it.",
+        answer="The response, or typed events of it.",
+        shape=answers.Response,
     ),
     Endpoint(
         method="DELETE",
         path="/v1/responses/{response_id}",
         handler=response_routes.delete_response,
         summary="Forget a stored response.",
-        answer='{"id": id, "object": "response", "deleted": true}',
+        answer="What is forgotten.",
+        shape=answers.DeletedResponse,
     ),
     Endpoint(
         method="GET",
@@ -235,8 +249,9 @@ ENDPOINTS = (
         handler=_messages,
         summary="Answer a conversation, in Anthropic's words.",
         body=(MessagesBody,),
-        answer="Anthropic's Message, or events of it.",
-        streams=True,
+        answer="A message, or events of it, as Anthropic has them.",
+        shape=anthropic.Message,
+        event=anthropic.MessageEvent,
     ),
     Endpoint(
         method="POST",
@@ -244,7 +259,8 @@ ENDPOINTS = (
         handler=_count_tokens,
         summary="Count the tokens of a conversation, in Anthropic's words.",
         body=(CountTokensBody,),
-        answer='{"input_tokens": count}',
+        answer="The count.",
+        shape=anthropic.InputTokens,
     ),
     Endpoint(
         method="POST",
@@ -252,7 +268,8 @@ ENDPOINTS = (
         handler=_tokenize,
         summary="Turn a text or a conversation into tokens.",
         body=(TokenizeBody, TokenizeChatBody),
-        answer='{"count": count, "max_model_len": length, "tokens": ids}',
+        answer="The tokens.",
+        shape=answers.Tokens,
     ),
     Endpoint(
         method="POST",
@@ -260,49 +277,56 @@ ENDPOINTS = (
         handler=_detokenize,
         summary="Turn tokens into text.",
         body=(DetokenizeBody,),
-        answer='{"prompt": text}',
+        answer="The text.",
+        shape=answers.Text,
     ),
     Endpoint(
         method="GET",
         path="/v1/models",
         handler=_models,
         summary="List the models served here.",
-        answer="OpenAI's ListModelsResponse, with `max_model_len` for each model.",
+        answer="OpenAI's list, with `max_model_len` for each model.",
+        shape=answers.ServedModels,
     ),
     Endpoint(
         method="GET",
         path="/v1/models/{name:path}",
         handler=_model,
         summary="Describe one model.",
-        answer="OpenAI's Model, with `max_model_len`.",
+        answer="OpenAI's model, with `max_model_len`.",
+        shape=answers.ServedModel,
     ),
     Endpoint(
         method="GET",
         path="/health",
         handler=_health,
         summary="Say that this process is alive.",
-        answer='{"status": "alive"}',
+        answer="It is alive.",
+        shape=answers.Alive,
     ),
     Endpoint(
         method="GET",
         path="/ready",
         handler=_ready,
         summary="Say whether a request would be answered; 503 and why, if not.",
-        answer='{"status": "ready"}',
+        answer="It would.",
+        shape=answers.Ready,
     ),
     Endpoint(
         method="GET",
         path="/load",
         handler=_load,
         summary="Count the requests that this process is answering.",
-        answer='{"server_load": count}',
+        answer="The count.",
+        shape=answers.Load,
     ),
     Endpoint(
         method="GET",
         path="/version",
         handler=_version,
         summary="Say this server's version.",
-        answer='{"version": version}',
+        answer="The version.",
+        shape=answers.Version,
     ),
     Endpoint(
         method="GET",

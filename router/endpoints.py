@@ -22,9 +22,11 @@ class Endpoint:
     """What a body may be; empty: it takes none."""
     answer: str
     """What a response is, in a line."""
+    shape: type[BaseModel] | None = None
+    """Of a response that is JSON."""
     media_type: str = "application/json"
-    streams: bool = False
-    """Whether `"stream": true` makes the answer server-sent events."""
+    event: type[BaseModel] | None = None
+    """What server-sent events carry that `"stream": true` makes of the answer; None: it cannot."""
 
     @property
     def route(self) -> Route:

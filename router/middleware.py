@@ -1,5 +1,6 @@
 """What holds for every HTTP request: it has a name, and its sender may ask."""
 
+import base64
 import hashlib
 import hmac
 import secrets
@@ -14,6 +15,14 @@ from router.responses import error_response
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """What probes ask: no key needed, and nothing but yes or no in the answers."""
 
+BROWSER_PATHS = frozenset({"/docs", "/openapi.json"})
+"""What people read in a browser, which can send a key only as the password of HTTP's Basic scheme,
+under any name. It goes on sending it to every path, whichever page asks: so it counts nowhere
+else, and a page of another origin can do nothing with it."""
+
+
+_ASK_FOR_PASSWORD = 'Basic realm="Quire: the API key is the password", charset="UTF-8"'
+
 
 class ApiKey:
     """Compares keys in constant time, by digest, so that not even the length shows."""
@@ -25,13 +34,27 @@ class ApiKey:
         """Raises RequestError unless a header's value is the key: after "Bearer" in OpenAI's
         header, alone in Anthropic's, which counts where there is no other."""
         scheme, _, given = (authorization or f"bearer {x_api_key or ''}").partition(" ")
-        digest = hashlib.sha256(given.strip().encode()).digest()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(digest, self._digest):
+        if scheme.lower() != "bearer" or not self._is(given.strip()):
             raise RequestError(
                 Fault.UNAUTHENTICATED,
                 "the API key is missing or wrong; "
                 "send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'",
             )
+
+    def is_password(self, authorization: str | None) -> bool:
+        """Whether a header says the key as the password of HTTP's Basic scheme."""
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            _, colon, password = base64.b64decode(given.strip(), validate=True).partition(b":")
+            return bool(colon) and self._is(password.decode())
+        except ValueError:
+            return False
+
+    def _is(self, given: str) -> bool:
+        digest = hashlib.sha256(given.encode()).digest()
+        return hmac.compare_digest(digest, self._digest)
 
 
 class RequestIdMiddleware:
@@ -77,10 +100,14 @@ class AuthenticationMiddleware:
         """The ASGI call."""
         is_open = scope["type"] != "http" or scope["path"] in OPEN_PATHS
         if self._api_key is not None and not is_open:
+            is_browsers = scope["path"] in BROWSER_PATHS
             try:
                 headers = Headers(scope=scope)
-                self._api_key.check(headers.get("authorization"), headers.get("x-api-key"))
+                said = headers.get("authorization")
+                if not (is_browsers and self._api_key.is_password(said)):
+                    self._api_key.check(said, headers.get("x-api-key"))
             except RequestError as error:
-                await error_response(error, scope)(scope, receive, send)
+                asks = {"www-authenticate": _ASK_FOR_PASSWORD} if is_browsers else {}
+                await error_response(error, scope, asks)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -25,7 +25,7 @@ def error_response(
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     if error.fault is Fault.UNAUTHENTICATED:
-        headers["www-authenticate"] = "Bearer"
+        headers.setdefault("www-authenticate", "Bearer")
     if error.fault in _HANGS_UP:
         headers["connection"] = "close"
     return JSONResponse(_body(error, scope), openai.ERROR_KINDS[error.fault].status, headers)

@@ -43,7 +43,7 @@ class EmbeddingBody(Body):
 
     model: str | None = None
     """The served model; if it is not said, the one there is."""
-    input: Annotated[Any, WithJsonSchema(shapes.TEXTS_OR_TOKENS)] = None
+    input: Annotated[Any, WithJsonSchema(shapes.TEXTS_OR_TOKENS)]
     """What to embed: a text or its tokens, or several of either; none may be empty."""
     encoding_format: Literal["float", "base64"] = "float"
     """Vectors as arrays of numbers, or as base64 of little-endian float32."""
@@ -55,11 +55,10 @@ class EmbeddingBody(Body):
     priority: int = 0
     """Lower goes first, where the server orders by priority."""
     cache_salt: str | None = None
-    """Shares cached prompts only with requests of the same salt: 1 to 64 letters, digits, - or
-    _."""
+    """Shares cached prompts only with requests of the same salt."""
     request_id: str | None = None
-    """A name for the request, in the answer's id and the logs: 1 to 128 visible ASCII
-    characters; if it is not said, that of the X-Request-Id header, or chance."""
+    """A name for the request, in the answer's id and the logs; if it is not said, that of the
+    X-Request-Id header, or chance."""
     truncate_prompt_tokens: int | None = None
     """Keep the last so many tokens of each input; -1: as many as fit; if it is not said, an input
     that is too long is refused."""

@@ -101,11 +101,10 @@ class SamplingBody(GuidedBody):
     priority: int = 0
     """Lower goes first, where the server orders by priority."""
     cache_salt: str | None = None
-    """Shares cached prompts only with requests of the same salt: 1 to 64 letters, digits, - or
-    _."""
+    """Shares cached prompts only with requests of the same salt."""
     request_id: str | None = None
-    """A name for the request, in the answer's id and the logs: 1 to 128 visible ASCII
-    characters; if it is not said, that of the X-Request-Id header, or chance."""
+    """A name for the request, in the answer's id and the logs; if it is not said, that of the
+    X-Request-Id header, or chance."""
     user: str | None = None
     """A label; it changes nothing."""
     safety_identifier: str | None = None
@@ -240,10 +239,13 @@ class CompletionBody(GenerationBody):
         **UNSERVED,
     }
 
-    prompt: Annotated[Any, WithJsonSchema(shapes.TEXTS_OR_TOKENS)] = None
+    prompt: Annotated[Any, WithJsonSchema(shapes.TEXTS_OR_TOKENS)]
     """What to go on with: a text or its tokens, or several of either."""
     logprobs: int | None = None
     """Say the logprob of every token of the answer, with so many alternatives each."""
+    max_tokens: Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 0})] = None
+    """Tokens after which an answer ends; if it is not said, what the model's length leaves. 0 only
+    with `echo` or `prompt_logprobs`."""
     echo: bool = False
     """Say the prompt before the answer; with `max_tokens` 0, it alone."""
     best_of: int | None = None

@@ -126,6 +126,39 @@ async def test_the_api_key_guards_all_but_probes(start_router: StartRouter) -> N
             assert await client.chat.completions.create(model="tiny", **CHAT)
 
 
+async def test_a_browser_sends_the_key_as_a_password_and_reads_the_documents(
+    start_router: StartRouter,
+) -> None:
+    """It sends the password to every path then, so it must open nothing else."""
+    key = "sécret: with a colon"
+    async with (
+        start_router(api_key=key) as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        for path in ("/docs", "/openapi.json"):
+            refused = await http.get(path)
+            assert error_of(refused, 401)["code"] == "invalid_api_key"
+            assert refused.headers["www-authenticate"].startswith("Basic realm=")
+            for name in ("", "anyone"):
+                assert (await http.get(path, auth=(name, key))).status_code == 200
+            for said in (
+                "Basic",
+                "Basic !",
+                "Basic c8OpY3JldA==",
+                "Basic \xff",
+                f"Basic {key[2:]}",
+            ):
+                wrong = await http.get(path, headers={b"authorization": said.encode("latin-1")})
+                assert wrong.status_code == 401
+            assert (await http.get(path, auth=("anyone", "wrong"))).status_code == 401
+        for path in ("/v1/models", "/metrics", "/docs/", "/nothing"):
+            refused = await http.get(path, auth=("anyone", key))
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+        response = await http.post(PATH, json=CHAT, auth=("anyone", key))
+        assert response.status_code == 401
+
+
 async def test_more_than_may_be_in_flight(
     start_router: StartRouter, scheduler: FakeScheduler
 ) -> None:

@@ -38,7 +38,7 @@ async def test_every_endpoint_is_in_it(told: dict[str, Any]) -> None:
 async def test_its_references_lead_somewhere(told: dict[str, Any]) -> None:
     schemas = told["components"]["schemas"]
     assert refs(told) <= {f"#/components/schemas/{name}" for name in schemas}
-    assert "#/components/schemas/ChatBody" in refs(told)
+    assert "#/components/schemas/ChatCompletionRequest" in refs(told)
     for schema in schemas.values():
         jsonschema.Draft202012Validator.check_schema(schema)
 
@@ -51,10 +51,10 @@ async def test_what_is_sent_and_refused_is_valid_by_it(
         jsonschema.validate(value, schema, jsonschema.Draft202012Validator)
 
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "stop": ["x"]}
-    validate(body, "ChatBody")
+    validate(body, "ChatCompletionRequest")
     refused = body | {"temperature": "warm"}
     with pytest.raises(jsonschema.ValidationError):
-        validate(refused, "ChatBody")
+        validate(refused, "ChatCompletionRequest")
     response = await http.post("/v1/chat/completions", json=refused)
     statuses = told["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert str(response.status_code) in statuses
@@ -78,7 +78,12 @@ async def test_it_asks_for_a_key_where_the_server_does(
     assert guarded["security"] == [{"bearer": []}, {"x-api-key": []}]
     for path, methods in guarded["paths"].items():
         for operation in methods.values():
-            assert ("401" in operation["responses"]) is (path not in ("/health", "/ready"))
+            is_open = path in ("/health", "/ready")
+            assert ("401" in operation["responses"]) is not is_open
+            assert (operation.get("security") == []) is is_open
+            assert ({"basic": []} in operation.get("security", [])) is (
+                path in ("/docs", "/openapi.json")
+            )
 
 
 class _Page(HTMLParser):
@@ -115,3 +120,7 @@ async def test_the_page_shows_it_alone(http: httpx.AsyncClient, told: dict[str, 
         assert all(operation["summary"] in page.text for operation in methods.values())
     for link in page.links:
         assert link == "/openapi.json" or link.removeprefix("#") in page.ids
+    for schema in told["components"]["schemas"].values():
+        for field, said in schema.get("properties", {}).items():
+            assert field in page.text
+            assert said.get("description", "").replace("`", "") in page.text
