@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.anthropic.schema import (
-    REFUSED_IN_THINKING,
-    REFUSED_IN_TOOL,
-    ROLES,
+    UNSERVED_IN_TOOL,
     CountTokensBody,
     MessageBody,
     ThinkingBody,
@@ -28,7 +26,10 @@ from gateway.conversation import (
     ToolMode,
     check_results,
 )
-from gateway.errors import invalid, one_of, quote, wrong
+from gateway.errors import Fault, RequestError, invalid, missing, quote, quote_field, wrong
+from gateway.model import Model
+from gateway.ranges import check_range
+from gateway.thinking import effort_arguments, thinking_arguments
 
 _MODES = {
     "auto": ToolMode.AUTO,
@@ -37,10 +38,10 @@ _MODES = {
     "none": ToolMode.NONE,
 }
 
-_THINKS = {"enabled": True, "adaptive": True, "disabled": False}
+_BUDGET = "thinking.budget_tokens"
 
 
-def conversation_of(body: CountTokensBody) -> Conversation:
+def conversation_of(body: CountTokensBody, model: Model) -> Conversation:
     """What the model is to go on with. Raises RequestError."""
     if not body.messages:
         raise invalid("messages", "messages has 0 entries; it must have at least 1")
@@ -57,9 +58,11 @@ def conversation_of(body: CountTokensBody) -> Conversation:
         tools=tools,
         tool_choice=_tool_choice(body.tool_choice),
         parallel_tool_calls=not (body.tool_choice and body.tool_choice.disable_parallel_tool_use),
-        template_arguments=_template_arguments(body),
+        template_arguments=_template_arguments(body, model),
         add_generation_prompt=not goes_on,
         continue_final_message=goes_on,
+        max_thought_tokens=_max_thought_tokens(body.thinking),
+        max_thought_tokens_field=_BUDGET,
     )
 
 
@@ -69,13 +72,8 @@ def _turns(field: str, body: MessageBody) -> Iterator[ChatMessage]:
             yield from _user_turns(f"{field}.content", body.content)
         case "assistant":
             yield _assistant_turn(f"{field}.content", body.content)
-        case "system":
+        case _:
             yield ChatMessage("system", _text(f"{field}.content", body.content))
-        case role:
-            raise invalid(
-                f"{field}.role",
-                f"{field}.role is {quote(role)}; it must be " + one_of(ROLES),
-            )
 
 
 def _user_turns(field: str, content: str | Sequence[Mapping[str, Any]]) -> Iterator[ChatMessage]:
@@ -157,40 +155,48 @@ def _tool(field: str, body: ToolBody) -> Tool:
             f"{field}.type",
             f"{field}.type is {quote(body.type)}; this server runs no tools of its own",
         )
-    refuse_unserved(body, REFUSED_IN_TOOL, prefix=f"{field}.")
+    refuse_unserved(body, UNSERVED_IN_TOOL, prefix=f"{field}.")
+    for name in (body.model_extra or {}).keys() - UNSERVED_IN_TOOL.keys():
+        where = f"{field}.{quote_field(name)}"
+        raise RequestError(Fault.UNKNOWN_FIELD, f"{where} is not a field of a tool", field=where)
     return Tool(body.name, body.description, body.input_schema, body.strict, field)
 
 
 def _tool_choice(body: ToolChoiceBody | None) -> ToolChoice:
     if body is None:
         return ToolChoice(ToolMode.AUTO)
-    mode = _MODES.get(body.type)
-    if mode is None:
-        raise invalid(
-            "tool_choice.type",
-            f"tool_choice.type is {quote(body.type)}; it must be {one_of(_MODES)}",
-        )
-    return ToolChoice(mode, body.name if mode is ToolMode.NAMED else None)
+    mode = _MODES[body.type]
+    if mode is not ToolMode.NAMED:
+        return ToolChoice(mode)
+    if body.name is None:
+        raise missing("tool_choice.name")
+    return ToolChoice(mode, body.name)
 
 
-def _template_arguments(body: CountTokensBody) -> Mapping[str, Any]:
+def _template_arguments(body: CountTokensBody, model: Model) -> Mapping[str, Any]:
     """The variables by which templates of models that can be told are told."""
-    arguments: dict[str, Any] = {}
-    if body.thinking is not None:
-        arguments["enable_thinking"] = _thinks(body.thinking)
-    if body.output_config is not None and body.output_config.effort is not None:
-        arguments["reasoning_effort"] = body.output_config.effort
-    return arguments
+    effort = body.output_config.effort if body.output_config else None
+    arguments = dict(effort_arguments("output_config.effort", effort, model))
+    thinking = body.thinking
+    if thinking is None or (thinking.type == "adaptive" and model.thoughts is None):
+        return arguments
+    thinks = thinking.type != "disabled"
+    switch = thinking_arguments("thinking.type", thinking.type, model, thinks=thinks)
+    return arguments | dict(switch)
 
 
-def _thinks(thinking: ThinkingBody) -> bool:
-    if thinking.type not in _THINKS:
-        raise invalid(
-            "thinking.type",
-            f"thinking.type is {quote(thinking.type)}; it must be {one_of(_THINKS)}",
-        )
-    refuse_unserved(thinking, REFUSED_IN_THINKING, prefix="thinking.")
-    return _THINKS[thinking.type]
+def _max_thought_tokens(thinking: ThinkingBody | None) -> int | None:
+    if thinking is None or thinking.type != "enabled":
+        if thinking is not None and thinking.budget_tokens is not None:
+            raise invalid(
+                _BUDGET,
+                f"{_BUDGET} is {thinking.budget_tokens}; it needs thinking.type to be enabled",
+            )
+        return None
+    if thinking.budget_tokens is None:
+        raise missing(_BUDGET)
+    check_range(_BUDGET, thinking.budget_tokens, 1)
+    return thinking.budget_tokens
 
 
 def _text(field: str, content: Any) -> str:

@@ -1,5 +1,7 @@
 """POST /v1/messages and POST /v1/messages/count_tokens."""
 
+import base64
+import hashlib
 import random
 import sys
 from collections.abc import Sequence
@@ -30,10 +32,12 @@ def parse_messages(
     """
     body = parse_body(content, MessagesBody)
     model.check_name(body.model)
-    prompt = model.chat(conversation_of(body), max_model_len, _grammar(body))
+    conversation = conversation_of(body, model)
+    _check_budget(body)
+    prompt = model.chat(conversation, max_model_len, _grammar(body))
     stop = [
         checked_text(f"stop_sequences[{index}]", text)
-        for index, text in enumerate(body.stop_sequences or ())
+        for index, text in enumerate(body.stop_sequences)
     ]
     request = model.build(
         prompt.token_ids,
@@ -56,12 +60,22 @@ def parse_messages(
         request_id=request_id,
         model=model.name,
         requests=(request,),
-        streams=bool(body.stream),
+        streams=body.stream,
         include_usage=False,
         wants_logprobs=False,
         wants_token_ids=False,
         parsing=prompt.parsing,
     )
+
+
+def _check_budget(body: MessagesBody) -> None:
+    budget = body.thinking.budget_tokens if body.thinking else None
+    if budget is not None and budget >= body.max_tokens:
+        field = "thinking.budget_tokens"
+        raise invalid(
+            field,
+            f"{field} is {budget}; it must be less than max_tokens, which is {body.max_tokens}",
+        )
 
 
 def _grammar(body: MessagesBody) -> GrammarSpec | None:
@@ -86,7 +100,7 @@ def count_tokens(content: bytes, model: Model) -> dict[str, Any]:
     """
     body = parse_body(content, CountTokensBody)
     model.check_name(body.model)
-    prompt = model.chat(conversation_of(body), sys.maxsize)
+    prompt = model.chat(conversation_of(body, model), sys.maxsize)
     return {"input_tokens": len(prompt.token_ids)}
 
 
@@ -194,8 +208,12 @@ def _event_of(change: BlockEvent) -> str:
         case Added(block, text):
             delta = _delta(block.kind, text)
             told = {"type": "content_block_delta", "index": index, "delta": delta}
-        case Closed():
+        case Closed(block):
             told = {"type": "content_block_stop", "index": index}
+            if block.kind is BlockKind.REASONING:
+                delta = {"type": "signature_delta", "signature": _signature(block.text)}
+                signed = {"type": "content_block_delta", "index": index, "delta": delta}
+                return _event(signed) + _event(told)
     return _event(told)
 
 
@@ -228,10 +246,17 @@ def _whole_block(block: Block) -> dict[str, Any]:
         case BlockKind.WORDS:
             return {"type": "text", "text": block.text}
         case BlockKind.REASONING:
-            return {"type": "thinking", "thinking": block.text, "signature": ""}
+            text = block.text
+            return {"type": "thinking", "thinking": text, "signature": _signature(text)}
         case BlockKind.CALL:
             said = {"type": "tool_use", "id": block.id, "name": block.name}
             return said | {"input": _arguments(block.text)}
+
+
+def _signature(thoughts: str) -> str:
+    """What clients keep with thoughts and send back with them: a checksum, which nobody checks, as
+    any thoughts may be sent here."""
+    return base64.b64encode(hashlib.sha256(thoughts.encode()).digest()).decode()
 
 
 def _arguments(text: str) -> dict[str, Any]:

@@ -1,18 +1,15 @@
-"""The request bodies of Anthropic's Messages: types only, as strict as OpenAI's.
+"""The request bodies of Anthropic's Messages, as strict as OpenAI's.
 
-Hints about caching (`cache_control`) are ignored: prompts that begin alike are found by themselves.
+Hints about caching (`cache_control`) change nothing: prompts that begin alike are found by
+themselves.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gateway.body import Body, Part
-
-ROLES = ("user", "assistant", "system")
-CHOICES = ("auto", "any", "tool", "none")
-THINKS = ("enabled", "adaptive", "disabled")
 
 _FORMAT = {
     "type": "object",
@@ -20,43 +17,47 @@ _FORMAT = {
     "properties": {"type": {"const": "json_schema"}, "schema": {"type": "object"}},
 }
 
-REFUSED: Mapping[str, tuple[Any, ...]] = {
-    # field: the values that ask for nothing
-    "prefill": (None, "", []),
-    "container": (None,),
-    "mcp_servers": (None, []),
-    "context_management": (None,),
-    "service_tier": (None, "auto", "standard_only"),
-    "speed": (None, "standard"),
-}
+
+class CacheControlBody(Part):
+    """A hint about caching."""
+
+    model_config = ConfigDict(title="CacheControl")
+
+    type: Literal["ephemeral"]
+    """How long what is found again is kept: while there is room."""
+    ttl: Literal["5m", "1h"] | None = None
+    """Nothing is kept for a certain time."""
 
 
 class MessageBody(Part):
-    """One turn of a conversation."""
+    """One turn."""
 
-    model_config = ConfigDict(title="MessageTurn", extra="allow")
+    model_config = ConfigDict(title="MessageTurn")
 
-    role: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ROLES)})]
+    role: Literal["user", "assistant", "system"]
     """Who speaks."""
     content: str | list[dict[str, Any]]
-    """What is said: a text, or blocks: text, thinking, tool_use, tool_result."""
+    """What is said: a text, or blocks: text, thoughts, calls, their results."""
 
 
 class ToolBody(Part):
-    """A function that the model may ask the client to call."""
+    """A function that the model may ask the client to call. Anthropic's own tools have other
+    fields, and are refused by their type."""
 
     model_config = ConfigDict(title="MessageTool", extra="allow")
 
     name: str
     """1 to 64 letters, digits, _ or -."""
-    type: Annotated[str | None, WithJsonSchema({"const": "custom"})] = None
-    """This server runs no tools of its own."""
+    type: str | None = None
+    """custom, or nothing: this server runs no tools of its own."""
     description: str | None = None
     """What it does, for the model."""
     input_schema: dict[str, Any] | None = None
     """A JSON schema of its arguments."""
     strict: bool | None = None
-    """Whether its arguments must be valid by the schema."""
+    """Hold the arguments to their schema."""
+    cache_control: CacheControlBody | None = None
+    """A hint about caching; it changes nothing."""
 
 
 class ToolChoiceBody(Part):
@@ -64,21 +65,25 @@ class ToolChoiceBody(Part):
 
     model_config = ConfigDict(title="MessageToolChoice")
 
-    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(CHOICES)})]
-    """As the model likes, at least one, this one, or none."""
+    type: Literal["auto", "any", "tool", "none"]
+    """As it likes, at least one, the one named, or none."""
     name: str | None = None
-    """Which one, of type tool."""
+    """Of the tool, for type tool."""
     disable_parallel_tool_use: bool | None = None
-    """Whether an answer may have only one call."""
+    """One answer may have one call at most."""
 
 
 class ThinkingBody(Part):
     """Whether the model thinks before it answers, where its template can say so."""
 
-    model_config = ConfigDict(title="MessageThinking", extra="allow")
+    model_config = ConfigDict(title="MessageThinking")
 
-    type: Annotated[str, WithJsonSchema({"type": "string", "enum": list(THINKS)})]
-    """Whether it does."""
+    type: Literal["enabled", "adaptive", "disabled"]
+    """Thinks, as it likes, or does not."""
+    budget_tokens: int | None = None
+    """For type enabled: tokens after which the thoughts are ended for it; less than max_tokens."""
+    display: Literal["summarized"] | None = None
+    """Thoughts are shown in full."""
 
 
 class OutputConfigBody(Part):
@@ -88,30 +93,54 @@ class OutputConfigBody(Part):
 
     format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT)] = None
     """What a JSON schema describes."""
-    effort: str | None = None
-    """How much the model thinks, where its template can say so."""
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """How much the model thinks, if its chat template can say so; if it is not said, as it
+    likes."""
+
+
+class MetadataBody(Part):
+    """Labels."""
+
+    model_config = ConfigDict(title="MessageMetadata")
+
+    user_id: str | None = None
+    """A label; it changes nothing."""
 
 
 class CountTokensBody(Body):
     """POST /v1/messages/count_tokens."""
 
     model_config = ConfigDict(title="CountTokensRequest")
-    unserved: ClassVar[Mapping[str, Sequence[Any]]] = REFUSED
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = {
+        # the values that ask for nothing
+        "prefill": ("", []),
+        "container": (),
+        "diagnostics": (),
+        "mcp_servers": ([],),
+        "context_management": (),
+        "inference_geo": (),
+        "speed": ("standard",),
+        "user_profile_id": (),
+        "workspace_id": (),
+    }
 
     model: str | None = None
     """The served model; if it is not said, the one there is."""
     messages: list[MessageBody]
     """The conversation, oldest turn first; a last turn of the assistant's is gone on with."""
     system: str | list[dict[str, Any]] | None = None
-    """What the model is told first: a text, or blocks of text."""
-    tools: list[ToolBody] | None = None
+    """What the model is told first: a text, or text blocks."""
+    tools: list[ToolBody] = Field([])
     """Functions that the model may ask the client to call."""
     tool_choice: ToolChoiceBody | None = None
-    """Whether they are called; if it is not said, as the model likes."""
+    """Whether tools are called; if it is not said, as the model likes."""
     thinking: ThinkingBody | None = None
-    """Whether the model thinks before it answers, where its template can say so."""
+    """Whether the model thinks before it answers; if it is not said, as its chat template has
+    it."""
     output_config: OutputConfigBody | None = None
     """What the answer looks like."""
+    cache_control: CacheControlBody | None = None
+    """A hint about caching; it changes nothing."""
 
 
 class MessagesBody(CountTokensBody):
@@ -120,7 +149,7 @@ class MessagesBody(CountTokensBody):
     model_config = ConfigDict(title="MessageRequest")
 
     max_tokens: int
-    """Tokens after which the answer ends."""
+    """Tokens after which the answer ends, thoughts included."""
     stop_sequences: list[str] = Field([])
     """Texts that end the answer."""
     stream: bool = False
@@ -131,16 +160,16 @@ class MessagesBody(CountTokensBody):
     """Draw from so many of the likeliest tokens; 0 or -1: from all."""
     top_p: float | None = None
     """Draw from the likeliest tokens that make up this share of the probability."""
-    metadata: dict[str, Any] | None = None
+    metadata: MetadataBody | None = None
     """Labels; they change nothing."""
+    service_tier: Literal["auto", "standard_only"] = "auto"
+    """All requests are served alike."""
 
 
-REFUSED_IN_TOOL: Mapping[str, tuple[Any, ...]] = {
-    "allowed_callers": (None, ["direct"]),
-    "defer_loading": (None, False),
-}
-
-REFUSED_IN_THINKING: Mapping[str, tuple[Any, ...]] = {
-    "budget_tokens": (None,),
-    "display": (None, "summarized"),
+UNSERVED_IN_TOOL: Mapping[str, Sequence[Any]] = {
+    # the values that ask for nothing
+    "allowed_callers": (["direct"],),
+    "defer_loading": (False,),
+    "eager_input_streaming": (True,),
+    "input_examples": ([],),
 }

@@ -229,22 +229,7 @@ def test_what_is_not_stored_is_not_kept(hermes: Model) -> None:
     assert kept == []
 
 
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False}),
-        ({"thinking": {"type": "adaptive"}}, {"enable_thinking": True}),
-        ({"output_config": {"effort": "low"}}, {"reasoning_effort": "low"}),
-        ({}, {}),
-    ],
-)
-def test_what_the_template_is_told_of_thinking(said: dict[str, Any], told: dict[str, Any]) -> None:
-    body = {"messages": [{"role": "user", "content": "x"}], **said}
-    conversation = conversation_of(CountTokensBody.model_validate(body))
-    assert conversation.template_arguments == told
-
-
-def test_one_call_at_a_time() -> None:
+def test_one_call_at_a_time(model: Model) -> None:
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     body = {"messages": [{"role": "user", "content": "x"}], "tool_choice": choice}
-    assert not conversation_of(CountTokensBody.model_validate(body)).parallel_tool_calls
+    assert not conversation_of(CountTokensBody.model_validate(body), model).parallel_tool_calls

@@ -152,6 +152,36 @@ async def test_the_last_turn_of_the_assistant_is_gone_on_with(
     assert prompt.endswith("<|im_start|>assistant\nthe quick")
 
 
+async def test_labels_and_hints_change_nothing(http: httpx.AsyncClient) -> None:
+    hint = {"type": "ephemeral", "ttl": "1h"}
+    said = {
+        "metadata": {"user_id": "u1"},
+        "cache_control": hint,
+        "service_tier": "auto",
+        "tools": [{"name": "add", "type": "custom", "cache_control": hint}],
+        "tool_choice": {"type": "none"},
+        "thinking": {"type": "disabled"},
+        "stop_sequences": [],
+    }
+    plain = (await http.post(PATH, json=ASKED)).json()
+    labelled = (await http.post(PATH, json=ASKED | said)).json()
+    assert (labelled["content"], labelled["stop_reason"]) == (plain["content"], "end_turn")
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_the_stop_sequence_that_ended_it_is_said(
+    claude: anthropic.AsyncAnthropic, streams: bool
+) -> None:
+    asked = ASKED | {"stop_sequences": ["nothing", "lo"]}
+    if streams:
+        async with claude.messages.stream(**asked) as stream:
+            message = await stream.get_final_message()
+    else:
+        message = await claude.messages.create(**asked)
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "lo")
+    assert getattr(message.content[0], "text", None) == "user\nhel"
+
+
 async def test_a_long_prompt_can_be_counted(http: httpx.AsyncClient) -> None:
     body = {"messages": [{"role": "user", "content": "x" * 5000}]}
     counted = await http.post(f"{PATH}/count_tokens", json=body)
@@ -190,7 +220,23 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"name": "a b", "input_schema": {}}]}, 'tools[0] has the name "a b"'),
     ({"tool_choice": {"type": "any"}}, "tool_choice asks for a call, and tools has 0 entries"),
     ({"tool_choice": {"type": "some"}}, 'tool_choice.type is "some"; it must be one of'),
-    ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, "thinking.budget_tokens is 2048"),
+    (
+        {"thinking": {"type": "enabled", "budget_tokens": 2048}},
+        'thinking.type is "enabled"; model "tiny" does not think',
+    ),
+    ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display is"),
+    ({"thinking": {"type": "adaptive", "depth": 3}}, "thinking.depth is not a field"),
+    ({"stop": ["x"]}, "stop is not a field of this endpoint; did you mean stop_sequences?"),
+    ({"metadata": {"user_id": 3}}, "metadata.user_id is 3; it must be a string"),
+    ({"metadata": {"team": "a"}}, "metadata.team is not a field"),
+    ({"cache_control": {"type": "eternal"}}, "cache_control.type is"),
+    ({"service_tier": "fast"}, "service_tier is"),
+    ({"user_profile_id": "u"}, 'user_profile_id is "u"; it is not supported'),
+    ({"tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
+    ({"tools": [{"name": "a", "colour": 1}]}, "tools[0].colour is not a field of a tool"),
+    ({"tools": [{"name": "a", "defer_loading": True}]}, "tools[0].defer_loading is true"),
+    ({"tools": [{"name": "a", "input_examples": [{}]}]}, "tools[0].input_examples is [{}]"),
+    ({"output_config": {"effort": "none"}}, 'output_config.effort is "none"'),
     ({"thinking": {"type": "maybe"}}, 'thinking.type is "maybe"'),
     ({"container": "c"}, 'container is "c"; it is not supported by this server'),
     ({"mcp_servers": [{}]}, "mcp_servers is [{}]; it is not supported"),
