@@ -14,6 +14,10 @@ from router.messages import CellStatus, ReplicaStatus, ServedModel
 FRESH_S = 5.0
 """A status, or a sign of life of a replica that has nothing to do, counts for so long."""
 
+HOLD_S = 10.0
+"""For so long after the cell was lost new requests wait for it, like those in flight: a scheduler
+or a worker that is started again is back sooner. Later ones are refused at once."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -27,6 +31,10 @@ class Cell:
         self._model = model
         self._status: CellStatus | None = None
         self._misfit: str | None = None
+        self._served: ServedModel | None = None
+        """When it was last available."""
+        self._away_since: float | None = None
+        """Since when it is not; None while it is."""
 
     def welcomed(self, incarnation: int) -> None:
         """Connected; nothing is known yet."""
@@ -36,6 +44,7 @@ class Cell:
         """Disconnected; nothing is known any more."""
         self.incarnation = None
         self._status = None
+        self._note_availability()
 
     def heard(self, status: CellStatus) -> None:
         """The cell as it is now."""
@@ -44,14 +53,37 @@ class Cell:
         if misfit is not None and misfit != self._misfit:
             _log.error("%s", misfit)
         self._misfit = misfit
+        self._note_availability()
+
+    def _note_availability(self) -> None:
+        try:
+            self._served = self.check_available()
+            self._away_since = None
+        except RequestError:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
 
     @property
     def max_model_len(self) -> int | None:
         """Prompt and output tokens together; None until a replica has attached."""
         return self._status.model.max_model_len if self._status and self._status.model else None
 
+    @property
+    def is_available(self) -> bool:
+        """Whether it takes requests now."""
+        return self._away_since is None and self._served is not None
+
+    def check_accepts(self) -> ServedModel:
+        """What is served, if a request can be accepted now: by a cell that takes it, or one that
+        did until a moment ago. Raises RequestError otherwise."""
+        if self._served is None or self._away_since is None or self._misfit is not None:
+            return self.check_available()
+        if time.monotonic() - self._away_since >= HOLD_S:
+            return self.check_available()
+        return self._served
+
     def check_available(self) -> ServedModel:
-        """What is served, if a request can be accepted now. Raises RequestError otherwise."""
+        """What is served, if the cell takes requests now. Raises RequestError otherwise."""
         if self.incarnation is None or self._status is None:
             raise unavailable("the scheduler is not connected")
         if self._status.draining:

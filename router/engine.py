@@ -66,15 +66,23 @@ class Engine:
     # What callers ask.
 
     def check_serving(self) -> ServedModel:
+        """What is served, if a request would be computed now. Raises RequestError otherwise."""
+        self._check_not_draining()
+        return self.cell.check_available()
+
+    def _check_accepts(self) -> ServedModel:
         """What is served, if a request can be accepted now. Raises RequestError otherwise."""
+        self._check_not_draining()
+        return self.cell.check_accepts()
+
+    def _check_not_draining(self) -> None:
         if self.draining:
             raise unavailable("the server is draining and accepts no new requests")
-        return self.cell.check_available()
 
     def check_available(self) -> int:
         """`max_model_len`, if a request to generate can be accepted now. Raises RequestError
         otherwise."""
-        served = self.check_serving()
+        served = self._check_accepts()
         if served.is_encoder:
             name = quote(served.name)
             raise invalid("model", f"model {name} only embeds; use /v1/embeddings")
@@ -82,7 +90,7 @@ class Engine:
 
     def check_embeds(self) -> ServedModel:
         """What is served, if a prompt can be embedded now. Raises RequestError otherwise."""
-        served = self.check_serving()
+        served = self._check_accepts()
         if not served.embedding_dim:
             raise invalid("model", f"model {quote(served.name)} is not served for embeddings")
         return served
@@ -97,7 +105,8 @@ class Engine:
         probe: bool = False,
     ) -> Iterator[Generation]:
         """Starts a call; leaving the context aborts what has not ended. What was accepted is begun
-        while the server drains, too: whoever accepts asks `check_available` first.
+        while the server drains, too: whoever accepts asks `check_available` first. While the cell
+        is away for a moment, it waits like what is in flight.
 
         Args:
             requests: of one call.
@@ -109,7 +118,8 @@ class Engine:
         """
         if self.over is not None:
             raise self.over
-        self.cell.check_available()
+        self.cell.check_accepts()
+        is_here = self.cell.is_available
         generation = Generation(arrived_at, counted=counted and not probe, probe=probe)
         samples: list[Sample] = []
         for request in requests:
@@ -124,9 +134,12 @@ class Engine:
                 )
                 samples.append(sample)
                 self._samples[sample.sequence_id] = sample
-                sample.submitted = True
-            self.uplink.submit(Submission(first, request, 0, request.n, (), probe=probe))
+                sample.submitted = is_here
+            if is_here:
+                self.uplink.submit(Submission(first, request, 0, request.n, (), probe=probe))
         generation.open(samples, self._stopped)
+        if not is_here:
+            self._mind_patience()
         try:
             yield generation
         finally:
@@ -159,7 +172,7 @@ class Engine:
     def status(self, status: CellStatus) -> None:
         """See `Listener`."""
         self.cell.heard(status)
-        if not status.draining and self._retry is None:
+        if self._retry is None:
             self._resubmit()
         self._mind_patience()
         self.on_change.set()
@@ -209,16 +222,21 @@ class Engine:
         sample = self._samples.get(sequence_id)
         if sample is None:
             return
-        if sample.resubmitted and refusal.retry:
-            sample.submitted = False
+        together = [
+            other
+            for other in sample.generation.samples
+            if other is sample or (other.request is sample.request and not sample.resubmitted)
+        ]
+        if refusal.retry and (sample.resubmitted or not self.cell.is_available):
+            for refused in together:  # a scheduler that leaves: the next one gets it
+                refused.submitted = False
             if self._retry is None:
                 self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._retry_now)
             return
         if not sample.resubmitted:
             sample.generation.counted = False  # it was never accepted
-        for refused in sample.generation.samples:
-            if refused is sample or (refused.request is sample.request and not sample.resubmitted):
-                self._samples.pop(refused.sequence_id, None)
+        for refused in together:
+            self._samples.pop(refused.sequence_id, None)
         self._fail(sample.generation, refusal_error(refusal, sample.request))
 
     # What happens to calls.
@@ -271,6 +289,8 @@ class Engine:
 
     def _resubmit(self) -> None:
         """Whatever the scheduler of this connection does not know yet and has a worker for."""
+        if not self.cell.is_available:
+            return
         for sample in list(self._samples.values()):
             if sample.submitted or not self.cell.can_hold(sample.max_num_tokens):
                 continue

@@ -26,11 +26,16 @@ POLL_S = 0.05
 
 
 @pytest.fixture(scope="module", params=["one step", "steps of 64"])
-def stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
+def how(request: pytest.FixtureRequest) -> str:
+    """What a long prompt is computed in."""
+    said: str = request.param
+    return said
+
+
+@pytest.fixture(scope="module")
+def stack(how: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Whose steps are as long as can be, or as many."""
-    budget = {"one step": 8192, "steps of 64": 64}[request.param]
+    budget = {"one step": 8192, "steps of 64": 64}[how]
     runtime_dir: Path = tmp_path_factory.mktemp("run")
     flags = ("--max-model-len", "4608", "--max-num-batched-tokens", str(budget))
     with serve("smollm2", runtime_dir, *flags, "--step-timeout", str(STEP_TIMEOUT_S)) as server:
@@ -73,7 +78,9 @@ class Watch:
                 await asyncio.sleep(POLL_S)
 
 
-async def test_a_long_prefill_is_no_reason_to_be_unready(stack: Served, figures: Figures) -> None:
+async def test_a_long_prefill_is_no_reason_to_be_unready(
+    stack: Served, figures: Figures, how: str
+) -> None:
     watch = Watch(stack.url)
     body = stories(1, 2, "prefill")[0].body | {"prompt": list(range(100, 100 + NUM_PREFILLED))}
     began_at = time.monotonic()
@@ -85,10 +92,10 @@ async def test_a_long_prefill_is_no_reason_to_be_unready(stack: Served, figures:
     assert {status for _, status in watch.ready} == {200}
     assert set(watch.health) == {200}
     asked = {"seconds": seconds, "times asked": len(watch.ready)}
-    figures.add(f"/ready in a prefill of {NUM_PREFILLED} tokens", asked)
+    figures.add(f"/ready in a prefill of {NUM_PREFILLED} tokens, {how}", asked)
 
 
-async def test_a_stopped_worker_is_not_ready(stack: Served, figures: Figures) -> None:
+async def test_a_stopped_worker_is_not_ready(stack: Served, figures: Figures, how: str) -> None:
     """It is the only one; in the middle of streams, which go on as soon as it does."""
     load = Load(stack.url, stories(4, 200, "stopped"))
     watch = Watch(stack.url)
@@ -102,5 +109,5 @@ async def test_a_stopped_worker_is_not_ready(stack: Served, figures: Figures) ->
         assert not history.errors
     await watch.stop()
     assert set(watch.health) == {200}
-    target = Target("/ready 503 after a SIGSTOP, step deadlines", seconds / STEP_TIMEOUT_S, 2.0)
-    figures.add("/ready when the only worker is stopped", {"503 after, s": seconds}, target)
+    target = Target(f"/ready 503, step deadlines, {how}", seconds / STEP_TIMEOUT_S, 2.0)
+    figures.add(f"/ready, the only worker is stopped, {how}", {"503 after, s": seconds}, target)

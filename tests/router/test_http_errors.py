@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from protos.quire.v1 import scheduler_pb2
+from router import cell
 from router.server import Router
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
@@ -179,8 +180,13 @@ async def test_more_than_may_be_in_flight(
 
 @pytest.mark.parametrize("trouble", ["worker", "draining", "another vocabulary", "another model"])
 async def test_nobody_to_serve(
-    http: httpx.AsyncClient, router: Router, scheduler: FakeScheduler, trouble: str
+    http: httpx.AsyncClient,
+    router: Router,
+    scheduler: FakeScheduler,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
 ) -> None:
+    monkeypatch.setattr(cell, "HOLD_S", 0.0)  # nobody is expected back
     match trouble:
         case "worker":
             scheduler.replica_ids = []

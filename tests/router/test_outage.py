@@ -1,0 +1,106 @@
+"""Requests that come while scheduler or worker are away for a moment wait, like those in flight."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from router import cell, link
+from router.server import Router
+from tests.router.conftest import until
+from tests.router.fake_scheduler import FakeScheduler
+
+PATH = "/v1/completions"
+XYZ: dict[str, Any] = {"prompt": "xyz", "max_tokens": 30, "n": 2}
+TEXT = ("xyz" * 30)[:30]
+
+
+async def answered(asking: "asyncio.Task[httpx.Response]") -> None:
+    response = await asking
+    assert response.status_code == 200, response.text
+    assert [choice["text"] for choice in response.json()["choices"]] == [TEXT] * 2
+
+
+async def test_a_request_waits_for_a_scheduler_that_restarts(
+    http: httpx.AsyncClient,
+    scheduler: FakeScheduler,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "FIRST_BACKOFF_S", 0.5)
+    monkeypatch.setattr(link, "EAGER_BACKOFF_S", 0.5)
+    engine = router.backend.engine
+    for kill in (scheduler.kill, scheduler.kill):
+        kill()
+        await until(lambda: engine.cell.incarnation is None)
+        scheduler.submits.clear()
+        asking = asyncio.create_task(http.post(PATH, json=XYZ))
+        await until(lambda: len(engine._samples) == 2)
+        assert engine.cell.incarnation is None, "it came back too early to test anything"
+        assert (await http.get("/ready")).status_code == 503
+        await answered(asking)
+        assert len(scheduler.submits) == 2
+    assert engine._samples == {}
+
+
+async def test_a_request_waits_for_the_successor_of_a_scheduler_that_drains(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    scheduler.draining = True
+    scheduler.tell_status()
+    engine = router.backend.engine
+    await until(lambda: not engine.cell.is_available)
+    asking = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(engine._samples) == 2)
+    scheduler.tell_status()
+    await asyncio.sleep(0.05)
+    assert scheduler.submits == []
+    scheduler.draining = False
+    scheduler.kill()
+    await answered(asking)
+
+
+async def test_a_request_waits_for_a_worker_that_restarts(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    attached, scheduler.replica_ids = scheduler.replica_ids, []
+    scheduler.tell_status()
+    engine = router.backend.engine
+    await until(lambda: not engine.cell.is_available)
+    asking = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(engine._samples) == 2)
+    scheduler.replica_ids = attached
+    scheduler.tell_status()
+    await answered(asking)
+
+
+async def test_after_a_while_requests_are_refused_at_once(
+    http: httpx.AsyncClient,
+    scheduler: FakeScheduler,
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cell, "HOLD_S", 0.0)
+    scheduler.replica_ids = []
+    scheduler.tell_status()
+    await until(lambda: not router.backend.engine.cell.is_available)
+    refused = await http.post(PATH, json=XYZ)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["message"] == "no worker is attached"
+    assert int(refused.headers["retry-after"]) > 0
+
+
+async def test_a_client_that_leaves_meanwhile_leaves_nothing(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    scheduler.replica_ids = []
+    scheduler.tell_status()
+    engine = router.backend.engine
+    await until(lambda: not engine.cell.is_available)
+    leaving = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(engine._samples) == 2)
+    leaving.cancel()
+    await until(lambda: not engine._samples)
+    assert engine._leaving == set()
+    assert scheduler.aborted == []
