@@ -115,9 +115,12 @@ async def test_a_call_that_must_come_is_a_grammar(
     choice = inference_pb2.ToolChoice(mode=f"TOOL_CHOICE_MODE_{mode}", name=name)
     await pieces_of(stub, chat(tools=[TOOL], tool_choice=choice))
     await pieces_of(stub, chat(tools=[TOOL]))
-    required, free = (submit.sampling.grammar for submit in scheduler.submits)
+    strict = inference_pb2.Tool(name="forecast", parameters=json.dumps(SCHEMA), strict=True)
+    await pieces_of(stub, chat(tools=[strict]))
+    required, free, held = (submit.sampling.grammar for submit in scheduler.submits)
     assert "weather" in required
     assert not free
+    assert "forecast" in held
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -130,6 +133,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "chat.messages[0].tool_call_id": (
         {"messages": [inference_pb2.ChatMessage(role="tool", content="x")]},
         "chat.messages[0].tool_call_id is missing",
+    ),
+    "chat.messages[1].tool_call_id": (
+        {
+            "messages": [
+                USER,
+                inference_pb2.ChatMessage(role="tool", content="x", tool_call_id="c9"),
+            ]
+        },
+        'chat.messages[1].tool_call_id is "c9"; no call before it has that id',
     ),
     "chat.messages[0].reasoning": (
         {"messages": [inference_pb2.ChatMessage(role="user", reasoning="x")]},
