@@ -7,20 +7,20 @@ import torch
 
 from worker.checkpoint import CheckpointError
 from worker.loader import (
+    Loaded,
     LoadError,
+    Opened,
     checked_checkpoint,
     model_length,
     read_config,
-    revision_of,
     weight_dtype,
 )
-from worker.loading_progress import loading
 from worker.models.encoder import Encoder, EncoderConfig, encoder_tensors, is_encoder, parse_encoder
 from worker.models.fields import UnsupportedModelError
-from worker.models.weights import Part, Weights
+from worker.models.weights import Weights
 from worker.plans import Pooling
 from worker.random_weights import RandomWeights
-from worker.sentences import SentencePooling, read_pooling, sentence_length
+from worker.sentences import read_pooling, sentence_length
 
 _UNUSED = {
     # What a checkpoint may have besides; the pooler is the head of another task.
@@ -31,27 +31,17 @@ _UNUSED = {
 }
 
 
-@dataclass(frozen=True)
-class LoadedEncoder:
-    """An encoder and what the rest of the worker must know of it.
+@dataclass(frozen=True, kw_only=True)
+class LoadedEncoder(Loaded):
+    """An encoder.
 
     Attributes:
         config: dimensions and constants.
         model: the weights and the forward pass.
-        dtype: number format of the weights.
-        max_model_len: the longest prompt served, in tokens.
-        revision: changes whenever configuration or weights do.
-        weight_bytes: memory that the weights occupy.
-        pooling: how prompts become vectors.
     """
 
     config: EncoderConfig
     model: Encoder
-    dtype: torch.dtype
-    max_model_len: int
-    revision: str
-    weight_bytes: int
-    pooling: SentencePooling
 
     @property
     def embedding_dim(self) -> int:
@@ -59,12 +49,42 @@ class LoadedEncoder:
         return self.config.hidden_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenedEncoder(Opened):
+    """That of an encoder.
+
+    Attributes:
+        config: dimensions and constants.
+    """
+
+    config: EncoderConfig
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights will occupy."""
+        return Encoder(self.config, Weights(self.shape)).weight_bytes
+
+    def load(self) -> LoadedEncoder:
+        """Reads the weights."""
+        with self.reading() as read:
+            model = Encoder(self.config, Weights(read))
+        return LoadedEncoder(
+            config=self.config,
+            model=model,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            revision=self.revision(),
+            weight_bytes=model.weight_bytes,
+            pooling=self.pooling,
+        )
+
+
 def holds_encoder(path: Path) -> bool:
     """Whether the directory is an encoder's. Raises `LoadError`."""
     return is_encoder(read_config(path))
 
 
-def load_encoder(
+def open_encoder(
     path: Path,
     *,
     dtype: str,
@@ -72,8 +92,8 @@ def load_encoder(
     max_model_len: int | None = None,
     load_format: str = "auto",
     pooling: Pooling | None = None,
-) -> LoadedEncoder:
-    """Checks a Hugging Face directory's configuration and weight headers, then reads the weights.
+) -> OpenedEncoder:
+    """Opens a Hugging Face directory: its configuration and weight headers are right.
 
     Args:
         path: holds config.json and, unless weights are random, safetensors.
@@ -98,21 +118,13 @@ def load_encoder(
         )
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
-    number_format = weight_dtype(config.dtype, dtype, device)
-    with loading(path.resolve().name, len(shapes)) as advance:
-
-        def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-            tensor = weights.read(name, part, number_format, device)
-            advance()
-            return tensor
-
-        model = Encoder(config, Weights(read))
-    return LoadedEncoder(
+    return OpenedEncoder(
+        path=path,
         config=config,
-        model=model,
-        dtype=number_format,
+        dtype=weight_dtype(config.dtype, dtype, device),
         max_model_len=length,
-        revision=revision_of(path, number_format, weights),
-        weight_bytes=model.weight_bytes,
+        device=device,
+        weights=weights,
+        num_tensors=len(shapes),
         pooling=how,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from kernels.sampling_inputs import PenaltyTables
+from worker.encoder_loader import OpenedEncoder
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, OpenedModel
 from worker.sizes import Sizes
@@ -89,7 +90,7 @@ class KVNeed:
         )
 
 
-def check_weights(model: OpenedModel) -> None:
+def check_weights(model: OpenedModel | OpenedEncoder) -> None:
     """Raises `MemoryShortError` if the weights, unread yet, need more than is free for them."""
     needed, free = model.weight_bytes, free_bytes(model.device)
     if needed > free:

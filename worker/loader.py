@@ -6,7 +6,8 @@ ever half loaded.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from worker.models.config import DTYPES, ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model, checkpoint_tensors, parse_config
-from worker.models.weights import Part, Weights
+from worker.models.weights import Part, ReadTensor, Weights
 from worker.parallel import ALONE, Group
 from worker.plans import Pooling
 from worker.pooling import Pooler
@@ -46,14 +47,11 @@ class WeightSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model and what the rest of the worker must know of it.
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What the rest of the worker must know of any model.
 
     Attributes:
-        config: dimensions and constants.
-        share: those of what this rank computes.
-        model: the weights and the forward pass.
         dtype: number format of weights and KV.
         max_model_len: the longest sequence served, in tokens.
         revision: changes whenever configuration or weights do.
@@ -61,14 +59,26 @@ class LoadedModel:
         pooling: how prompts become vectors.
     """
 
-    config: ModelConfig
-    share: ModelConfig
-    model: Decoder
     dtype: torch.dtype
     max_model_len: int
     revision: str
     weight_bytes: int
     pooling: SentencePooling
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(Loaded):
+    """A model that generates.
+
+    Attributes:
+        config: dimensions and constants.
+        share: those of what this rank computes.
+        model: the weights and the forward pass.
+    """
+
+    config: ModelConfig
+    share: ModelConfig
+    model: Decoder
 
     @property
     def embedding_dim(self) -> int:
@@ -87,15 +97,12 @@ class LoadedModel:
         )
 
 
-@dataclass(frozen=True)
-class OpenedModel:
+@dataclass(frozen=True, kw_only=True)
+class Opened:
     """A directory whose configuration and weight-file headers have been checked.
 
     Attributes:
         path: the directory.
-        config: dimensions and constants.
-        share: those of what this rank computes.
-        group: the ranks that share the model.
         dtype: number format that weights and KV will have.
         max_model_len: the longest sequence served, in tokens.
         device: where the weights will go.
@@ -105,9 +112,6 @@ class OpenedModel:
     """
 
     path: Path
-    config: ModelConfig
-    share: ModelConfig
-    group: Group
     dtype: torch.dtype
     max_model_len: int
     device: torch.device
@@ -115,14 +119,48 @@ class OpenedModel:
     num_tensors: int
     pooling: SentencePooling
 
+    def shape(self, name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+        """In place of a tensor one that has its size, and no memory."""
+        return torch.empty(shape, dtype=self.dtype, device="meta")[part]
+
+    @contextmanager
+    def reading(self) -> Iterator[ReadTensor]:
+        """Reads tensors, and says how far it is."""
+        with loading(self.path.resolve().name, self.num_tensors) as advance:
+
+            def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+                tensor = self.weights.read(name, part, self.dtype, self.device)
+                advance()
+                return tensor
+
+            yield read
+
+    def revision(self) -> str:
+        """Changes whenever configuration or weights do."""
+        digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
+        digest.update(str(self.dtype).encode())
+        self.weights.update_digest(digest)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel(Opened):
+    """That of a model that generates.
+
+    Attributes:
+        config: dimensions and constants.
+        share: those of what this rank computes.
+        group: the ranks that share the model.
+    """
+
+    config: ModelConfig
+    share: ModelConfig
+    group: Group
+
     @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
-
-        def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-            return torch.empty(shape, dtype=self.dtype, device="meta")[part]
-
-        weights = Weights(read, self.group)
+        weights = Weights(self.shape, self.group)
         return build_model(self.config, weights, ops.REFERENCE, max_model_len=1).weight_bytes
 
     def load(self) -> LoadedModel:
@@ -131,13 +169,7 @@ class OpenedModel:
         Raises LostRankError.
         """
         kernels = ops.select(self.device, self.dtype)
-        with loading(self.path.resolve().name, self.num_tensors) as advance:
-
-            def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-                tensor = self.weights.read(name, part, self.dtype, self.device)
-                advance()
-                return tensor
-
+        with self.reading() as read:
             model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
         if ops.compiles_ahead(self.device):
             with unless_quick("compiling the CPU's kernels, once on this machine"):
@@ -149,7 +181,7 @@ class OpenedModel:
             model=model,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
-            revision=revision_of(self.path, self.dtype, self.weights),
+            revision=self.revision(),
             weight_bytes=model.weight_bytes,
             pooling=self.pooling,
         )
@@ -194,9 +226,17 @@ def open_model(
         )
     except (UnsupportedModelError, CheckpointError, OSError) as error:
         raise LoadError(f"model {path}: {error}") from error
-    number_format = weight_dtype(config.dtype, dtype, device)
     return OpenedModel(
-        path, config, share, group, number_format, length, device, weights, len(shapes), how
+        path=path,
+        config=config,
+        share=share,
+        group=group,
+        dtype=weight_dtype(config.dtype, dtype, device),
+        max_model_len=length,
+        device=device,
+        weights=weights,
+        num_tensors=len(shapes),
+        pooling=how,
     )
 
 
@@ -271,14 +311,6 @@ def weight_dtype(declared: torch.dtype, asked: str, device: torch.device) -> tor
     if asked != "auto":
         return DTYPES[asked]
     return torch.float32 if device.type == "cpu" else declared
-
-
-def revision_of(path: Path, dtype: torch.dtype, weights: WeightSource) -> str:
-    """Changes whenever configuration or weights do."""
-    digest = hashlib.blake2b((path / "config.json").read_bytes(), digest_size=16)
-    digest.update(str(dtype).encode())
-    weights.update_digest(digest)
-    return digest.hexdigest()
 
 
 def _check_device(config: ModelConfig, device: torch.device) -> None:

@@ -21,7 +21,7 @@ import torch
 
 from kernels.jit import set_threads
 from worker import wire
-from worker.encoder_loader import LoadedEncoder, holds_encoder, load_encoder
+from worker.encoder_loader import LoadedEncoder, holds_encoder, open_encoder
 from worker.encoder_runner import start_encoder
 from worker.executor import Executor, Runner
 from worker.grammars import Grammars
@@ -207,7 +207,8 @@ def _holds_encoder(options: Options) -> bool:
 def _start_encoder(
     options: Options, device: torch.device, group: Group
 ) -> tuple[Runner, int, LoadedEncoder]:
-    """Reads the weights and warms up; an encoder has no KV, and so no blocks."""
+    """Reads the weights, if there is room for them, and warms up; an encoder has no KV, and so no
+    blocks."""
     for flag, value in (
         ("--num-blocks", options.num_blocks),
         ("--kv-cache-memory", options.kv_cache_memory),
@@ -219,7 +220,7 @@ def _start_encoder(
             f"--tensor-parallel-size is {group.world_size}; an encoder runs on one rank"
         )
     try:
-        loaded = load_encoder(
+        opened = open_encoder(
             options.model,
             dtype=options.dtype,
             device=device,
@@ -227,8 +228,13 @@ def _start_encoder(
             load_format=options.load_format,
             pooling=_pooling(options),
         )
-    except LoadError as error:
+        check_weights(opened)
+        loaded = opened.load()
+    except (LoadError, MemoryShortError) as error:
         raise StartError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        raise StartError(f"the weights do not fit: {reason}") from error
     sizes = Sizes(options.block_size, options.max_num_seqs, options.max_num_batched_tokens)
     return start_encoder(loaded, sizes), 0, loaded
 

@@ -19,8 +19,10 @@ from transformers import (
 )
 
 from tests.worker.builders import admission, plan
-from worker.encoder_loader import LoadedEncoder, holds_encoder, load_encoder
+from worker import ledger
+from worker.encoder_loader import LoadedEncoder, holds_encoder, open_encoder
 from worker.encoder_runner import EncoderRunner, start_encoder
+from worker.ledger import MemoryShortError, check_weights
 from worker.loader import LoadError
 from worker.plans import FinishReason, PlanError, Pooling, StepResult
 from worker.sizes import Sizes
@@ -68,7 +70,7 @@ def write_modules(directory: Path, *kinds: str, **pooling: Any) -> None:
 
 
 def load(directory: Path, **options: Any) -> LoadedEncoder:
-    return load_encoder(directory, dtype="auto", device=CPU, **options)
+    return open_encoder(directory, dtype="auto", device=CPU, **options).load()
 
 
 def embed(runner: EncoderRunner, prompts: Sequence[Sequence[int]]) -> StepResult:
@@ -211,3 +213,16 @@ def test_slots_are_used_again_and_results_carry_their_generation(tmp_path: Path)
     assert result.vectors.generation.tolist() == [4]
     assert not np.allclose(result.vectors.value, first.numpy())
     assert (result.slot.size, result.token_id.size) == (0, 0)
+
+
+def test_weights_that_cannot_fit_are_refused_before_one_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they will need is known from the headers, to the byte."""
+    directory = write_model(tmp_path)
+    opened = open_encoder(directory, dtype="auto", device=CPU)
+    assert opened.weight_bytes == opened.load().weight_bytes
+    check_weights(opened)
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: 10 << 10)
+    with pytest.raises(MemoryShortError, match=r"^the weights need .* 10\.00 KiB of memory are fr"):
+        check_weights(opened)

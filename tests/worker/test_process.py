@@ -20,11 +20,13 @@ import torch
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE
 from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler, fake_scheduler
+from tests.worker.test_encoder import write_model as write_encoder
 from worker import ledger
+from worker.encoder_loader import OpenedEncoder
 from worker.loader import OpenedModel
 from worker.parallel import Group
 from worker.place import SOLE
-from worker.process import Options, StartError, _start
+from worker.process import Options, StartError, _start, _start_encoder
 
 PROMPT = list(range(40, 60))
 NUM_TOKENS = 10
@@ -359,6 +361,15 @@ def test_no_weight_is_read_when_they_cannot_fit(
     monkeypatch.setattr(ledger, "free_bytes", lambda device: 100 << 10)
     with pytest.raises(StartError, match=r"^the weights need .* 100\.00 KiB of memory are free"):
         _start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
+
+
+def test_no_weight_of_an_encoder_is_read_when_they_cannot_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenedEncoder, "load", lambda opened: pytest.fail("weights were read"))
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: 10 << 10)
+    with pytest.raises(StartError, match=r"^the weights need .* 10\.00 KiB of memory are free"):
+        _start_encoder(options(write_encoder(tmp_path)), torch.device("cpu"), Group(SOLE))
 
 
 def test_a_device_that_is_full_is_one_line(
