@@ -13,7 +13,7 @@ is not a number. Ranges are `gateway.ranges`'.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -68,6 +68,14 @@ _EXPECTED_OF_FIELD = {
     "early_stopping": 'true, false or "never"',
     "stop": "a string or an array of strings",
 }
+_SAME = (
+    # what endpoints and clients call the same thing
+    ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"),
+    ("stop", "stop_sequences"),
+    ("messages", "prompt", "input"),
+    ("system", "instructions"),
+    ("response_format", "text", "output_config"),
+)
 _WORD = re.compile(r"'([^']*)'")
 
 
@@ -138,11 +146,10 @@ def _check_unserved(field: str, value: Any, nothing: Sequence[Any]) -> None:
         raise not_supported(field, value)
 
 
-def _unknown(field: str, names: Iterable[str]) -> RequestError:
+def _unknown(field: str, names: Collection[str]) -> RequestError:
     """Of a field that the endpoint does not have; `names` are those it has there."""
-    words = set(field.split("_"))
-    near = [name for name in names if words <= set(name.split("_"))]
-    near = near or get_close_matches(field, names, 1)
+    same = next((names_of_it for names_of_it in _SAME if field in names_of_it), ())
+    near = [name for name in same if name in names] or get_close_matches(field, names, 1, 0.7)
     hint = f"; did you mean {near[0]}?" if near else ""
     return RequestError(
         Fault.UNKNOWN_FIELD, f"{field} is not a field of this endpoint{hint}", field=field

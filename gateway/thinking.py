@@ -7,7 +7,7 @@ variable for is refused, unless it is what the model does anyway.
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import RequestError, invalid, quote
+from gateway.errors import RequestError, invalid, one_of, quote
 from gateway.model import Model
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -22,7 +22,7 @@ def effort_arguments(field: str, effort: str | None, model: Model) -> Mapping[st
     if effort is None:
         return {}
     if effort not in EFFORTS:
-        raise invalid(field, f"{field} is {quote(effort)}; it must be one of {', '.join(EFFORTS)}")
+        raise invalid(field, f"{field} is {quote(effort)}; it must be {one_of(EFFORTS)}")
     if _EFFORT in _variables(model):
         return {_EFFORT: effort}
     if effort == "none":

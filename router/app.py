@@ -50,7 +50,7 @@ from router.backend import Backend
 from router.cors import CorsPolicy
 from router.docs_page import page
 from router.embeddings import EmbeddingsResponse
-from router.endpoints import Endpoint
+from router.endpoints import Endpoint, Parameter
 from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
 from router.openapi import document
 from router.responses import error_response
@@ -218,8 +218,18 @@ ENDPOINTS = (
         path="/v1/responses/{response_id}",
         handler=response_routes.retrieve_response,
         summary="Say a stored response again, or follow one that is written in the background.",
+        query=(
+            Parameter("stream", {"type": "boolean", "default": False}, "Answer with its events."),
+            Parameter(
+                "starting_after",
+                {"type": "integer", "minimum": 0},
+                "The number of the last event that is known; needs `stream`.",
+            ),
+            Parameter("include_obfuscation", {"const": False}, "No event is obfuscated."),
+        ),
         answer="The response, or typed events of it.",
         shape=answers.Response,
+        event=answers.ResponseEvent,
     ),
     Endpoint(
         method="DELETE",
@@ -234,14 +244,32 @@ ENDPOINTS = (
         path="/v1/responses/{response_id}/input_items",
         handler=response_routes.list_input_items,
         summary="List the input of a stored response.",
-        answer="OpenAI's ResponseItemList.",
+        query=(
+            Parameter(
+                "limit",
+                {
+                    "type": "integer",
+                    "minimum": 1,
+                    "maximum": response_routes.MAX_LISTED,
+                    "default": 20,
+                },
+                "Items to list.",
+            ),
+            Parameter("order", {"enum": ["asc", "desc"], "default": "desc"}, "Oldest first?"),
+            Parameter(
+                "after", {"type": "string"}, "The id of the item that the list goes on from."
+            ),
+        ),
+        answer="Some of its items.",
+        shape=answers.InputItems,
     ),
     Endpoint(
         method="POST",
         path="/v1/responses/{response_id}/cancel",
         handler=response_routes.cancel_response,
         summary="End a response that is written in the background.",
-        answer="OpenAI's Response.",
+        answer="The response, ended.",
+        shape=answers.Response,
     ),
     Endpoint(
         method="POST",

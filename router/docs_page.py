@@ -78,6 +78,8 @@ def _operation(
         f"<code>{escape(name)}</code></h3>{_fields(schemas[name])}"
         for name in bodies
     ]
+    if parameters := operation.get("parameters"):
+        asked.insert(0, f"<h3>Parameters</h3>{_parameters(parameters)}")
     rows = [
         (status, escape(response["description"]), _types(response))
         for status, response in operation["responses"].items()
@@ -87,6 +89,15 @@ def _operation(
         f"<span>{escape(operation['summary'])}</span></summary><div>{''.join(asked)}"
         f"<h3>Answers</h3>{_table(('status', 'meaning', 'content'), rows)}</div></details>"
     )
+
+
+def _parameters(parameters: Sequence[Mapping[str, Any]]) -> str:
+    fields = {
+        each["name"]: each["schema"] | {"description": each.get("description", "In the path.")}
+        for each in parameters
+    }
+    required = [each["name"] for each in parameters if each.get("required")]
+    return _fields({"properties": fields, "required": required})
 
 
 def _types(response: Mapping[str, Any]) -> str:

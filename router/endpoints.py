@@ -1,12 +1,22 @@
 """What an endpoint is: its route, and what the OpenAPI document says of it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What may be said in the address, after the path."""
+
+    name: str
+    schema: Mapping[str, Any]
+    meaning: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +30,7 @@ class Endpoint:
     summary: str
     body: tuple[type[BaseModel], ...] = ()
     """What a body may be; empty: it takes none."""
+    query: tuple[Parameter, ...] = ()
     answer: str
     """What a response is, in a line."""
     shape: type[BaseModel] | None = None

@@ -27,6 +27,8 @@ _OF_PATHS = {
     "/ready": (Fault.UNAVAILABLE,),
     "/v1/models/{name:path}": (Fault.UNKNOWN_MODEL,),
     "/v1/responses/{response_id}": (Fault.UNKNOWN_RESPONSE,),
+    "/v1/responses/{response_id}/input_items": (Fault.UNKNOWN_RESPONSE,),
+    "/v1/responses/{response_id}/cancel": (Fault.UNKNOWN_RESPONSE, Fault.INVALID),
 }
 _OF_BODIES = (
     Fault.INVALID,
@@ -195,9 +197,13 @@ def _properties(fields: dict[str, Schema], titles: dict[str, str]) -> dict[str, 
 
 
 def _operation(endpoint: Endpoint, names: dict[type[BaseModel], str]) -> dict[str, Any]:
-    parameters = [
+    parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PARAMETER.findall(endpoint.path)
+    ]
+    parameters += [
+        {"name": each.name, "in": "query", "description": each.meaning, "schema": each.schema}
+        for each in endpoint.query
     ]
     operation: dict[str, Any] = {
         "operationId": endpoint.handler.__name__.strip("_"),
@@ -234,6 +240,8 @@ def _errors(endpoint: Endpoint) -> dict[str, Any]:
     faults = {Fault.INTERNAL, *_OF_PATHS.get(endpoint.path, ())}
     if endpoint.path not in OPEN_PATHS:
         faults.add(Fault.UNAUTHENTICATED)
+    if endpoint.query:
+        faults.add(Fault.INVALID)
     if endpoint.body:
         faults.update(_OF_BODIES)
     name = "AnthropicError" if endpoint.path.startswith(ANTHROPIC_PATH) else "Error"

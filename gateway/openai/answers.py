@@ -359,6 +359,21 @@ class ResponseEvent(Part):
     """From 0."""
 
 
+class InputItems(Part):
+    """Items of a response's input."""
+
+    object: Literal["list"]
+    """Always."""
+    data: list[dict[str, Any]]
+    """The items."""
+    first_id: str
+    """Of the first item; empty if there is none."""
+    last_id: str
+    """Of the last item; empty if there is none."""
+    has_more: bool
+    """Whether there are items after it."""
+
+
 class DeletedResponse(Part):
     """It is forgotten."""
 

@@ -26,6 +26,7 @@ from gateway.parsing.deltas import (
     read_whole,
 )
 from gateway.request import check_request_id
+from gateway.thinking import effort_arguments
 from gateway.tokenizer import Tokenizer
 
 
@@ -44,7 +45,7 @@ def parse_chat(
     check_beams(body)
     check_metadata(body.metadata)
     prompt = model.chat(
-        conversation_of(body), body.prompt_room(max_model_len), requested_grammar(body)
+        conversation_of(body, model), body.prompt_room(max_model_len), requested_grammar(body)
     )
     request = model.build(
         prompt.token_ids,
@@ -76,7 +77,7 @@ def parse_chat(
     )
 
 
-def conversation_of(body: ConversationBody) -> Conversation:
+def conversation_of(body: ConversationBody, model: Model) -> Conversation:
     """What the model is to go on with. Raises RequestError."""
     if not body.messages:
         raise invalid("messages", "messages has 0 entries; it must have at least 1")
@@ -87,10 +88,9 @@ def conversation_of(body: ConversationBody) -> Conversation:
             "continue_final_message is true and add_generation_prompt is true; "
             "an answer can do only one of the two",
         )
-    arguments = dict(body.chat_template_kwargs)
+    arguments = body.chat_template_kwargs
     checked_json("chat_template_kwargs", arguments, MAX_ARGUMENTS_BYTES)
-    if body.reasoning_effort is not None:
-        arguments.setdefault("reasoning_effort", body.reasoning_effort)
+    effort = effort_arguments("reasoning_effort", body.reasoning_effort, model)
     messages = [chat_message(index, message) for index, message in enumerate(body.messages)]
     check_results(messages)
     return Conversation(
@@ -98,7 +98,7 @@ def conversation_of(body: ConversationBody) -> Conversation:
         tools=chat_tools(body.tools),
         tool_choice=chat_tool_choice(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls,
-        template_arguments=arguments,
+        template_arguments={**effort, **arguments},
         add_generation_prompt=body.add_generation_prompt is not False and not continues,
         continue_final_message=continues,
     )

@@ -37,7 +37,9 @@ class TokenizeChatBody(ConversationBody):
     """POST /tokenize, of a conversation: what the template writes, and nothing before it."""
 
     model_config = ConfigDict(title="TokenizeChatRequest")
-    unserved: ClassVar[Mapping[str, Sequence[Any]]] = UNSERVED_IN_CHAT
+    unserved: ClassVar[Mapping[str, Sequence[Any]]] = {
+        name: nothing for name, nothing in UNSERVED_IN_CHAT.items() if name != "add_special_tokens"
+    }
 
     model: str | None = None
     """The served model; if it is not said, the one there is."""
@@ -97,4 +99,4 @@ def _of_text(body: TokenizeBody, model: Model) -> list[int]:
 
 def _of_conversation(body: TokenizeChatBody, model: Model) -> list[int]:
     model.check_name(body.model)
-    return model.chat(conversation_of(body), sys.maxsize).token_ids
+    return model.chat(conversation_of(body, model), sys.maxsize).token_ids

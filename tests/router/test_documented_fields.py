@@ -71,6 +71,7 @@ VALUES: dict[str, list[Any]] = {
     "previous_response_id": [],
     "MessageRequest.tool_choice": [{"type": "none"}, {"type": "auto"}],
     "CountTokensRequest.tool_choice": [{"type": "none"}],
+    "MessageRequest.metadata": [{"user_id": "me"}],
     "TokenizeRequest.prompt": ["x"],
     "EmbeddingRequest.input": ["x", ["x", "y"], [5, 6], [[5], [6, 7]]],
 }
@@ -166,6 +167,7 @@ def _is_about_more_than_the_field(why: str) -> bool:
                 "is not supported",
                 "does not know",
                 "was not trained for fewer",
+                "cannot be told how much to think",
             )
         )
         and "is not a field" not in why
@@ -384,6 +386,44 @@ async def test_vectors_are_as_documented(
             body = {"input": ["x", "y"], "encoding_format": encoding}
             answer = (await http.post("/v1/embeddings", json=body)).json()
             validate(told, "/v1/embeddings", "post", "application/json", answer)
+
+
+async def test_parameters_of_addresses_are_taken_and_no_others(
+    http: httpx.AsyncClient, told: Told
+) -> None:
+    stored = (await http.post("/v1/responses", json={"input": "xyz"})).json()
+    num_checked = 0
+    for path, methods in told["paths"].items():
+        queries = [p for p in methods.get("get", {}).get("parameters", ()) if p["in"] == "query"]
+        if not queries:
+            continue
+        address = path.replace("{response_id}", stored["id"])
+        unknown = await http.get(address, params={"unknown": 1})
+        assert unknown.status_code == 400
+        assert "unknown is not a parameter" in unknown.json()["error"]["message"]
+        for query in queries:
+            schema, name = query["schema"], query["name"]
+            for value in examples("", schema):
+                response = await http.get(address, params={name: json.dumps(value).strip('"')})
+                message = (response.json().get("error") or {}).get("message", "")
+                assert "is not a parameter" not in message
+                num_checked += 1
+            for value in (schema.get("maximum", 1) + 1, schema.get("minimum", 0) - 1):
+                if "minimum" in schema and not schema["minimum"] <= value <= schema.get(
+                    "maximum", 9
+                ):
+                    response = await http.get(address, params={name: value})
+                    assert response.json()["error"]["param"] == name
+        if "default" in queries[0]["schema"]:
+            given = {
+                q["name"]: json.dumps(q["schema"]["default"]).strip('"')
+                for q in queries
+                if "default" in q["schema"]
+            }
+            plain = await http.get(address)
+            assert (await http.get(address, params=given)).json() == plain.json()
+        validate(told, path, "get", "application/json", (await http.get(address)).json())
+    assert num_checked >= 6
 
 
 async def test_a_model_and_a_stored_response_are_as_documented(
