@@ -232,3 +232,8 @@ languages: st.SearchStrategy[Language] = st.one_of(
     _patterns().map(Language.of_regex),
 )
 """Those of small answers, so that they end."""
+
+
+def parameters() -> st.SearchStrategy[Schema]:
+    """What a function's arguments must be."""
+    return _objects(st.recursive(_leaf(), _containers, max_leaves=5))
