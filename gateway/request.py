@@ -9,14 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from gateway.beams import BeamOptions, check_beams
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec, compiled
-from gateway.limits import MAX_LOGPROBS, RequestLimits
+from gateway.limits import RequestLimits
 from gateway.ranges import MAX_UINT64, check_known_range, check_range, number
 
 Int32Column = npt.NDArray[np.int32]
@@ -59,23 +60,6 @@ class Sampling:
     """Empty: all."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """What the output must not contain, in tokens."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BeamOptions:
-    """A search for the likeliest answers, in place of drawing one."""
-
-    width: int
-    """Beams that run, and answers that are compared."""
-    length_penalty: float = 1.0
-    """An answer's logprob is divided by its length to this power."""
-    early_stopping: bool | Literal["never"] = False
-    """True: it is over once `width` answers have ended. False: once the best running beam is behind
-    them as it is. "never": once it is behind them whatever may follow."""
-
-    def num_candidates(self, num_ends: int) -> int:
-        """Continuations of a beam to look at: enough for `width` beams that do not end."""
-        return max(2, 1 + num_ends) * self.width
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -293,16 +277,8 @@ def _truncated(prompt_token_ids: Sequence[int], options: Options, limits: Limits
 def _check_beams(options: Options, limits: Limits, max_tokens: int) -> None:
     if options.beams is None:
         return
-    check_known_range("length_penalty", options.beams.length_penalty, limits.client)
     eos = frozenset[int]() if options.ignore_eos else limits.eos_token_ids
-    num_ends = len(eos | frozenset(options.stop_token_ids))
-    most = MAX_LOGPROBS // BeamOptions(width=1).num_candidates(num_ends)
-    if options.beams.width > most:
-        raise invalid(
-            "use_beam_search",
-            f"use_beam_search is true and there are {options.beams.width} beams (n, or best_of); "
-            f"with {num_ends} tokens that end an answer there can be at most {most}",
-        )
+    check_beams(options.beams, len(eos | frozenset(options.stop_token_ids)), limits.client)
     check_range(options.max_tokens_field, max_tokens, 1, limits.client.beam_tokens)
     if options.num_prompt_logprobs is not None:
         raise invalid(

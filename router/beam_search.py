@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gateway.beams import BeamOptions
 from gateway.errors import Fault, RequestError
 from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob
-from gateway.request import BeamOptions, GenerateRequest
+from gateway.request import GenerateRequest
 from router.engine import RETRY_S, Engine
 from router.generation import Generation
 

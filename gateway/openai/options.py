@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.beams import BeamOptions
 from gateway.body import checked_text
 from gateway.errors import invalid, quote
 from gateway.openai.schema import GenerationBody, SamplingBody
 from gateway.openai.structure import requested_grammar
-from gateway.request import BeamOptions, Options
+from gateway.request import Options
 
 MAX_METADATA = 16
 MAX_METADATA_KEY_CHARACTERS = 64

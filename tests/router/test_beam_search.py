@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from gateway.beams import BeamOptions
 from gateway.output import TokenLogprob
-from gateway.request import BeamOptions
 from router.beam_search import BeamSearch
 from router.server import Router
 from tests.router.conftest import Until
