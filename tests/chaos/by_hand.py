@@ -75,23 +75,25 @@ async def laid_out(
     model_dir: Path,
     ways: Mapping[str, Way],
     *,
-    host: str = "127.0.0.1",
+    listen: str = "127.0.0.1",
     scheduler_port: int | None = None,
     scheduler_flags: Sequence[str] = (),
     worker_flags: Sequence[str] = (),
     num_workers: int = 2,
 ) -> AsyncIterator[ByHand]:
-    """A scheduler on `host`, workers and a router, when all of them serve.
+    """A scheduler, which also hears who comes to `listen`, workers and a router, when all of them
+    serve.
 
     `ways` names those that go by a way of their own: "worker-0", "router".
     """
     log: list[str] = []
     supervisor = Supervisor(log=lambda name, line: log.append(f"{name}: {line}"))
-    scheduler, door = f"{host}:{scheduler_port or free_port()}", free_port()
+    number, door = scheduler_port or free_port(), free_port()
+    scheduler = f"127.0.0.1:{number}"
     model = ("--model", str(model_dir), "--served-model-name", MODEL)
-    listen = ("--listen", scheduler, "--metrics-port", "0")
+    where = ("--listen", f"{listen}:{number}", "--metrics-port", "0")
     supervisor.add(
-        ChildSpec("scheduler", "scheduler", quire_command("scheduler", *listen, *scheduler_flags))
+        ChildSpec("scheduler", "scheduler", quire_command("scheduler", *where, *scheduler_flags))
     )
     for index in range(num_workers):
         flags = ("--max-model-len", str(MAX_MODEL_LEN), "--metrics-port", "0", "--threads", "1")

@@ -41,6 +41,17 @@ def check_same(history: History, reference: History, judge: Judge) -> None:
             assert history.usages[0][name] == reference.usages[0][name], name
 
 
+def check_cut_off(history: History, reference: History, judge: Judge) -> None:
+    """Its connection broke, and nothing else is wrong: it has the beginning of what it should."""
+    assert history.status == 200
+    assert not history.num_done
+    for index, choice in history.choices.items():
+        expected = reference.choices[index]
+        same = _common_length(choice.tokens, expected.tokens)
+        if same < len(choice.tokens):
+            _check_tie(history, index, choice, expected, judge)
+
+
 def _check_choice(
     history: History, index: int, got: Choice, expected: Choice, judge: Judge
 ) -> None:
@@ -49,13 +60,7 @@ def _check_choice(
     assert got.prompt_tokens == expected.prompt_tokens, who
     same = _common_length(got.tokens, expected.tokens)
     if same < min(len(got.tokens), len(expected.tokens)):
-        pair = got.tokens[same], expected.tokens[same]
-        gap = judge.gap(asked, index, got.prompt_tokens, got.tokens[:same], pair)
-        assert gap <= TIE, (
-            f"{who}: token {same} of {len(expected.tokens)} is {pair[0]} in place of {pair[1]}, "
-            f"whose scores are {gap:.2e} apart"
-        )
-        judge.num_ties += 1
+        _check_tie(history, index, got, expected, judge)
         return
     assert len(got.tokens) == len(expected.tokens), who
     assert got.text == expected.text, who
@@ -66,6 +71,20 @@ def _check_choice(
             assert one is other, who
         else:
             assert abs(one - other) <= LOGPROB_TOLERANCE, f"{who}: logprob {one}, not {other}"
+
+
+def _check_tie(history: History, index: int, got: Choice, expected: Choice, judge: Judge) -> None:
+    """Where two outputs part, either token could have won."""
+    asked, same = history.asked, _common_length(got.tokens, expected.tokens)
+    assert same < len(expected.tokens), f"{asked.kind}: it went on past its end"
+    pair = got.tokens[same], expected.tokens[same]
+    gap = judge.gap(asked, index, got.prompt_tokens, got.tokens[:same], pair)
+    assert gap <= TIE, (
+        f"{asked.kind} (seed {asked.body['seed']}), choice {index}: token {same} of "
+        f"{len(expected.tokens)} is {pair[0]} in place of {pair[1]}, whose scores are "
+        f"{gap:.2e} apart"
+    )
+    judge.num_ties += 1
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ import pytest
 from tests.chaos.by_hand import ByHand, Way, laid_out
 from tests.chaos.checker import check_ended, check_run
 from tests.chaos.judge import Judge
+from tests.chaos.namespaces import host
 from tests.chaos.pauses import Figures, pauses
 from tests.chaos.proxy import proxy
 from tests.chaos.streams import History, Load, told
@@ -78,6 +79,28 @@ async def test_a_worker_is_cut_off_delayed_and_silent(
         )
         await check_run(stack, histories, reference, judge)
         figures.add("a worker's connection silent", pauses(histories, at))
+
+
+async def test_a_machine_is_unplugged(model_dir: Path, judge: Judge, figures: Figures) -> None:
+    """Each worker is in a network of its own; what is lost on the way is lost without a word."""
+    port = free_port()
+    with host(0) as first, host(1) as second:
+        ways = {
+            f"worker-{index}": Way(f"{where.gateway}:{port}", where.within)
+            for index, where in enumerate((first, second))
+        }
+        async with laid_out(model_dir, ways, scheduler_port=port, listen="0.0.0.0") as stack:
+            reference = await in_peace(stack)
+            load = again(reference, stack, "unplugged")
+            await load.until(0.3, reference)
+            at = time.monotonic()
+            first.unplug()
+            histories = await load.ended()
+            first.plug()
+            await stack.until_whole()
+            assert stack.metric("scheduler", "quire:fenced_replicas_total") == 0
+            await check_run(stack, histories, reference, judge)
+            figures.add("a worker's machine unplugged", pauses(histories, at))
 
 
 @pytest.mark.slow

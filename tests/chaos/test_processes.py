@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import pytest
 
 from bench.recording import Target
-from tests.chaos.checker import check_ended, check_run
+from tests.chaos.checker import (
+    check_cut_off,
+    check_ended,
+    check_nothing_left,
+    check_run,
+    check_same,
+)
 from tests.chaos.conftest import SCALES, Scale
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
@@ -152,6 +158,28 @@ async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures)
     await stack.until_whole()
     await check_run(stack, histories, scene.expected, judge)
     figures.add(f"worker-0 stopped, steps may take {STEP_TIMEOUT_S:g} s", pauses(histories, at))
+
+
+async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:
+    """Its own clients see a broken connection, after what they should have had until then."""
+    stack = scene.stack
+    await stack.until_whole()
+    load = Load(stack.url, scene.asked())
+    await load.until(0.35, scene.reference)
+    killed = stack.signal("router-0", signal.SIGKILL)
+    histories = await load.ended()
+    await stack.until_replaced("router-0", killed)
+    await stack.until_whole()
+    broken = 0
+    for history, expected in zip(histories, scene.reference, strict=True):
+        if history.errors:
+            check_cut_off(history, expected, judge)
+            broken += 1
+        else:
+            check_ended(history)
+            check_same(history, expected, judge)
+    assert 0 < broken < len(histories), "all on one side"
+    await check_nothing_left(stack)
 
 
 async def test_every_process_is_restarted_in_turn(
