@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.errors import Fault, RequestError, invalid, one_of, quote
 from gateway.model import Model
 from gateway.ranges import check_range
 from gateway.request import GenerateRequest, Options, check_token_ids
@@ -170,6 +170,6 @@ def _dimensions(asked: int | None, embedding_dim: int, model: Model) -> int | No
         )
     if allowed and asked not in allowed:
         raise invalid(
-            "dimensions", f"dimensions is {asked}; it must be one of {quote(sorted(allowed))}"
+            "dimensions", f"dimensions is {asked}; it must be {one_of(sorted(allowed))}"
         )
     return asked

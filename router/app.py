@@ -29,7 +29,7 @@ from starlette.routing import Match
 from gateway.anthropic import answers as anthropic
 from gateway.anthropic.messages import MessagesAnswer, count_tokens, parse_messages
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
-from gateway.errors import Fault, RequestError, quote
+from gateway.errors import Fault, RequestError, one_of, quote
 from gateway.openai import answers
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
@@ -409,7 +409,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         allowed = _allowed(request)
         if method == "OPTIONS":
             return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
-        message = f"{method} is not allowed on {path}; it must be one of: {allowed}"
+        methods = one_of(allowed.split(", "))
+        message = f"{method} is not allowed on {path}; it must be {methods}"
         wrong = RequestError(Fault.WRONG_METHOD, message)
         return error_response(wrong, request.scope, {"allow": allowed})
     unknown = RequestError(Fault.UNKNOWN_PATH, f"there is no {path} here; see /docs")

@@ -36,6 +36,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
     reasoning = body.reasoning_content if body.reasoning is None else body.reasoning
     _only(role, "assistant", f"{field}.tool_calls", body.tool_calls)
     _only(role, "assistant", f"{field}.reasoning", reasoning)
+    _only(role, "assistant", f"{field}.refusal", body.refusal)
     _only(role, "tool", f"{field}.tool_call_id", body.tool_call_id)
     if role == "tool" and body.tool_call_id is None:
         raise missing(f"{field}.tool_call_id")
@@ -47,7 +48,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
         )
     return ChatMessage(
         role=role,
-        content=_content(f"{field}.content", body.content, role),
+        content=_said(field, body, role),
         name=_text(f"{field}.name", body.name),
         reasoning=_text(f"{field}.reasoning", reasoning),
         tool_calls=tuple(
@@ -56,6 +57,12 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
         tool_call_id=_text(f"{field}.tool_call_id", body.tool_call_id),
         tool_call_id_field=f"{field}.tool_call_id",
     )
+
+
+def _said(field: str, body: MessageBody, role: str) -> str:
+    if body.content is None and body.refusal is not None:
+        return checked_text(f"{field}.refusal", body.refusal)
+    return _content(f"{field}.content", body.content, role)
 
 
 def _only(role: str, meant: str, field: str, value: Any) -> None:

@@ -177,6 +177,8 @@ class MessageBody(Part):
     """An assistant's calls of tools."""
     tool_call_id: str | None = None
     """The call that a tool answers."""
+    refusal: str | None = None
+    """What an assistant said in place of `content`."""
     reasoning: str | None = None
     """An assistant's thoughts."""
     reasoning_content: str | None = None

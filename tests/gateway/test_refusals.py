@@ -67,6 +67,13 @@ Row = tuple[dict[str, Any], int, str, str | None, str]
 ROWS: Mapping[str, list[Row]] = {
     # an endpoint: what is wrong with a body, and its status, field, code and message
     "chat": [
+        (
+            {"messages": [{"role": "user", "content": "x", "refusal": "no"}]},
+            400,
+            "messages[0].refusal",
+            None,
+            "messages[0].refusal is there; only a message of role assistant has it",
+        ),
         ({"messages": None}, 400, "messages", MISSING, "messages is missing"),
         (
             {"messages": []},

@@ -51,6 +51,13 @@ def test_a_models_own_recommendation_comes_before_openais(tmp_path: Path) -> Non
     assert (said.temperature, said.top_k) == (0.1, 20)
 
 
+def test_an_assistant_that_refused_said_its_refusal(model: Model) -> None:
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "no"}]
+    refused = [said[0], {"role": "assistant", "content": None, "refusal": "no", "annotations": []}]
+    tokens = [chat(model, messages=turns).requests[0].prompt_token_ids for turns in (said, refused)]
+    assert tokens[0].tolist() == tokens[1].tolist()
+
+
 def test_everything_said_arrives(model: Model) -> None:
     call = chat(
         model,
