@@ -1,6 +1,7 @@
 """OpenAI's Responses and Anthropic's Messages, by their own packages, before the real model."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,61 @@ def test_a_response_goes_on_from_another(client: openai.OpenAI) -> None:
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match="is not here"):
         client.responses.retrieve(first.id)
+
+
+def test_a_response_in_the_background(client: openai.OpenAI) -> None:
+    """Polled, followed by another connection, and cancelled."""
+    asked: dict[str, Any] = {"model": MODEL, "input": QUESTION, "temperature": 0}
+    plain = client.responses.create(**asked, max_output_tokens=24)
+    queued = client.responses.create(**asked, max_output_tokens=24, background=True)
+    assert queued.status in ("queued", "in_progress")
+    while (polled := client.responses.retrieve(queued.id)).status in ("queued", "in_progress"):
+        time.sleep(0.05)
+    assert (polled.status, polled.output_text) == (plain.status, plain.output_text)
+    with client.responses.create(
+        **asked, max_output_tokens=24, background=True, stream=True
+    ) as stream:
+        first = next(iter(stream))
+    assert first.type == "response.created"
+    with client.responses.retrieve(first.response.id, stream=True, starting_after=1) as stream:
+        events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(2, 2 + len(events)))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == plain.output_text
+    long = client.responses.create(**asked, max_output_tokens=900, background=True)
+    assert client.responses.cancel(long.id).status == "cancelled"
+    [item] = client.responses.input_items.list(long.id).data
+    assert getattr(item, "content", [None])[0].text == QUESTION
+
+
+def test_the_logprobs_of_a_response_are_those_of_a_chat(client: openai.OpenAI) -> None:
+    response = client.responses.create(
+        model=MODEL,
+        input=QUESTION,
+        max_output_tokens=5,
+        temperature=0,
+        top_logprobs=2,
+        include=["message.output_text.logprobs"],
+    )
+    chat = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": QUESTION}],
+        max_tokens=5,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    [message] = response.output
+    assert message.type == "message"
+    said = getattr(message.content[0], "logprobs", None)
+    assert chat.choices[0].logprobs is not None
+    expected = chat.choices[0].logprobs.content
+    assert said is not None
+    assert expected is not None
+    assert [entry.token for entry in said] == [entry.token for entry in expected]
+    for ours, theirs in zip(said, expected, strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        assert [top.token for top in ours.top_logprobs] == [t.token for t in theirs.top_logprobs]
 
 
 def test_a_response_is_parsed(client: openai.OpenAI) -> None:

@@ -36,3 +36,8 @@ def regex(pattern: str) -> str:
 def json_schema(schema: str) -> str:
     """The language of a JSON schema."""
     return LLMatcher.grammar_from_json_schema(schema)
+
+
+def lark(text: str) -> str:
+    """The language of llguidance's Lark."""
+    return LLMatcher.grammar_from_lark(text)

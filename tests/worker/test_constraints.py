@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from protos.grammar import GRAMMAR_LIMITS, GrammarLimits
 from tests.worker.builders import VOCAB_SIZE, admission, column, plan
-from tests.worker.grammar_source import END, json_schema, regex, write_tokenizer
+from tests.worker.grammar_source import END, json_schema, lark, regex, write_tokenizer
 from tests.worker.runners import (
     NUM_OUTPUT,
     PROMPTS,
@@ -69,6 +69,12 @@ def constrained(grammar: str, **more: object) -> Sampling:
     return replace(sampling, **more)  # type: ignore[arg-type]
 
 
+THOUGHT_END = 70
+BOUNDED_THOUGHTS = lark(
+    f"start: thoughts <[^71]>*\nthoughts: <[^{THOUGHT_END}]>{{0,4}} <[{THOUGHT_END}]>"
+)
+"""At most four tokens, then a certain one, as `gateway.parsing.call_grammars` writes it."""
+
 KINDS = (
     constrained(regex("[a-c]{2,40}")),
     constrained(json_schema('{"type": "array", "items": {"type": "integer"}, "maxItems": 3}')),
@@ -76,6 +82,7 @@ KINDS = (
     Sampling(temperature=1.0, allowed_token_ids=(40, 50, 60, 70)),
     Sampling(temperature=1.0, bad_words=((40,), (41,), (50, 60)), allowed_token_ids=(40, 50, 60)),
     constrained(regex("[a-z]+"), repetition_penalty=1.3, top_k=5, allowed_token_ids=()),
+    constrained(BOUNDED_THOUGHTS),
     Sampling(temperature=1.0),
 )
 
@@ -128,6 +135,16 @@ def test_the_text_is_of_the_language_and_ends_only_where_it_is_complete(
         for output in generate(runner, sequences, chunk=1000).values():
             assert output[-1] == END
             assert re.fullmatch("[a-c]{3,5}(x|yy)", text(tokenizer, output[:-1]))
+
+
+def test_thoughts_are_ended_for_a_model_that_would_go_on(runner: Runner) -> None:
+    for bias, place in ((-50.0, 4), (50.0, 0)):
+        eager = {"bias_token_ids": (END, THOUGHT_END), "bias": (-50.0, bias)}
+        sampling = constrained(BOUNDED_THOUGHTS, **eager)
+        for output in generate(runner, list(tenants(sampling).values()), chunk=1000).values():
+            assert output.index(THOUGHT_END) == place
+            assert len(output) == NUM_OUTPUT
+            assert 71 not in output
 
 
 def test_allowed_tokens_alone_come_and_bad_words_never(runner: Runner) -> None:
