@@ -47,6 +47,15 @@ class Stack(ABC):
         assert pid is not None, f"{name} does not run"
         return pid
 
+    def transport_of(self, name: str) -> int:
+        """The process that holds a worker's connection."""
+        [link] = [
+            child.pid
+            for child in psutil.Process(self.pid(name)).children()
+            if "worker.link" in child.cmdline()
+        ]
+        return int(link)
+
     def signal(self, name: str, number: signal.Signals) -> int:
         """To one process, and not to what it started; returns its id."""
         pid = self.pid(name)

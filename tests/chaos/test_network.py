@@ -81,6 +81,7 @@ async def test_a_worker_is_cut_off_delayed_and_silent(
         figures.add("a worker's connection silent", pauses(histories, at))
 
 
+@pytest.mark.slow
 async def test_a_machine_is_unplugged(model_dir: Path, judge: Judge, figures: Figures) -> None:
     """Each worker is in a network of its own; what is lost on the way is lost without a word."""
     port = free_port()

@@ -5,6 +5,7 @@ the default tier; `make chaos` runs the full one and prints the pauses.
 """
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,13 +24,13 @@ from tests.chaos.checker import (
 from tests.chaos.conftest import SCALES, Scale
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
-from tests.chaos.stack import Stack, running
+from tests.chaos.stack import PATIENCE_S, Stack, running
 from tests.chaos.streams import History, Load, told
 from tests.chaos.traffic import Asked, mixed, with_stops
 
 pytestmark = pytest.mark.chaos
 
-STEP_TIMEOUT_S = 5.0
+STEP_TIMEOUT_S, MOMENT_S = 8.0, 2.0
 NEWCOMERS = 5
 """Of so many requests one is asked again in the middle of the fault: no kind is left out."""
 WORKER_TARGET_S, SCHEDULER_TARGET_S = 1.0, 3.0
@@ -101,27 +102,60 @@ async def test_a_second_run_in_peace_is_the_same(scene: Scene, judge: Judge) -> 
     await check_run(scene.stack, histories, scene.reference, judge)
 
 
-@pytest.mark.parametrize("name", ["worker-0", "worker-1"])
-async def test_a_worker_is_killed(scene: Scene, judge: Judge, figures: Figures, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "its_transport"),
+    [("worker-0", False), ("worker-1", True)],
+    ids=["worker", "transport"],
+)
+async def test_a_worker_is_killed(
+    scene: Scene, judge: Judge, figures: Figures, name: str, its_transport: bool
+) -> None:
+    """The process that has the device, or the one that has the connection: neither outlives the
+    other."""
     stack = scene.stack
     await stack.until_whole()
     before = await stack.state()
-    killed = 0
+    killed, noticed_s = 0, 0.0
 
     async def kill() -> None:
-        nonlocal killed
-        killed = stack.signal(name, signal.SIGKILL)
+        nonlocal killed, noticed_s
+        at = time.monotonic()
+        killed = stack.pid(name)
+        victim = stack.transport_of(name) if its_transport else killed
+        os.kill(victim, signal.SIGKILL)
+        while (await stack.state())["replays"] == before["replays"]:
+            assert time.monotonic() - at < PATIENCE_S, "nothing ran there"
+        noticed_s = time.monotonic() - at
 
     histories, at = await scene.disturbed(kill)
     await stack.until_replaced(name, killed)
     await stack.until_whole()
     await check_run(stack, histories, scene.expected, judge)
-    assert (await stack.state())["replays"] > before["replays"], "nothing ran there"
-    measured = pauses(histories, at)
-    target = Target(
-        f"{name} killed, s", measured["longest pause of any stream, s"], WORKER_TARGET_S
-    )
-    figures.add(f"{name} killed, a spare replica", measured, target)
+    measured = {"sequences given to the other after, s": noticed_s, **pauses(histories, at)}
+    longest = measured["longest pause of any stream, s"]
+    who = f"{name}'s transport" if its_transport else name
+    target = Target(f"{who} killed, s", longest, WORKER_TARGET_S)
+    figures.add(f"{who} killed, a spare replica", measured, target)
+
+
+async def test_one_worker_is_killed_and_then_the_other(
+    scene: Scene, judge: Judge, figures: Figures
+) -> None:
+    """While the same streams run: what the second took over is lost once more with it."""
+    stack = scene.stack
+    await stack.until_whole()
+    load = Load(stack.url, scene.asked())
+    killed = {}
+    at = time.monotonic()
+    for name, share in (("worker-0", 0.3), ("worker-1", 0.6)):
+        await load.until(share, scene.reference)
+        killed[name] = stack.signal(name, signal.SIGKILL)
+    histories = await load.ended()
+    for name, pid in killed.items():
+        await stack.until_replaced(name, pid)
+    await stack.until_whole()
+    await check_run(stack, histories, scene.reference, judge)
+    figures.add("worker-0 killed, then worker-1 beside it", pauses(histories, at))
 
 
 async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figures) -> None:
@@ -141,7 +175,9 @@ async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figu
     assert {name: stack.pid(name) for name in workers} == workers, "a worker lost its weights"
     measured = pauses(histories, at)
     longest = measured["longest pause of any stream, s"]
-    figures.add("scheduler killed", measured, Target("scheduler killed, s", longest, 3.0))
+    figures.add(
+        "scheduler killed", measured, Target("scheduler killed, s", longest, SCHEDULER_TARGET_S)
+    )
 
 
 async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures) -> None:
@@ -158,6 +194,24 @@ async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures)
     await stack.until_whole()
     await check_run(stack, histories, scene.expected, judge)
     figures.add(f"worker-0 stopped, steps may take {STEP_TIMEOUT_S:g} s", pauses(histories, at))
+
+
+async def test_a_worker_is_stopped_for_a_moment(
+    scene: Scene, judge: Judge, figures: Figures
+) -> None:
+    """As a collector's pause or a busy machine would."""
+    stack = scene.stack
+    await stack.until_whole()
+
+    async def stop() -> None:
+        pid = stack.signal("worker-0", signal.SIGSTOP)
+        await asyncio.sleep(MOMENT_S)
+        os.kill(pid, signal.SIGCONT)
+
+    histories, at = await scene.disturbed(stop)
+    await stack.until_whole()
+    await check_run(stack, histories, scene.expected, judge)
+    figures.add(f"worker-0 stopped for {MOMENT_S:g} s", pauses(histories, at))
 
 
 async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:

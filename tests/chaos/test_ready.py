@@ -25,7 +25,9 @@ NUM_PREFILLED = 4000
 POLL_S = 0.05
 
 
-@pytest.fixture(scope="module", params=["one step", "steps of 64"])
+@pytest.fixture(
+    scope="module", params=["one step", pytest.param("steps of 64", marks=pytest.mark.slow)]
+)
 def how(request: pytest.FixtureRequest) -> str:
     """What a long prompt is computed in."""
     said: str = request.param
