@@ -22,6 +22,9 @@ table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.25rem .6rem .25rem 0}
 td{border-top:1px solid var(--line)}td:first-child{white-space:nowrap}
 td small{display:block;font-size:13px}
+@media(max-width:44rem){table,tbody,tr,td{display:block}tr{border-top:1px solid var(--line)}
+th{display:none}td{border:0;padding:.1rem 0}tr{padding:.3rem 0}
+td:nth-child(3):not(:last-child) code::before{content:"default: "}}
 """
 _INTRODUCTION = (
     "For programs: <a href='/openapi.json'>openapi.json</a>. "
@@ -166,7 +169,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
         if high is not None:
             told.append(f"at most {_number(high)}")
         for key, words in (
-            ("minItems", "at least {} entries"),
+            ("minItems", "not empty"),
             ("maxItems", "at most {} entries"),
             ("maxProperties", "at most {} keys"),
             ("maxLength", "at most {} characters"),

@@ -92,7 +92,7 @@ class ToolCall(Part):
     type: Literal["function"]
     """Always."""
     function: CalledFunction
-    """What is to be called."""
+    """The function, and what it is called with."""
 
 
 class AnswerMessage(Part):

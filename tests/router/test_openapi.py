@@ -1,5 +1,6 @@
 """The OpenAPI document and its page say what the server does."""
 
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -41,6 +42,18 @@ async def test_its_references_lead_somewhere(told: dict[str, Any]) -> None:
     assert "#/components/schemas/ChatCompletionRequest" in refs(told)
     for schema in schemas.values():
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_every_field_has_a_type_and_a_meaning(told: dict[str, Any]) -> None:
+    """And nothing is called as in our code."""
+    for name, schema in told["components"]["schemas"].items():
+        assert re.fullmatch("[A-Z][A-Za-z]+", name)
+        assert not name.endswith("Body")
+        assert schema["description"]
+        for field, said in schema.get("properties", {}).items():
+            assert said["description"].endswith((".", "?")), (name, field)
+            assert {"type", "anyOf", "$ref", "const", "enum"} & said.keys(), (name, field)
+            assert "\n" not in said["description"]
 
 
 async def test_what_is_sent_and_refused_is_valid_by_it(
