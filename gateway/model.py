@@ -99,6 +99,7 @@ class Model:
                 field, f"model {quote(self.name)} has no chat template; use /v1/completions"
             )
         tools = self._tools(conversation)
+        limit = self._thought_limit(conversation)
         rendered = self.template.render(conversation)
         self._check_length(sum(map(len, rendered.pieces)), max_model_len, field)
         tokens = self.tokenizer.encode_pieces(rendered.pieces)
@@ -110,7 +111,7 @@ class Model:
             thoughts, rendered.tail, inside=conversation.continue_final_message
         )
         held = self._held_tools(conversation, tools, content)
-        grammar = self._answer_grammar(conversation, tools, held, content, starts_thinking)
+        grammar = self._answer_grammar(conversation, tools, held, content, starts_thinking, limit)
         binds_calls = calls is not None and (bool(held) or content is not None)
         make_parser = partial(
             AnswerParser,
@@ -222,11 +223,11 @@ class Model:
         held: Sequence[Tool],
         content: GrammarSpec | None,
         starts_thinking: bool,
+        limit: ThoughtLimit | None,
     ) -> GrammarSpec | None:
         choice = conversation.tool_choice
         must_call = choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED)
         is_free = content is None and not must_call and bool(held)
-        limit = self._thought_limit(conversation)
         if content is None and not held and limit is None:
             return None
         named = choice.mode is ToolMode.NAMED

@@ -63,6 +63,8 @@ RANGES: Mapping[str, Range] = {
     "length_penalty": Range(low=-10, high=10),
     "truncate_prompt_tokens": Range(low=-1),
     "dimensions": Range(low=1),
+    "thinking_token_budget": Range(low=1),
+    "max_tool_calls": Range(low=0),
 }
 
 COUNTS: Mapping[str, Count] = {

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from gateway.body import parse_body
@@ -25,6 +26,7 @@ from gateway.parsing.deltas import (
     Said,
     read_whole,
 )
+from gateway.ranges import check_known_range
 from gateway.request import check_request_id
 from gateway.thinking import effort_arguments
 from gateway.tokenizer import Tokenizer
@@ -44,9 +46,13 @@ def parse_chat(
     check_stream(body)
     check_beams(body)
     check_metadata(body.metadata)
-    prompt = model.chat(
-        conversation_of(body, model), body.prompt_room(max_model_len), requested_grammar(body)
+    check_known_range("thinking_token_budget", body.thinking_token_budget, model.limits)
+    conversation = replace(
+        conversation_of(body, model),
+        max_thought_tokens=body.thinking_token_budget,
+        max_thought_tokens_field="thinking_token_budget",
     )
+    prompt = model.chat(conversation, body.prompt_room(max_model_len), requested_grammar(body))
     request = model.build(
         prompt.token_ids,
         generation_options(

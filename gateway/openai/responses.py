@@ -17,6 +17,7 @@ from gateway.body import Part, checked_text, parse_body
 from gateway.conversation import ChatMessage, Conversation, check_results
 from gateway.errors import RequestError, invalid, one_of, quote
 from gateway.grammar import ANY_OBJECT, GrammarSpec
+from gateway.limits import RequestLimits
 from gateway.model import ChatPrompt, Model
 from gateway.openai import shapes
 from gateway.openai.call import Call
@@ -30,7 +31,7 @@ from gateway.openai.response_items import (
 from gateway.openai.schema import UNSERVED, Effort, SamplingBody
 from gateway.openai.structure import named_schema, requested_grammar
 from gateway.openai.truncation import fitting_prompt
-from gateway.ranges import check_range
+from gateway.ranges import check_known_range
 from gateway.request import GenerateRequest, check_request_id
 from gateway.thinking import effort_arguments
 
@@ -104,6 +105,9 @@ class ResponsesBody(SamplingBody):
     """What the words of the answer look like."""
     reasoning: ReasoningBody | None = None
     """How much the model thinks."""
+    thinking_token_budget: int | None = None
+    """Tokens after which the model's thoughts are ended for it; if it is not said, they may be as
+    long as the answer."""
     background: bool = False
     """Answer at once, that it is queued; ask for the response by its id later. Needs `store`."""
     truncation: Literal["auto", "disabled"] = "disabled"
@@ -172,7 +176,7 @@ def parse_response(
     """
     body = parse_body(content, ResponsesBody)
     model.check_name(body.model)
-    _check(body)
+    _check(body, model.limits)
     if body.request_id is not None:
         request_id = check_request_id("request_id", body.request_id)
     turns = [*_turns_before(body, find), *input_turns(body.input)]
@@ -217,14 +221,15 @@ def parse_response(
     )
 
 
-def _check(body: ResponsesBody) -> None:
+def _check(body: ResponsesBody, limits: RequestLimits) -> None:
     """Raises RequestError."""
     if body.stream_options and body.stream_options.continuous_usage_stats:
         field = "stream_options.continuous_usage_stats"
         raise invalid(field, f"{field} is true; a response says its usage at its end")
     check_metadata(body.metadata)
-    # Of tools that the server runs itself, and there are none: any number is kept to.
-    check_range("max_tool_calls", body.max_tool_calls, 0)
+    # Calls of tools that the server runs itself, and there are none: any number is kept to.
+    check_known_range("max_tool_calls", body.max_tool_calls, limits)
+    check_known_range("thinking_token_budget", body.thinking_token_budget, limits)
 
 
 def _turns_before(body: ResponsesBody, find: FindResponse) -> tuple[ChatMessage, ...]:
@@ -292,6 +297,8 @@ def _conversation(body: ResponsesBody, turns: Sequence[ChatMessage], model: Mode
         parallel_tool_calls=body.parallel_tool_calls,
         strict_by_default=True,
         template_arguments=arguments,
+        max_thought_tokens=body.thinking_token_budget,
+        max_thought_tokens_field="thinking_token_budget",
     )
 
 

@@ -20,7 +20,6 @@ UNSERVED: Mapping[str, Sequence[Any]] = {
     "guided_json_object": (False,),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
-    "thinking_token_budget": (),
     "repetition_detection": (),
     "kv_transfer_params": ({},),
     "vllm_xargs": ({},),
@@ -220,6 +219,9 @@ class ChatBody(GenerationBody, ConversationBody):
     """Say the logprob of every token of the answer."""
     top_logprobs: int | None = None
     """Also say so many alternatives for each token; needs `logprobs`."""
+    thinking_token_budget: int | None = None
+    """Tokens after which the model's thoughts are ended for it; if it is not said, they may be as
+    long as the answer."""
     verbosity: Literal["medium"] | None = None
     """How long answers are is the model's to say."""
     modalities: list[Literal["text"]] = Field(["text"])
@@ -238,6 +240,7 @@ class CompletionBody(GenerationBody):
         "suffix": ("",),
         "prompt_embeds": (),
         "add_special_tokens": (True,),
+        "thinking_token_budget": (),
         **UNSERVED,
     }
 

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from gateway.anthropic.messages import parse_messages
 from gateway.errors import RequestError
 from gateway.model import Model, load_model
+from gateway.openai.chat import parse_chat
 from gateway.openai.responses import StoredResponse, parse_response
 from gateway.request import GenerateRequest
 from tests.gateway import tiny_model
@@ -79,6 +80,11 @@ def response(model: Model, /, **fields: Any) -> GenerateRequest:
 
     content = json.dumps({"input": "hi", **fields}).encode()
     return parse_response(content, model, LENGTH, "r1", random.Random(), find=find).requests[0]
+
+
+def chat(model: Model, /, **fields: Any) -> GenerateRequest:
+    content = json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+    return parse_chat(content, model, LENGTH, "r1", random.Random()).requests[0]
 
 
 def prompt_of(model: Model, request: GenerateRequest) -> str:
@@ -167,6 +173,51 @@ def test_what_has_a_form_keeps_it_after_thoughts(directory: Path, thinker: Model
     assert not answering.may_end
     answering.write(*thinker.tokenizer.encode("}", add_special_tokens=False))
     assert answering.may_end
+
+
+def test_chats_and_responses_have_vllms_name_for_it(
+    directory: Path, thinker: Model, model: Model
+) -> None:
+    for ask in (chat, response):
+        answering = Answering(directory, ask(thinker, thinking_token_budget=2).sampling.grammar)
+        answering.write(BEGIN, 30, 31)
+        assert answering.allowed() == [END]
+        for wrong, told in (
+            (thinker, "thinking_token_budget is 0; it must be at least 1"),
+            (model, 'thinking_token_budget is 3; model "tiny" does not think'),
+        ):
+            with pytest.raises(RequestError) as refused:
+                ask(wrong, thinking_token_budget=0 if wrong is thinker else 3)
+            assert (refused.value.field, refused.value.message) == ("thinking_token_budget", told)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_calls_are_free_to_come_after_thoughts(
+    tmp_path: Path, directory: Path, strict: bool
+) -> None:
+    """Held to their schema or not."""
+    path = write_thinker(tmp_path / "model")
+    source = (path / "chat_template.jinja").read_text()
+    tools = "{% for tool in tools or [] %}<tool_call>{{ tool | tojson }}{% endfor %}"
+    (path / "chat_template.jinja").write_text(tools + source)
+    model = load_model(path)
+    function = {"name": "f", "parameters": SCHEMA, "strict": strict}
+    request = chat(
+        model, thinking_token_budget=2, tools=[{"type": "function", "function": function}]
+    )
+    encode = model.tokenizer.encode
+    call = '\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    for text in (call, "words alone"):
+        answering = Answering(directory, request.sampling.grammar)
+        answering.write(BEGIN, 30, 31)
+        assert answering.allowed() == [END]
+        answering.write(END, *encode(text, add_special_tokens=False))
+        assert answering.may_end
+    wrong = Answering(directory, request.sampling.grammar)
+    wrong.write(
+        BEGIN, END, *encode('<tool_call>\n{"name": "f", "arguments": ', add_special_tokens=False)
+    )
+    assert (encode("[", add_special_tokens=False)[0] in wrong.allowed()) is not strict
 
 
 @pytest.mark.parametrize("switch", ["enable_thinking", "thinking"])
