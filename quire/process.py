@@ -43,6 +43,8 @@ class ChildSpec:
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     """Added to ours. What must not show in `ps` goes here."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    """What asks it to drain and end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class ChildProcess:
 
     async def stop(self, timeout_s: float) -> None:
         """Asks it to drain and end; after `timeout_s`, ends it."""
-        self._signal(signal.SIGTERM)
+        self._signal(self.spec.stop_signal)
         done, _ = await asyncio.wait([self.exited], timeout=timeout_s)
         if not done:
             self._log(self.spec.name, warning(self.spec, f"not gone after {timeout_s:g} s: killed"))

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -224,10 +225,12 @@ class Stack:
         """One, or as many as have ports of their own."""
         if not own_ports:
             return [self._router_spec("router")]
-        return [
+        specs = (
             self._router_spec(_router(index), "--reuse-port", "--metrics-port", str(port))
             for index, port in enumerate(own_ports)
-        ]
+        )
+        # All are stopped together: each stays at the shared port, to say so, until it has ended.
+        return [replace(spec, stop_signal=signal.SIGINT) for spec in specs]
 
     def _router_spec(self, name: str, *sharing: str) -> ChildSpec:
         environment: tuple[tuple[str, str], ...] = ()

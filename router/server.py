@@ -130,14 +130,14 @@ class Router:
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigurationError."""
     async with listening(settings) as router:
-        told, told_again = _on_signals()
+        signals = _Signals()
         gc.collect()
         gc.freeze()  # what exists now stays; the collector need not look at it again
         _announce(router)
-        await _until_told(told, router.tasks)
-        if settings.reuse_port:
+        await _until_told(signals.told, router.tasks)
+        if settings.reuse_port and signals.goes_alone:
             router.leave()
-        await _drain(router.backend, settings.drain_timeout_s, told_again)
+        await _drain(router.backend, settings.drain_timeout_s, signals.told_again)
 
 
 @contextlib.asynccontextmanager
@@ -261,18 +261,28 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Set by the first SIGTERM or SIGINT, and by the second; a third ends the process at once."""
-    told, told_again = asyncio.Event(), asyncio.Event()
+class _Signals:
+    """SIGTERM and SIGINT: the first, the second; a third ends the process at once.
 
-    def hear() -> None:
-        if told_again.is_set():
+    Of routers that share ports, one that hears SIGTERM goes alone, and leaves new connections to
+    the others. SIGINT says that all of them end, so that somebody must be there to say so.
+    """
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.told_again = asyncio.Event()
+        self.goes_alone = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._hear, number)
+
+    def _hear(self, number: signal.Signals) -> None:
+        if self.told_again.is_set():
             os._exit(1)
-        (told_again if told.is_set() else told).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, hear)
-    return told, told_again
+        if self.told.is_set():
+            self.told_again.set()
+        else:
+            self.goes_alone = number is signal.SIGTERM
+            self.told.set()
 
 
 async def _until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]]) -> None:
