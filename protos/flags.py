@@ -241,7 +241,7 @@ MAX_CRASHES = Flag(
 )
 STEP_TIMEOUT = Flag(
     "step_timeout",
-    "A worker whose step takes longer than this, and 20 times longer than expected, is given up "
+    "A worker whose step takes longer than this, and far longer than steps of its size, is given up "
     "and its sequences computed elsewhere.",
     "SECONDS",
     number(0.1),

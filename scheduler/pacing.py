@@ -1,7 +1,8 @@
 """How long a replica's steps take: how far to plan ahead of it, and when to give up on a step.
 
-Durations are exponential averages over the last few steps. A deadline is generous, because fencing
-a replica that is merely slow costs more than waiting for one that is dead.
+Durations are exponential averages over the last few steps, of steps of about the same size: a token
+of a long prompt costs a tenth of one that is decoded. A deadline is generous, because fencing a
+replica that is merely slow costs more than waiting for one that is dead.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Callable
 _KEEP = 0.8  # weight of the past in the averages
 _SHORT_STEP_S = 0.003
 _DEADLINE_FACTOR = 20.0
+_LONG_STEP_FACTOR = 4.0
 _GRACE_S = 1.0
 
 
@@ -18,11 +20,8 @@ class Pace:
 
     def __init__(self) -> None:
         self.step_s: float | None = None
-        self._token_s = 0.0
-        # Of tokens and seconds of steps: a line through them tells what a smaller step takes.
-        self._tokens = 0.0
-        self._token_variance = 0.0
-        self._covariance = 0.0
+        self._seconds: dict[int, float] = {}
+        """Of steps by size, the number of bits of their number of tokens."""
 
     @property
     def depth(self) -> int:
@@ -34,36 +33,30 @@ class Pace:
 
     def observe(self, seconds: float, num_tokens: int) -> None:
         """Learns from a step that took this long for this many tokens."""
-        token_s = seconds / max(num_tokens, 1)
-        if self.step_s is None:
-            self.step_s, self._token_s, self._tokens = seconds, token_s, num_tokens
-            return
-        more_tokens, more_s = num_tokens - self._tokens, seconds - self.step_s
-        learn = 1 - _KEEP
-        self._token_variance = _KEEP * (self._token_variance + learn * more_tokens**2)
-        self._covariance = _KEEP * (self._covariance + learn * more_tokens * more_s)
-        self._tokens += learn * more_tokens
-        self.step_s += learn * more_s
-        self._token_s += learn * (token_s - self._token_s)
+        size = num_tokens.bit_length()
+        self.step_s = _average(self.step_s, seconds)
+        self._seconds[size] = _average(self._seconds.get(size), seconds)
 
     def expected_s(self, num_tokens: int) -> float:
-        """How long a step of this many tokens should take.
-
-        One larger than usual takes longer in proportion at most, which no step beside it can
-        prove; one smaller than usual lies on the line through those that were, so that a long
-        prompt a moment ago does not excuse a short step that hangs.
-        """
-        if self.step_s is None:
-            return 0.0
-        if num_tokens >= self._tokens or not self._token_variance:
-            return max(self.step_s, self._token_s * num_tokens)
-        slope_s = max(0.0, self._covariance / self._token_variance)
-        share = num_tokens / self._tokens
-        return max(share * self.step_s, self.step_s - slope_s * (self._tokens - num_tokens))
+        """How long a step of this many tokens should take; 0 before the first. Where none of its
+        size was seen, it is no longer than a larger one, or longer in proportion to a smaller."""
+        size = num_tokens.bit_length()
+        as_large = [seen for seen in self._seconds if seen >= size]
+        if as_large:
+            return self._seconds[min(as_large)]
+        largest = max(self._seconds, default=size)
+        return self._seconds.get(largest, 0.0) * 2.0 ** (size - largest)
 
     def patience_s(self, num_tokens: int, *, floor_s: float) -> float:
-        """How long a step of this many tokens may take before its replica is given up."""
-        return max(floor_s, _DEADLINE_FACTOR * self.expected_s(num_tokens))
+        """How long a step of this many tokens may take before its replica is given up: many times
+        longer than expected if it is short, a few times if that is long already."""
+        expected = self.expected_s(num_tokens)
+        longest = _LONG_STEP_FACTOR * expected + floor_s
+        return max(floor_s, min(_DEADLINE_FACTOR * expected, longest))
+
+
+def _average(before: float | None, now: float) -> float:
+    return now if before is None else _KEEP * before + (1 - _KEEP) * now
 
 
 class StepWatch:
