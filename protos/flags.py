@@ -241,8 +241,8 @@ MAX_CRASHES = Flag(
 )
 STEP_TIMEOUT = Flag(
     "step_timeout",
-    "A worker whose step takes longer than this, and far longer than steps of its size, is given up "
-    "and its sequences computed elsewhere.",
+    "A worker whose step takes longer than this, and far longer than steps of its size, is given "
+    "up and its sequences computed elsewhere.",
     "SECONDS",
     number(0.1),
     60.0,
