@@ -123,9 +123,10 @@ def examples(field: str, said: dict[str, Any], body: str = "") -> list[Any]:
             edges = [said[key] for key in ("minimum", "maximum") if key in said]
             return [edge for edge in edges if abs(edge) < 1 << 62] or [1]
         case "string":
-            return ["x"]
+            return ["x", "x" * said.get("maxLength", 2)]
         case "array":
-            return [[value] for value in examples("", said["items"])[:1]]
+            value, *_ = examples("", said["items"])
+            return [[value], [value] * said.get("maxItems", 2)]
         case "object":
             return [{}]
     return []
@@ -168,6 +169,7 @@ def _is_about_more_than_the_field(why: str) -> bool:
                 "does not know",
                 "was not trained for fewer",
                 "cannot be told how much to think",
+                "does not think",
             )
         )
         and "is not a field" not in why
