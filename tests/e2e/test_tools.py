@@ -137,6 +137,36 @@ def test_words_and_calls_are_the_models_choice(client: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == whole.finish_reason
 
 
+def test_calls_of_strict_functions_are_right_whenever_they_come(client: openai.OpenAI) -> None:
+    """Earlier turns show a model of this size how to call, with arguments that are not allowed."""
+    strict: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    asked: list[Any] = []
+    for number, city in enumerate(("Berlin", "Oslo", "Bonn")):
+        arguments = json.dumps({"city": city, "days": 30 + number, "unit": "C"})
+        function = {"name": "get_weather", "arguments": arguments}
+        call = {"id": f"c{number}", "type": "function", "function": function}
+        asked += [
+            {"role": "user", "content": f"What will the weather be in {city}?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": "sunny"},
+            {"role": "assistant", "content": "Sunny."},
+        ]
+    answer = ask(
+        client, messages=[*asked, *QUESTION], tools=strict, temperature=1, n=12, max_tokens=80
+    )
+    num_calls = 0
+    for said in answer.choices:
+        calls = said.message.tool_calls or []
+        whole = calls[:-1] if said.finish_reason == "length" else calls
+        for call in whole:
+            if call.function.name == "get_weather":
+                check_weather(call.function.arguments)
+            else:
+                assert (call.function.name, json.loads(call.function.arguments)) == ("get_time", {})
+        num_calls += len(whole)
+    assert num_calls > 0
+
+
 def test_a_choice_that_is_no_tool_is_refused(client: openai.OpenAI) -> None:
     choice = {"type": "function", "function": {"name": "nobody"}}
     with pytest.raises(openai.BadRequestError, match='names "nobody"') as caught:
