@@ -84,10 +84,9 @@ def _write_deltas(message: inference_pb2.GenerateResponse, deltas: Sequence[Delt
             case CallBegun(index, id, name):
                 message.tool_calls.add(index=index, id=id, name=name)
             case CallArguments(index, text):
-                calls = message.tool_calls
-                if not calls or calls[-1].index != index:
-                    calls.add(index=index)
-                calls[-1].arguments += text
+                if not message.tool_calls:
+                    message.tool_calls.add(index=index)
+                message.tool_calls[-1].arguments += text  # a call ends before the next begins
 
 
 def _logprob_columns(rows: Sequence[TokenLogprob]) -> sampling_pb2.LogprobColumns:

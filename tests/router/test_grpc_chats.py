@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from gateway.model import Model
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2, scheduler_pb2
 from router import service
 from router.server import Router
+from tests.gateway import tiny_model
 from tests.router.conftest import StartRouter
 from tests.router.fake_scheduler import FakeScheduler
 from tests.router.test_tools import SAID, TEMPLATE
@@ -85,6 +87,46 @@ async def test_text_thoughts_and_calls_come_apart(
         assert not any(call.id or call.name for call in calls[1:])
         assert json.loads("".join(call.arguments for call in calls)) == {"city": "東京 🙂"}
         assert own[-1].finish_reason == sampling_pb2.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_only_looked_like_a_call_is_text(
+    stub: Stub, router: Router, scheduler: FakeScheduler, whole: bool
+) -> None:
+    """It is held back until the sample has ended."""
+    tokenizer = router.backend.model.tokenizer
+    scheduler.says = tokenizer.encode("1 <tool_c<|im_end|>", add_special_tokens=False)
+    request = chat(tools=[TOOL])
+    request.whole = whole
+    pieces = await pieces_of(stub, request)
+    assert "".join(piece.text for piece in pieces) == "1 <tool_c"
+    assert not any(piece.tool_calls for piece in pieces)
+
+
+async def test_marks_that_are_special_tokens_are_read_all_the_same(
+    start_router: StartRouter, scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    """As those of Mistral are."""
+    directory = tiny_model.build(tmp_path / "model")
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    content = json.dumps(tokenizer).replace("<|endoftext|>", "[TOOL_CALLS]")
+    (directory / "tokenizer.json").write_text(content)
+    scheduler.max_model_len = 4096
+    template = TEMPLATE.parent / "mistral.jinja"
+    async with (
+        start_router(model=directory, served_model_name="tiny", chat_template=template) as router,
+        grpc.aio.insecure_channel(router.grpc_address) as channel,
+    ):
+        said = '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome"}}]<|im_end|>'
+        encode = router.backend.model.tokenizer.encode
+        scheduler.says = encode(said, add_special_tokens=False)
+        pieces = await pieces_of(
+            inference_pb2_grpc.InferenceServiceStub(channel), chat(tools=[TOOL])
+        )
+    assert "".join(piece.text for piece in pieces) == ""
+    calls = [call for piece in pieces for call in piece.tool_calls]
+    assert calls[0].name == "weather"
+    assert json.loads("".join(call.arguments for call in calls)) == {"city": "Rome"}
 
 
 async def test_calls_and_their_results_are_told_to_the_model(
