@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from gateway.anthropic.conversation import conversation_of
 from gateway.anthropic.messages import MessagesAnswer, parse_messages
 from gateway.anthropic.schema import CountTokensBody
+from gateway.detokenizer import Detokenizer
 from gateway.model import Model, load_model
 from gateway.openai.response_answer import ResponsesAnswer
 from gateway.openai.responses import ResponseCall, StoredResponse, parse_response
-from gateway.output import Finish, FinishReason, Piece
+from gateway.output import Finish, FinishReason, Piece, TokenLogprob
 from tests.gateway import tiny_model
 from tests.openai_spec import events
 
@@ -37,6 +38,7 @@ FINISHES = st.sampled_from(
     [(FinishReason.STOP, None), (FinishReason.STOP, "END"), (FinishReason.LENGTH, None)]
 )
 Ending = tuple[FinishReason, str | None]
+FINISHED: Ending = (FinishReason.STOP, None)
 
 
 @pytest.fixture(scope="session")
@@ -124,10 +126,10 @@ def test_anthropics_messages(hermes: Model, text: str, cuts: list[int], ending: 
 
 
 def response_answer(
-    model: Model, kept: list[StoredResponse], *, stores: bool = True
+    model: Model, kept: list[StoredResponse], *, stores: bool = True, **said: Any
 ) -> ResponsesAnswer:
     tools = [{"type": "function", "name": "get_weather", "parameters": SCHEMA}]
-    body = {"input": "hello", "tools": tools, "store": stores}
+    body = {"input": "hello", "tools": tools, "store": stores, **said}
 
     def find(response_id: str) -> StoredResponse:
         raise AssertionError(response_id)
@@ -187,6 +189,55 @@ def test_openais_responses(hermes: Model, text: str, cuts: list[int], ending: En
         last["response"]["output"],
     ]
     assert [turn.role for turn in kept[0].turns] == ["user", "assistant"]
+
+
+def with_logprobs(model: Model, text: str, cuts: Iterable[int], ending: Ending) -> list[Piece]:
+    """The text as the tokens that it is made of, some at a time, each with its logprob."""
+    tokens = model.tokenizer.encode(text, add_special_tokens=False)
+    places = sorted({0, len(tokens), *(place % (len(tokens) + 1) for place in cuts)})
+    finish = Finish(*ending, num_prompt_tokens=9, num_output_tokens=7, num_cached_tokens=4)
+    detokenizer = Detokenizer(model.tokenizer.visible_bytes_of)
+    pieces = []
+    for start, end in pairwise(places):
+        part = tokens[start:end]
+        rows = [
+            TokenLogprob(token, -float(number), 1, ())
+            for number, token in enumerate(part, start=start)
+        ]
+        pieces.append(Piece(0, detokenizer.feed(part), part, rows, None))
+    return [*pieces, Piece(0, detokenizer.close(), [], [], finish)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, CUTS, FINISHES)
+@example(f"<think>\nhm 🙂</think>so 🙂 {CALL} and <tool_call> not {CALL}", [3, 40], FINISHED)
+def test_the_logprobs_of_words_are_those_of_their_tokens(
+    hermes: Model, text: str, cuts: list[int], ending: Ending
+) -> None:
+    """Streamed or not, however the tokens arrive; and thoughts and calls have none."""
+    said: dict[str, Any] = {"include": ["message.output_text.logprobs"]}
+    whole_answer = response_answer(hermes, [], **said)
+    whole_answer.collect(with_logprobs(hermes, text, (), ending))
+    whole = whole_answer.whole()
+    streaming = response_answer(hermes, [], **said)
+    pieces = with_logprobs(hermes, text, cuts, ending)
+    stream = b"".join(streaming.events([piece]) for piece in pieces) + streaming.closing_events()
+    told = [event for _, event in events(stream.decode())]
+    assert without_id(told[-1]["response"])["output"] == without_id(whole)["output"]
+    told_again: dict[int, list[Any]] = {}
+    for event in told:
+        if event["type"] == "response.output_text.delta":
+            told_again.setdefault(event["output_index"], []).extend(event["logprobs"])
+    numbers: list[float] = []
+    for index, item in enumerate(whole["output"]):
+        if item["type"] != "message":
+            continue
+        [part] = item["content"]
+        assert told_again.get(index, []) == part["logprobs"]
+        spelt = b"".join(bytes(entry["bytes"]) for entry in part["logprobs"])
+        assert part["text"].encode() in spelt or "\ufffd" in part["text"]
+        numbers += [-entry["logprob"] for entry in part["logprobs"]]
+    assert numbers == sorted(set(numbers))
 
 
 def said_types(whole: Sequence[dict[str, Any]]) -> list[str]:
