@@ -48,11 +48,10 @@ from router import response_routes
 from router.answers import GenerationResponse
 from router.backend import Backend
 from router.cors import CorsPolicy
-from router.docs_page import page
+from router.documents import Documents
 from router.embeddings import EmbeddingsResponse
 from router.endpoints import Endpoint, Parameter
 from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
-from router.openapi import document
 from router.responses import error_response
 
 _log = logging.getLogger(__name__)
@@ -76,6 +75,7 @@ def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.backend = backend
+    app.state.documents = Documents(ENDPOINTS, backend)
     return app
 
 
@@ -156,21 +156,13 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _openapi(request: Request) -> Response:
-    return JSONResponse(_document(_backend(request)))
+    documents: Documents = request.app.state.documents
+    return Response(await documents.openapi(), media_type="application/json")
 
 
 async def _docs(request: Request) -> Response:
-    return HTMLResponse(page(_document(_backend(request))))
-
-
-def _document(backend: Backend) -> dict[str, Any]:
-    return document(
-        ENDPOINTS,
-        backend.version,
-        backend.model,
-        backend.engine.cell.max_model_len,
-        needs_key=backend.api_key is not None,
-    )
+    documents: Documents = request.app.state.documents
+    return HTMLResponse(await documents.page())
 
 
 ENDPOINTS = (

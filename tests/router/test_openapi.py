@@ -1,6 +1,8 @@
 """The OpenAPI document and its page say what the server does."""
 
+import asyncio
 import re
+import threading
 from html.parser import HTMLParser
 from typing import Any
 
@@ -8,8 +10,10 @@ import httpx
 import jsonschema
 import pytest
 
+from router import documents, openapi
 from router.app import ENDPOINTS
 from tests.router.conftest import StartRouter
+from tests.router.fake_scheduler import FakeScheduler
 
 
 @pytest.fixture
@@ -137,3 +141,29 @@ async def test_the_page_shows_it_alone(http: httpx.AsyncClient, told: dict[str, 
         for field, said in schema.get("properties", {}).items():
             assert field in page.text
             assert said.get("description", "").replace("`", "") in page.text
+
+
+async def test_it_is_made_once_for_what_it_tells(
+    start_router: StartRouter, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never on the event loop, where all streams would wait for it."""
+    made_in: list[str] = []
+
+    def document(*args: Any, **more: Any) -> dict[str, Any]:
+        made_in.append(threading.current_thread().name)
+        return openapi.document(*args, **more)
+
+    monkeypatch.setattr(documents, "document", document)
+    async with (
+        start_router() as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        gets = [http.get(path) for path in ("/docs", "/openapi.json") * 3]
+        assert {answer.status_code for answer in await asyncio.gather(*gets)} == {200}
+        assert len(made_in) == 1
+        assert made_in[0] != threading.main_thread().name
+        monkeypatch.setattr(type(router.backend.engine.cell), "max_model_len", 77)
+        fields = (await http.get("/openapi.json")).json()["components"]["schemas"]
+        kept = fields["CompletionRequest"]["properties"]["truncate_prompt_tokens"]
+        assert kept["maximum"] == 77
+    assert len(made_in) == 2
