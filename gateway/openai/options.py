@@ -8,6 +8,7 @@ from gateway.body import checked_text
 from gateway.errors import invalid, quote
 from gateway.openai.schema import GenerationBody, SamplingBody
 from gateway.openai.structure import requested_grammar
+from gateway.ranges import number
 from gateway.request import Options
 
 MAX_METADATA = 16
@@ -76,7 +77,7 @@ def check_beams(body: GenerationBody) -> None:
             value = getattr(body, name)
             if value != nothing:
                 raise invalid(
-                    name, f"{name} is {quote(value)}; it needs use_beam_search to be true"
+                    name, f"{name} is {_written(value)}; it needs use_beam_search to be true"
                 )
         return
     known = type(body).model_fields
@@ -84,7 +85,7 @@ def check_beams(body: GenerationBody) -> None:
         value = getattr(body, name)
         if value and value != known[name].default and value not in _WITHOUT_EFFECT.get(name, ()):
             raise invalid(
-                name, f"{name} is {quote(value)}; with use_beam_search it is not supported"
+                name, f"{name} is {_written(value)}; with use_beam_search it is not supported"
             )
 
 
@@ -138,6 +139,11 @@ def sampling_options(body: SamplingBody, **said: Any) -> Options:
     if said.get("grammar") is None:
         said["grammar"] = requested_grammar(body)
     return Options(**(options | said))
+
+
+def _written(value: Any) -> str:
+    """As the client wrote it: 2 is 2, even where a fraction would do."""
+    return number(value) if isinstance(value, float) else quote(value)
 
 
 def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:

@@ -21,6 +21,9 @@ UNSERVED: Mapping[str, Sequence[Any]] = {
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
     "repetition_detection": (),
+    "logprob_token_ids": ([],),
+    "stream_interval": (1,),
+    "watermarking": (False,),
     "kv_transfer_params": ({},),
     "vllm_xargs": ({},),
 }

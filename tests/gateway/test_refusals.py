@@ -636,7 +636,7 @@ ROWS: Mapping[str, list[Row]] = {
             400,
             "length_penalty",
             None,
-            "length_penalty is 2.0; it needs use_beam_search to be true",
+            "length_penalty is 2; it needs use_beam_search to be true",
         ),
         (
             {"prompt_embeds": "x"},
