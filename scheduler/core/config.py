@@ -19,6 +19,10 @@ class CoreConfig:
     policy: Literal["fcfs", "priority"] = "fcfs"
     aging_s: float = 10.0
     """Seconds of waiting that weigh as much as one step of priority."""
+    input_token_weight: float = 1.0
+    """What a computed prompt token counts when tenants get even shares (fairness.py)."""
+    output_token_weight: float = 2.0
+    """The same of an output token."""
     watermark: float = 0.01
     """Share of a replica's blocks that admission leaves free for the sequences already running."""
     max_crashes: int = 2
@@ -43,6 +47,10 @@ class CoreConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name in ("input_token_weight", "output_token_weight"):
+            value = getattr(self, name)
+            if not 0 < value < inf:
+                raise ValueError(f"{name} is {value}; it must be above 0 and finite")
         if not 0 <= self.watermark < 1:
             raise ValueError(f"watermark is {self.watermark}; it must be at least 0 and below 1")
         if not 0 <= self.trial_patience_s < inf:

@@ -62,6 +62,9 @@ class Request:
     """Sample 0 is to score the prompt's tokens from this one on; token 0 has nothing before it, so
     this is at least 1. None, or as many as the prompt: none are."""
 
+    tenant: str = ""
+    """On whose behalf: tenants get even shares. Empty: nobody's in particular, which is a tenant
+    like any other."""
     resubmitted: bool = False
     """It was accepted before, by a scheduler that is gone, so it is not refused for load. Output
     in `token_ids` says the same."""

@@ -9,6 +9,8 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from scheduler.core.sequence import Sequence
+
 
 @dataclass(frozen=True, slots=True)
 class Remains:
@@ -18,6 +20,9 @@ class Remains:
     """Step whose result sets it free."""
     slot: int
     blocks: list[int]
+    sequence: Sequence
+    num_planned: int
+    """Of its positions, those that the plans compute."""
 
 
 class Limbo:

@@ -18,11 +18,12 @@ RUNNING_TOKENS = 16
 """Tokens of load that one running sequence stands for."""
 
 
-def _load(replica: Replica) -> int:
+def _load(replica: Replica, sequence: Sequence) -> int:
     uncomputed = sum(
         s.num_known_tokens - s.num_computed_tokens for s in replica.prefilling.values()
     )
-    return replica.queue.num_tokens + uncomputed + RUNNING_TOKENS * replica.slots.num_running
+    queued = replica.queue.num_tokens_before(sequence)
+    return queued + uncomputed + RUNNING_TOKENS * replica.slots.num_running
 
 
 def choose(
@@ -37,7 +38,7 @@ def choose(
 
     def score(replica: Replica) -> int:
         cached = len(replica.cached_blocks(sequence)) * replica.block_size
-        return cached - _load(replica)
+        return cached - _load(replica, sequence)
 
     return max(able, key=score)
 
@@ -72,4 +73,4 @@ def _movable_family(victim: Replica, thief: Replica) -> list[Sequence]:
         return [head]
     if any(sequence.request is head.request for sequence in victim.slots.running()):
         return []
-    return [sequence for sequence in victim.queue if sequence.request is head.request]
+    return victim.queue.family(head)

@@ -99,7 +99,7 @@ class Planner:
 
     def _continue_prefills(self) -> None:
         replica = self._replica
-        for sequence in sorted(replica.prefilling.values(), key=lambda s: s.order):
+        for sequence in sorted(replica.prefilling.values(), key=lambda s: s.standing):
             if sequence.status is not Status.RUNNING:
                 continue  # it was preempted for one before it
             length = min(

@@ -1,8 +1,8 @@
 """Who gives up blocks when there are none left.
 
-A sequence may take blocks only from sequences after it in the policy's order; if none of them has
-any to give, it yields itself. So the first in order always goes on, and since it ends, everyone
-does.
+A sequence may take blocks only from sequences that stand after it: in the policy's order as of
+their first admission, which never changes. If none of them has any to give, it yields itself. So
+the first always goes on, and since it ends, everyone does.
 
 Among those after it, the victim is the one with the least work to repeat per block gained. Work is
 the tokens computed in blocks that nobody shares (shared ones stay where they are and are found
@@ -34,8 +34,8 @@ def _cost_per_block(replica: Replica, sequence: Sequence, shortage: int) -> floa
 
 def _cheapest_after(replica: Replica, needy: Sequence, shortage: int) -> Sequence | None:
     """The victim among those after the one in need; None if none of them would free a block."""
-    candidates = [s for s in replica.slots.running() if s.order > needy.order]
-    newest_first = sorted(candidates, key=lambda sequence: sequence.order, reverse=True)
+    candidates = [s for s in replica.slots.running() if s.standing > needy.standing]
+    newest_first = sorted(candidates, key=lambda sequence: sequence.standing, reverse=True)
     costs = [_cost_per_block(replica, sequence, shortage) for sequence in newest_first]
     if not costs or min(costs) == inf:
         return None
@@ -47,7 +47,7 @@ def make_room_to_decode(replica: Replica, crossers: list[Sequence]) -> list[Sequ
 
     `crossers` are decoding sequences that need a block each; returns those that still run.
     """
-    crossers = sorted(crossers, key=lambda sequence: sequence.order)
+    crossers = sorted(crossers, key=lambda sequence: sequence.standing)
     while True:
         supply = replica.pool.num_available + replica.num_coming_blocks()
         if supply >= len(crossers):

@@ -19,7 +19,7 @@ the end computed alone as a whole.
 """
 
 from scheduler.core.replica import Replica
-from scheduler.core.sequence import Sequence, Status
+from scheduler.core.sequence import Sequence
 from scheduler.core.waiting import WaitingQueue
 
 CLEARING_TOKENS = 8
@@ -27,8 +27,8 @@ CLEARING_TOKENS = 8
 
 
 def note_loss(sequence: Sequence, num_reached: int) -> None:
-    """A worker was lost while its plans computed the first `num_reached` positions of a sequence,
-    which holds its confirmed tokens again."""
+    """A worker was lost while its plans computed the first `num_reached` positions of a sequence.
+    What is known of one that runs elsewhere by now is a little old, which does it no harm."""
     known = sequence.num_known_tokens
     if known >= sequence.cleared_at:
         sequence.num_crashes = 0
@@ -45,8 +45,8 @@ class Quarantine:
         self.waiting = WaitingQueue()
         self.replica: Replica | None = None
         self._patience_s = patience_s
-        self._acquitted: list[Sequence] = []
-        """Those acquitted last: plans in flight at the reserved replica may still compute them."""
+        self._was_started = False
+        """There was a trial on the reserved replica: what it had before is out of its plans."""
         self._since = 0.0
 
     @property
@@ -85,21 +85,17 @@ class Quarantine:
         return waits and now - self._since >= self._patience_s
 
     def lose_replica(self, replica: Replica, now: float) -> bool:
-        """A replica is gone; tells whether it was the reserved one."""
+        """A replica is gone; tells whether it was the reserved one and all that its plans in
+        flight computed was on trial."""
         if self.replica is not replica:
             return False
+        was_trying = self._was_started
         self._set_free(now)
-        return True
-
-    def acquitted_in_flight(self, replica: Replica) -> list[Sequence]:
-        """Of the sequences acquitted last those that a plan in flight there still computes."""
-        if self.replica is not replica or not replica.sent:
-            return []
-        return [s for s in self._acquitted if s.status is not Status.FINISHED]
+        return was_trying
 
     def _set_free(self, now: float) -> None:
         self.replica = None
-        self._acquitted = []
+        self._was_started = False
         self._since = now
 
     def start_trial(self, now: float) -> bool:
@@ -112,7 +108,7 @@ class Quarantine:
             replica.is_reserved = False
             self._set_free(now)
             return False
-        self._acquitted = []
+        self._was_started = True
         for sequence in [s for s in self.waiting if s.request is first.request]:
             self.waiting.remove(sequence)
             replica.enqueue(sequence)
@@ -134,7 +130,6 @@ class Quarantine:
         for sequence in running:
             replica.withdraw(sequence)
             sequence.num_crashes = 0
-        self._acquitted = running
         return running
 
     def check_integrity(self) -> None:

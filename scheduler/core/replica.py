@@ -21,6 +21,7 @@ from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Admission
 from scheduler.core.decode_calendar import DecodeCalendar
 from scheduler.core.events import Capacity, Int32Column, Request
+from scheduler.core.fairness import CHARGE_EVERY, Accounts
 from scheduler.core.limbo import Limbo, Remains
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.slots import SlotTable
@@ -33,7 +34,12 @@ class Replica:
     """Everything the core knows about one replica; gone as a whole when it detaches."""
 
     def __init__(
-        self, name: str, capacity: Capacity, config: CoreConfig, hasher: BlockHasher
+        self,
+        name: str,
+        capacity: Capacity,
+        config: CoreConfig,
+        hasher: BlockHasher,
+        accounts: Accounts,
     ) -> None:
         self.name = name
         self.capacity = capacity
@@ -68,6 +74,7 @@ class Replica:
         self._last_result_at = 0.0
         self._retiring: list[int] = []
         self._hasher = hasher
+        self.accounts = accounts
         self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
 
     @property
@@ -165,6 +172,8 @@ class Replica:
 
     def _note_first_admission(self, sequence: Sequence, now: float) -> None:
         sequence.admitted_at = now
+        arrival, serial = sequence.order
+        sequence.standing = (now + (arrival - sequence.accepted_at), serial)
         cached = sequence.num_computed_tokens
         sequence.num_cached_tokens = min(cached, sequence.request.num_prompt_tokens)
         if self._counts_prefixes:
@@ -181,6 +190,10 @@ class Replica:
         gained = self.pool.allocate(self.num_blocks_for(end) - len(sequence.blocks))
         sequence.blocks += gained
         sequence.num_computed_tokens = end
+        unpaid = end - max(start, sequence.num_paid_tokens)
+        if unpaid > 0:
+            self.accounts.charge_input(sequence.account, unpaid)
+            sequence.num_paid_tokens = end
         sequence.last_step = self.next_step
         names = self.chain_of(sequence).keys
         for index in range(start // self.block_size, min(end // self.block_size, len(names))):
@@ -234,13 +247,26 @@ class Replica:
                 self._hasher.append(chain, tokens)
             self.pool.register(sequence.blocks[index], chain.keys[index])
 
+    def charge_outputs(self) -> None:
+        """Bring the tenants' counters up to date."""
+        num_unpaid = self.slots.take_unpaid()
+        if num_unpaid.any():
+            self.accounts.charge_outputs(self.slots.account, num_unpaid)
+
+    def _vacate(self, sequence: Sequence) -> int:
+        self.accounts.charge_output(sequence.account, self.slots.take_unpaid_of(sequence.slot))
+        slot = self.slots.vacate(sequence)
+        sequence.num_paid_tokens = max(sequence.num_paid_tokens, sequence.num_known_tokens)
+        return slot
+
     def release(self, sequence: Sequence) -> None:
         """A running sequence leaves with its tokens; its slot and blocks go to limbo."""
-        slot = self.slots.vacate(sequence)
+        num_planned = self.num_computed(sequence)
+        slot = self._vacate(sequence)
         self.calendar.leave(slot)
         self.prefilling.pop(slot, None)
         self._retiring.append(slot)
-        remains = Remains(self.next_step - 1, slot, sequence.blocks)
+        remains = Remains(self.next_step - 1, slot, sequence.blocks, sequence, num_planned)
         sequence.blocks = []
         sequence.num_computed_tokens = 0
         if self.sent:
@@ -264,7 +290,7 @@ class Replica:
         """The replica is lost: its running sequences leave it with their tokens, to wait anew."""
         running = self.slots.running()
         for sequence in running:
-            self.slots.vacate(sequence)
+            self._vacate(sequence)
             sequence.blocks = []
             sequence.num_computed_tokens = 0
             sequence.num_preemptions += 1
@@ -317,6 +343,8 @@ class Replica:
         num_tokens, sent_at = self._sizes.popleft()
         self.throughput.observe(num_tokens, now - max(sent_at, self._last_result_at))
         self._last_result_at = now
+        if step % CHARGE_EVERY == 0:
+            self.charge_outputs()
         for remains in self.limbo.take(step):
             self._set_free(remains)
         # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.
@@ -332,16 +360,23 @@ class Replica:
         mentions = self.limbo.mentions()
         return sum(self.pool.references(block) == count for block, count in mentions.items())
 
-    def in_flight_now(self) -> list[Sequence]:
-        """Running sequences that a plan without a result computes."""
+    def in_flight_now(self) -> list[tuple[Sequence, int]]:
+        """Sequences that a plan without a result computes, with the number of their positions that
+        are planned; also those that have left their slot, unless they have ended."""
         if not self.sent:
             return []
         oldest = self.sent[0]
-        return [
-            sequence
+        left = {
+            id(remains.sequence): (remains.sequence, remains.num_planned)
+            for remains in self.limbo
+            if remains.sequence.status is not Status.FINISHED
+        }
+        running = {
+            id(sequence): (sequence, self.num_computed(sequence))
             for sequence in self.slots.running()
             if sequence.slot in self.calendar or sequence.last_step >= oldest
-        ]
+        }
+        return [*(left | running).values()]
 
     def state(self) -> ReplicaState:
         """Totals of this replica."""

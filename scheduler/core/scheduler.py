@@ -18,6 +18,7 @@ from scheduler.core.config import CoreConfig
 from scheduler.core.deadlines import Deadlines
 from scheduler.core.decisions import Finished, Outputs, Plan
 from scheduler.core.events import Capacity, FinishReason, Refused, Request, StepResult
+from scheduler.core.fairness import Accounts
 from scheduler.core.integrity import check_replica
 from scheduler.core.placement import choose, steal
 from scheduler.core.planner import Planner
@@ -41,6 +42,7 @@ class Scheduler:
         self._config = config
         self._hasher = BlockHasher(config.hash_seed)
         self._order_key = order_key(config)
+        self._accounts = Accounts(config.input_token_weight, config.output_token_weight)
         self._serials = count()
         self._replicas: dict[str, Replica] = {}
         self._unplaced = WaitingQueue()
@@ -108,6 +110,7 @@ class Scheduler:
                 seed=(request.seed + i) % 2**64,
                 order=self._order_key(request, now, serial),
                 accepted_at=now,
+                account=self._accounts.open(request.tenant),
                 private=None if self._config.enable_prefix_caching else serials[0],
                 score_from=None if i > 0 else _score_from(request),
             )
@@ -161,7 +164,7 @@ class Scheduler:
         that can. Raises ValueError if the name is attached."""
         if replica in self._replicas:
             raise ValueError(f"replica {replica} is attached already")
-        attached = Replica(replica, capacity, self._config, self._hasher)
+        attached = Replica(replica, capacity, self._config, self._hasher, self._accounts)
         self._replicas[replica] = attached
         self._quarantine.reserve(attached)
         self._place(self._unplaced.take_all())
@@ -174,10 +177,7 @@ class Scheduler:
         lost = self._replicas.pop(replica, None)
         if lost is None:
             return Outputs()
-        aboard = []
-        if blame:
-            aboard += [(s, lost.num_computed(s)) for s in lost.in_flight_now()]
-            aboard += [(s, 0) for s in self._quarantine.acquitted_in_flight(lost)]
+        aboard = lost.in_flight_now() if blame else []
         running = lost.abandon()
         lost.counters.num_replays += len(running)
         self._detached.add(lost.counters)
@@ -187,11 +187,25 @@ class Scheduler:
         if self._quarantine.lose_replica(lost, now):
             self._quarantine.take_in(displaced, now)
             return self._convict([sequence for sequence, _ in aboard], now)
-        limit = self._config.max_crashes
-        suspected = {id(s.request) for s, _ in aboard if s.num_crashes >= limit}
-        self._quarantine.take_in([s for s in displaced if id(s.request) in suspected], now)
+        blamed = [s for s, _ in aboard if s.num_crashes >= self._config.max_crashes]
+        suspected = {id(sequence.request) for sequence in blamed}
+        apart = [s for s in displaced if id(s.request) in suspected]
+        here = {id(sequence) for sequence in displaced}
+        apart += [s for s in blamed if id(s) not in here and self._pull(s)]
+        self._quarantine.take_in(apart, now)
         self._place([s for s in displaced if id(s.request) not in suspected])
         return Outputs()
+
+    def _pull(self, sequence: Sequence) -> bool:
+        """Take a sequence away from wherever it is by now; False: it is apart already."""
+        home = self._home(sequence)
+        if sequence.queue is self._quarantine.waiting or (home is not None and home.is_reserved):
+            return False
+        if sequence.queue is not None:
+            sequence.queue.remove(sequence)
+        elif home is not None:
+            home.withdraw(sequence)
+        return True
 
     def _convict(self, alone: list[Sequence], now: float) -> Outputs:
         """The worker was lost while it computed these samples of one request and nothing else:
@@ -320,6 +334,9 @@ class Scheduler:
             check_replica(replica)
         self._unplaced.check_integrity()
         self._quarantine.check_integrity()
+        self._accounts.check_integrity()
+        open_accounts = {id(s.account) for mine in self._sequences.values() for s in mine.values()}
+        assert len(open_accounts) == self._accounts.num_active, "an account is open for nobody"
         held = [sequence for queue in self._queues() for sequence in queue]
         held += [s for replica in self._replicas.values() for s in replica.slots.running()]
         known = [s for mine in self._sequences.values() for s in mine.values()]
@@ -391,6 +408,7 @@ class Scheduler:
             assert replica is not None, "a running sequence has a replica"
             replica.release(sequence)
         sequence.move(Status.FINISHED)
+        self._accounts.close(sequence.account)
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._output_length.observe(sequence.num_output_tokens)
         if sequence.request.deadline_s > 0:

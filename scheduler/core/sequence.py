@@ -19,6 +19,7 @@ import numpy as np
 from scheduler.core.block_hash import HashChain
 from scheduler.core.decisions import Finished
 from scheduler.core.events import FinishReason, Int32Column, Request
+from scheduler.core.fairness import Account
 from scheduler.core.policy import Order
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Sequence:
     accepted_at: float
     private: int | None
     """Set: prefixes are shared only within the request of this number."""
+    account: Account
+    """Its tenant's."""
     status: Status = Status.WAITING
     score_from: int | None = None
     """The first prompt token that is still to be scored; None: there is none."""
@@ -76,6 +79,11 @@ class Sequence:
 
     num_queued_tokens: int = 0
     """Tokens to compute at its next admission, as estimated when it was queued."""
+    num_paid_tokens: int = 0
+    """Positions charged for: computing one again is on the house."""
+    standing: Order = (0.0, 0)
+    """Among running sequences, who goes before whom: the policy's order as of its first admission,
+    so that whoever was let in later, with right, does not stand before those already there."""
     admitted_at: float | None = None
     first_token_at: float | None = None
     num_cached_tokens: int = 0

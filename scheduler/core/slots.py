@@ -27,6 +27,10 @@ class SlotTable:
         self.router = np.zeros(num_slots, np.int32)
         self.sequence_id = np.zeros(num_slots, np.int32)
         self.awaits_first_token = np.zeros(num_slots, np.bool_)
+        self.num_paid = np.zeros(num_slots, np.int32)
+        """Of the confirmed tokens, those that the tenant's account was charged for."""
+        self.account = np.zeros(num_slots, np.int32)
+        """Index of the tenant's account (fairness.py)."""
         self.tail = np.zeros((num_slots, block_size), np.int32)
         self._free = list(range(num_slots - 1, -1, -1))
         self._num_running = 0
@@ -58,6 +62,8 @@ class SlotTable:
         self.held[slot] = True
         self.generation[slot] += 1
         self.num_tokens[slot] = len(tokens)
+        self.num_paid[slot] = len(tokens)
+        self.account[slot] = sequence.account.index
         self.max_total_tokens[slot] = sequence.max_total_tokens
         self.router[slot] = sequence.request.router
         self.sequence_id[slot] = np.uint32(sequence.sequence_id).astype(np.int32)
@@ -70,6 +76,18 @@ class SlotTable:
         """Which of these tenancies go on."""
         same: BoolColumn = self.generation[slot] == generation
         return same & self.held[slot]
+
+    def take_unpaid(self) -> Int32Column:
+        """By slot, confirmed tokens that were not charged for yet; they are from here on."""
+        num_unpaid: Int32Column = self.num_tokens - self.num_paid
+        self.num_paid[:] = self.num_tokens
+        return num_unpaid
+
+    def take_unpaid_of(self, slot: int) -> int:
+        """The same for one slot."""
+        num_unpaid = int(self.num_tokens[slot] - self.num_paid[slot])
+        self.num_paid[slot] = self.num_tokens[slot]
+        return num_unpaid
 
     def take_back(self, sequence: Sequence) -> None:
         """Move confirmed tokens from the tail into the sequence's record."""

@@ -122,6 +122,7 @@ class Cell:
         score_from: int | None = None,
         deadline_s: float = 0.0,
         resubmitted: bool = False,
+        tenant: str = "",
     ) -> Key:
         """Accept a request; returns the key of its first sample. Raises Refused."""
         self._num_requests += 1
@@ -149,6 +150,7 @@ class Cell:
             score_from=score_from,
             deadline_s=deadline_s,
             resubmitted=resubmitted,
+            tenant=tenant,
         )
         outputs = self.scheduler.accept(request, self._tick())
         for sample in range(num_samples):

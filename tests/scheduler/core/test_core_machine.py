@@ -70,6 +70,7 @@ class CoreMachine(RuleBasedStateMachine):
         adapter=st.sampled_from(["", "", "french"]),
         eos_period=st.sampled_from([0, 3, 12]),
         score_from=st.sampled_from([None, None, 1]),
+        tenant=st.sampled_from(["", "", "x", "y"]),
         deadline_s=st.sampled_from([0.0, 0.0, 0.02, 1000.0]),
         fault=st.sampled_from([None] * 7 + ["broken_at", "crashes_at"]),
         fault_after=st.integers(1, 4),

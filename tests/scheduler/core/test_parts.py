@@ -9,6 +9,7 @@ from scheduler.core.block_pool import BlockPool
 from scheduler.core.budget import StepBudget
 from scheduler.core.decode_calendar import DecodeCalendar
 from scheduler.core.events import Request
+from scheduler.core.fairness import Account
 from scheduler.core.sequence import IllegalMove, Sequence, Status
 from tests.scheduler.core.fake_worker import token_column
 
@@ -20,7 +21,7 @@ def taken(calendar: DecodeCalendar) -> list[int] | None:
 
 def make_sequence() -> Sequence:
     request = Request(1, 1, token_column([1]), 1, 4, 0)
-    return Sequence(request, 1, 0, (0.0, 0), 0.0, None)
+    return Sequence(request, 1, 0, (0.0, 0), 0.0, None, Account("", 0, 0.0))
 
 
 @pytest.mark.parametrize(
