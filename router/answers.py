@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -85,20 +85,24 @@ class GenerationResponse(Response):
             backend.engine.check_available()
             dice = backend.dice_of_call()
             content = await backend.read_body(request)
-            with backend.permits.permit():
+            with ExitStack() as permit:
+                permit.enter_context(backend.permits.permit())
                 max_model_len = backend.engine.check_available()
                 request_id = scope["state"]["request_id"]
                 call = await backend.in_thread(
                     self._parse, content, backend.model, max_model_len, request_id, dice
                 )
                 scope["state"]["request_id"] = call.request_id
-                await self.respond(call, scope, receive, send)
+                await self.respond(call, permit, scope, receive, send)
         except RequestError as error:
             if error.fault is not Fault.CLIENT_GONE:
                 raise
 
-    async def respond(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        """Runs and answers it. Raises RequestError if it fails before the response has begun."""
+    async def respond(
+        self, call: Call, permit: ExitStack, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Runs and answers it, within its permit. Raises RequestError if it fails before the
+        response has begun."""
         engine = self._backend.engine
         answer = self._make_answer(call, self._backend.model.tokenizer)
         if call.requests[0].beams is not None:

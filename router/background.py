@@ -23,7 +23,6 @@ from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
 from router.engine import Engine
 from router.generation import Generation
-from router.permits import Permits
 from router.response_store import ResponseStore
 
 _END = b"\n\n"
@@ -143,21 +142,21 @@ class Room:
 class BackgroundRuns:
     """All that run. Belongs to the event loop, but for `find_ended`, which changes nothing."""
 
-    def __init__(self, engine: Engine, permits: Permits, store: ResponseStore) -> None:
+    def __init__(self, engine: Engine, store: ResponseStore) -> None:
         self._engine = engine
-        self._permits = permits
         self._store = store
         self._room = Room(store.max_bytes)
         self._runs: dict[str, BackgroundRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, call: ResponseCall, tokenizer: Tokenizer, arrived_at: float) -> BackgroundRun:
-        """Returns at once. Raises RequestError if nobody can serve it now."""
+    def start(
+        self, call: ResponseCall, tokenizer: Tokenizer, arrived_at: float, permit: ExitStack
+    ) -> BackgroundRun:
+        """Returns at once; what `permit` holds is held until it has ended. Raises RequestError if
+        nobody can serve it now."""
         self._room.check()
-        with ExitStack() as stack:
-            stack.enter_context(self._permits.permit())
-            generation = stack.enter_context(self._engine.generate(call.requests, arrived_at))
-            held = stack.pop_all()
+        generation = permit.enter_context(self._engine.generate(call.requests, arrived_at))
+        held = permit.pop_all()
         run = BackgroundRun(call, tokenizer, generation, self._room)
         self._runs[call.response_id] = run
         task = asyncio.create_task(self._write(run, held), name=call.response_id)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 
 from starlette.requests import Request
@@ -106,13 +107,15 @@ class _ResponsesResponse(GenerationResponse):
         super().__init__(backend, parse, self._answer, arrived_at)
         self._runs = backend.background
 
-    async def respond(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        """See `GenerationResponse`."""
+    async def respond(
+        self, call: Call, permit: ExitStack, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """See `GenerationResponse`; what runs in the background takes the permit along."""
         assert isinstance(call, ResponseCall)
         if not call.in_background:
-            await super().respond(call, scope, receive, send)
+            await super().respond(call, permit, scope, receive, send)
             return
-        run = self._runs.start(call, self._backend.model.tokenizer, self._arrived_at)
+        run = self._runs.start(call, self._backend.model.tokenizer, self._arrived_at, permit)
         if call.streams:
             await send_events(run, 0, scope, receive, send)
         else:

@@ -202,7 +202,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         readiness=Readiness(engine),
         metrics=metrics,
         responses=responses,
-        background=BackgroundRuns(engine, permits, responses),
+        background=BackgroundRuns(engine, responses),
         max_body_bytes=settings.max_body_bytes,
         api_key=ApiKey(settings.api_key) if settings.api_key else None,
         seeds=random.Random(settings.seed),
