@@ -17,7 +17,7 @@ from typing import Any
 
 from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
-from gateway.grammar import GrammarKind, GrammarSpec
+from gateway.grammar import GrammarKind, GrammarSpec, compiled
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.parsing.call_grammars import ThoughtLimit, answer_grammar
 from gateway.parsing.call_rules import why_not
@@ -112,6 +112,12 @@ class Model:
         )
         held = self._held_tools(conversation, tools, content)
         grammar = self._answer_grammar(conversation, tools, held, content, starts_thinking, limit)
+        must = _strict_alone(conversation, held, content)
+        if grammar is not None and len(must) < len(held) and not self._compiles(grammar):
+            held = must
+            grammar = self._answer_grammar(
+                conversation, tools, held, content, starts_thinking, limit
+            )
         binds_calls = calls is not None and (bool(held) or content is not None)
         make_parser = partial(
             AnswerParser,
@@ -187,6 +193,13 @@ class Model:
                 f"{quote(self.name)} writes calls: it knows {', '.join(CALL_FORMATS)}",
             )
         return tools
+
+    def _compiles(self, grammar: GrammarSpec) -> bool:
+        try:
+            compiled(grammar, self.limits)
+        except RequestError:
+            return False
+        return True
 
     def _held_tools(
         self, conversation: Conversation, tools: Sequence[Tool], content: GrammarSpec | None
@@ -272,6 +285,16 @@ class Model:
         least = self.tokenizer.least_tokens(num_characters)
         if least >= max_model_len:
             raise too_long(least, max_model_len, field, at_least=True)
+
+
+def _strict_alone(
+    conversation: Conversation, held: Sequence[Tool], content: GrammarSpec | None
+) -> Sequence[Tool]:
+    """Those that stay held where all of them together cost too much: not those that are strict by
+    default alone."""
+    if content is not None or conversation.tool_choice.mode is not ToolMode.AUTO:
+        return held
+    return [tool for tool in held if tool.strict]
 
 
 def load_model(

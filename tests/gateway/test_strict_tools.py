@@ -20,7 +20,7 @@ from gateway.parsing.deltas import read_whole
 from tests.gateway import tiny_model
 from tests.gateway.conftest import TEMPLATES
 
-LENGTH = 4096
+LENGTH = 1 << 20
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris", "Rome"]}},
@@ -198,6 +198,23 @@ def test_responses_hold_functions_to_their_schemas_unless_told_otherwise(hermes:
     assert not lets_through(call, f"So: {WRONG}")
     loose = response(hermes, tools=[said | {"strict": False}])
     assert loose.requests[0].sampling.grammar == ""
+
+
+def test_responses_hold_no_more_functions_than_a_grammar_may_cost(hermes: Model) -> None:
+    cities = {"enum": [f"city {number}" for number in range(900)]}
+    schema = {"type": "object", "properties": {"city": cities}, "required": ["city"]}
+    large = [
+        {"type": "function", "name": f"g{number}", "parameters": schema} for number in range(8)
+    ]
+    assert response(hermes, tools=large[:1]).requests[0].sampling.grammar != ""
+    assert response(hermes, tools=large).requests[0].sampling.grammar == ""
+    strict = {"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}
+    call = response(hermes, tools=[*large, strict])
+    assert lets_through(call, RIGHT)
+    assert not lets_through(call, WRONG)
+    assert lets_through(call, RIGHT.replace('"f"', '"g0"'))
+    with pytest.raises(RequestError, match=r"tools has \d+ bytes; it must have at most 65536"):
+        response(hermes, tools=[tool | {"strict": True} for tool in large])
 
 
 def test_messages_hold_strict_tools_to_their_schemas(hermes: Model) -> None:
