@@ -1,7 +1,6 @@
 """How much is asked, who judges ties, and where figures go."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,8 @@ import pytest
 from quire.models import resolve
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures
+from tests.chaos.scene import Scale, Scene, set_up
 from tests.ties import TIES
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is asked at once."""
-
-    num_streams: int
-    max_tokens: int
-
 
 SHORT = Scale(num_streams=16, max_tokens=40)
 FULL = Scale(num_streams=64, max_tokens=200)
@@ -52,3 +43,13 @@ def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
     measured = Figures(request.module.__name__.rpartition("test_")[2])
     yield measured
     measured.keep()
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def scene(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, figures: Figures
+) -> Iterator[Scene]:
+    """Of one module of tests; each leaves it as it found it."""
+    scale: Scale = request.param
+    with set_up(scale, tmp_path_factory.mktemp("run"), figures) as made:
+        yield made

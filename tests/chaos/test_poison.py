@@ -7,10 +7,11 @@ import pytest
 
 from tests.chaos.by_hand import Way, laid_out
 from tests.chaos.checker import check_ended, check_nothing_left, check_same
-from tests.chaos.conftest import SCALES, Scale
+from tests.chaos.conftest import SCALES
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
 from tests.chaos.poisoned_worker import POISON
+from tests.chaos.scene import Scale
 from tests.chaos.streams import Load, told
 from tests.chaos.traffic import Asked, mixed
 

@@ -8,8 +8,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 
 import pytest
 
@@ -21,80 +19,16 @@ from tests.chaos.checker import (
     check_run,
     check_same,
 )
-from tests.chaos.conftest import SCALES, Scale
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
-from tests.chaos.stack import PATIENCE_S, Stack, running
-from tests.chaos.streams import History, Load, told
-from tests.chaos.traffic import Asked, mixed, with_stops
+from tests.chaos.scene import STEP_TIMEOUT_S, Scene
+from tests.chaos.stack import PATIENCE_S
+from tests.chaos.streams import Load, told
 
 pytestmark = pytest.mark.chaos
 
-STEP_TIMEOUT_S, MOMENT_S = 8.0, 2.0
-NEWCOMERS = 5
-"""Of so many requests one is asked again in the middle of the fault: no kind is left out."""
+MOMENT_S = 2.0
 WORKER_TARGET_S, SCHEDULER_TARGET_S = 1.0, 3.0
-
-
-@dataclass
-class Scene:
-    """A stack in peace, and what it answered then."""
-
-    stack: Stack
-    reference: list[History]
-    scale: Scale
-    num_runs: int = 0
-
-    def asked(self) -> list[Asked]:
-        """The same as in the reference; nothing that any cache holds from before helps."""
-        self.num_runs += 1
-        return [history.asked.salted(f"run-{self.num_runs}") for history in self.reference]
-
-    async def disturbed(
-        self, fault: Callable[[], Awaitable[None]], *, after: float = 0.35
-    ) -> tuple[list[History], float]:
-        """The same requests, with a fault when this share of the tokens is there, and some of them
-        once more right after it; and when it began."""
-        load = Load(self.stack.url, self.asked())
-        await load.until(after, self.reference)
-        began_at = time.monotonic()
-        await fault()
-        newcomers = Load(self.stack.url, self.asked()[::NEWCOMERS])
-        return [*await load.ended(), *await newcomers.ended()], began_at
-
-    @property
-    def expected(self) -> list[History]:
-        """What `disturbed` should be."""
-        return [*self.reference, *self.reference[::NEWCOMERS]]
-
-
-@pytest.fixture(scope="module", params=SCALES)
-def scene(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, figures: Figures
-) -> Iterator[Scene]:
-    scale: Scale = request.param
-    flags = ("--replicas", "2", "--router-processes", "2", "--step-timeout", str(STEP_TIMEOUT_S))
-    with running("smollm2", tmp_path_factory.mktemp("run"), *flags) as stack:
-        reference, seconds = asyncio.run(_in_peace(stack, scale))
-        num_tokens = sum(history.num_tokens for history in reference)
-        peace = pauses(reference, 0) | {"tokens": num_tokens, "seconds": seconds}
-        figures.add(f"in peace, {scale.num_streams} streams", peace)
-        yield Scene(stack, reference, scale)
-
-
-async def _in_peace(stack: Stack, scale: Scale) -> tuple[list[History], float]:
-    asked = mixed(scale.num_streams, scale.max_tokens)
-    scouts = [one for one in asked if one.kind == "stop string"]
-    texts = {
-        history.asked.body["seed"]: history.choices[0].text
-        for history in await told(stack.url, scouts)
-    }
-    began_at = time.monotonic()
-    asked = with_stops(asked, lambda one: texts[one.body["seed"]])
-    reference = await told(stack.url, asked)
-    for history in reference:
-        check_ended(history)
-    return reference, time.monotonic() - began_at
 
 
 async def test_a_second_run_in_peace_is_the_same(scene: Scene, judge: Judge) -> None:
@@ -236,6 +170,7 @@ async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:
     await check_nothing_left(stack)
 
 
+@pytest.mark.timeout(1800)
 async def test_every_process_is_restarted_in_turn(
     scene: Scene, judge: Judge, figures: Figures
 ) -> None:

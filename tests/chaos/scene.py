@@ -1,0 +1,86 @@
+"""A stack of two replicas and two routers, how a load went there in peace, and how it goes when
+something happens."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.checker import check_ended
+from tests.chaos.pauses import Figures, pauses
+from tests.chaos.stack import Stack, running
+from tests.chaos.streams import History, Load, told
+from tests.chaos.traffic import Asked, mixed, with_stops
+
+STEP_TIMEOUT_S = 8.0
+NEWCOMERS = 5
+"""Of so many requests one is asked again in the middle of the fault: no kind is left out."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is asked at once."""
+
+    num_streams: int
+    max_tokens: int
+
+
+@dataclass
+class Scene:
+    """A stack in peace, and what it answered then."""
+
+    stack: Stack
+    reference: list[History]
+    scale: Scale
+    num_runs: int = 0
+
+    def asked(self) -> list[Asked]:
+        """The same as in the reference; nothing that any cache holds from before helps."""
+        self.num_runs += 1
+        return [history.asked.salted(f"run-{self.num_runs}") for history in self.reference]
+
+    async def disturbed(
+        self, fault: Callable[[], Awaitable[None]], *, after: float = 0.35
+    ) -> tuple[list[History], float]:
+        """The same requests, with a fault when this share of the tokens is there, and some of them
+        once more right after it; and when it began."""
+        load = Load(self.stack.url, self.asked())
+        await load.until(after, self.reference)
+        began_at = time.monotonic()
+        await fault()
+        newcomers = Load(self.stack.url, self.asked()[::NEWCOMERS])
+        return [*await load.ended(), *await newcomers.ended()], began_at
+
+    @property
+    def expected(self) -> list[History]:
+        """What `disturbed` should be."""
+        return [*self.reference, *self.reference[::NEWCOMERS]]
+
+
+@contextmanager
+def set_up(scale: Scale, runtime_dir: Path, figures: Figures) -> Iterator[Scene]:
+    """A scene, for as long as it lasts."""
+    flags = ("--replicas", "2", "--router-processes", "2", "--step-timeout", str(STEP_TIMEOUT_S))
+    with running("smollm2", runtime_dir, *flags) as stack:
+        reference, seconds = asyncio.run(_in_peace(stack, scale))
+        num_tokens = sum(history.num_tokens for history in reference)
+        peace = pauses(reference, 0) | {"tokens": num_tokens, "seconds": seconds}
+        figures.add(f"in peace, {scale.num_streams} streams", peace)
+        yield Scene(stack, reference, scale)
+
+
+async def _in_peace(stack: Stack, scale: Scale) -> tuple[list[History], float]:
+    asked = mixed(scale.num_streams, scale.max_tokens)
+    scouts = [one for one in asked if one.kind == "stop string"]
+    texts = {
+        history.asked.body["seed"]: history.choices[0].text
+        for history in await told(stack.url, scouts)
+    }
+    began_at = time.monotonic()
+    asked = with_stops(asked, lambda one: texts[one.body["seed"]])
+    reference = await told(stack.url, asked)
+    for history in reference:
+        check_ended(history)
+    return reference, time.monotonic() - began_at

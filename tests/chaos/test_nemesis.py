@@ -1,0 +1,59 @@
+"""Faults drawn by lot, several in one run, at any moment: what no test of one fault thinks of.
+
+Jepsen's arrangement: a load, a nemesis, and the history checker after each round.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.chaos.checker import check_run
+from tests.chaos.judge import Judge
+from tests.chaos.pauses import Figures, pauses
+from tests.chaos.scene import Scene
+from tests.chaos.streams import Load
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+ROUNDS, SEED = 8, int(os.environ.get("QUIRE_CHAOS_SEED", "1"))
+VICTIMS = ("worker-0", "worker-1", "scheduler")
+MEANS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
+MAX_STOP_S = 12.0
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+async def test_faults_by_lot(scene: Scene, judge: Judge, figures: Figures, number: int) -> None:
+    dice = random.Random(SEED * 1000 + number)
+    stack = scene.stack
+    await stack.until_whole()
+    load = Load(stack.url, scene.asked())
+    at = time.monotonic()
+    told, resuming = [], []
+    share = 0.0
+    for _ in range(dice.randint(1, 3)):
+        share = dice.uniform(share, 0.8)
+        await load.until(share, scene.reference)
+        name, how = dice.choice(VICTIMS), dice.choice(MEANS)
+        pid = stack.processes()[name].pid
+        if pid is None:
+            continue  # on its way back
+        os.kill(pid, how)
+        told.append(f"{how.name} {name} at {share:.0%}")
+        if how is signal.SIGSTOP:
+            resuming.append(asyncio.create_task(_resume(pid, dice.uniform(0.1, MAX_STOP_S))))
+    histories = await load.ended()
+    await asyncio.gather(*resuming)
+    await stack.until_whole()
+    await check_run(stack, histories, scene.reference, judge)
+    figures.add(f"round {number}: {', '.join(told)}", pauses(histories, at))
+
+
+async def _resume(pid: int, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    with contextlib.suppress(ProcessLookupError):  # it was killed meanwhile
+        os.kill(pid, signal.SIGCONT)
