@@ -13,7 +13,7 @@ makes the masks and launches the sampler behind them.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from kernels.ops import DeviceStepOps
 from kernels.step_sampling import count_known_tokens
 from worker.completion import Completion, Launched
 from worker.constraints import Constraints
+from worker.decode_steps import DecodeSteps
 from worker.device_tables import DeviceTables, Writes
 from worker.executor import Deliver, Fail, Model
 from worker.kv_cache import KVCache
@@ -42,36 +43,6 @@ class _Outcome:
     slots: Int64Column
     generation: Int32Column
     fetched: Fetched
-
-
-class _DecodeStep:
-    """A decode step of so many rows, in halves that can each be replayed.
-
-    Attributes:
-        logits: of the newest forward pass; where they go, if that is given at first.
-    """
-
-    def __init__(
-        self, runner: "DeviceRunner", num_rows: int, logits: torch.Tensor | None = None
-    ) -> None:
-        self._runner = runner
-        self._num_rows = num_rows
-        self.logits = logits
-        self.forward: Callable[[], torch.Tensor] = self._forward
-        self.sample: Callable[[], torch.Tensor] = self._sample
-
-    def record(self, lane: Lane) -> None:
-        """From now on both halves are replayed."""
-        self.forward = lane.record(self._forward)
-        self.sample = lane.record(self._sample)
-
-    def _forward(self) -> torch.Tensor:
-        self.logits = self._runner.decode(self._num_rows, self.logits)
-        return self.logits
-
-    def _sample(self) -> torch.Tensor:
-        assert self.logits is not None
-        return self._runner.sample_decodes(self.logits, self._num_rows)
 
 
 class DeviceRunner:
@@ -119,8 +90,7 @@ class DeviceRunner:
         self._num_logprobs = np.zeros(max_num_seqs, np.int64)
         self._scores = PromptScores(max_num_seqs)
         self._score_tile = min(TILE_ROWS, max_num_seqs)
-        self._graphs: dict[int, _DecodeStep] = {}
-        self._logits: torch.Tensor | None = None
+        self._steps = DecodeSteps(self.decode, self.sample_decodes)
         self._num_ordered = 0
         self._completion = Completion(counts)
         lane.drain()  # weights, cache and tables were not made on the lane
@@ -133,7 +103,7 @@ class DeviceRunner:
     @property
     def graph_buckets(self) -> tuple[int, ...]:
         """Numbers of decode rows that a graph was captured for, ascending."""
-        return tuple(sorted(self._graphs))
+        return self._steps.buckets
 
     def reset(self) -> None:
         """Forgets every sequence, once all that was launched has been delivered."""
@@ -151,8 +121,7 @@ class DeviceRunner:
     def close(self) -> None:
         """`Runner.close`: the captured steps go, and the thread that delivers ends."""
         self.reset()
-        self._graphs.clear()
-        self._logits = None
+        self._steps.clear()
         self._completion.close()
 
     def capture(self, buckets: Sequence[int]) -> None:
@@ -160,28 +129,15 @@ class DeviceRunner:
 
         The slots' tables must hold no live sequence: recording runs steps of null rows.
         """
+
+        def order_null_rows(num_rows: int) -> None:
+            writes = Writes()
+            self._tables.set_order(writes, np.empty(0, np.int64), num_rows)
+            self._upload(writes)
+
         with torch.inference_mode(), self._lane.active():
-            for bucket in sorted(buckets, reverse=True):
-                writes = Writes()
-                self._tables.set_order(writes, np.empty(0, np.int64), bucket)
-                self._upload(writes)
-                step = _DecodeStep(self, bucket, self._static_logits(bucket))
-                step.forward()  # compiles what is not compiled yet
-                step.sample()
-                self._lane.drain()
-                step.record(self._lane)
-                self._graphs[bucket] = step
+            self._steps.capture(buckets, self._lane, order_null_rows)
         self._num_ordered = 0
-
-    def _static_logits(self, num_rows: int) -> torch.Tensor:
-        """Where a captured step leaves its logits: the same for all, since one runs after another.
-
-        They are the largest thing that outlives a forward pass; a graph that had its own would
-        keep that memory for ever.
-        """
-        if self._logits is None or len(self._logits) < num_rows:
-            self._logits = torch.empty_like(self.decode(num_rows))
-        return self._logits[:num_rows]
 
     @torch.inference_mode()
     def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
@@ -242,7 +198,7 @@ class DeviceRunner:
     ) -> tuple[Int64Column, Fetched]:
         self._counts.advance_decodes()
         slots = self._counts.decode_slots
-        graph = self._graphs.get(plan.graph_bucket)
+        graph = self._steps.captured(plan.graph_bucket)
         num_rows = plan.graph_bucket if graph is not None else len(slots)
         if num_rows < len(slots):
             raise PlanError(f"graph_bucket is {num_rows}; the plan decodes {len(slots)} slots")
@@ -257,7 +213,7 @@ class DeviceRunner:
         self._count_known_tokens(plan)
         if not len(slots):
             return slots, self._lane.fetch(())
-        step = graph or _DecodeStep(self, num_rows)
+        step = graph or self._steps.step(num_rows)
         logits = step.forward()
         self._restrict(slots)
         step.sample()

@@ -219,7 +219,7 @@ ALLOWED: dict[Call, str] = {
     ("worker/device_runner.py", "DeviceRunner._launch_mixed", "int"): NUMPY,
     ("worker/device_runner.py", "DeviceRunner._launch_mixed", "tolist"): NUMPY,
     ("worker/device_runner.py", "DeviceRunner._restrict", "wait"): GRAMMAR,
-    ("worker/device_runner.py", "DeviceRunner.capture", "drain"): START,
+    ("worker/decode_steps.py", "DecodeSteps.capture", "drain"): START,
     ("worker/device_runner.py", "DeviceRunner.reset", "drain"): START,
     ("worker/completion.py", "Completion._result", "wait"): ELSEWHERE,
     ("worker/completion.py", "Completion.drain", "wait"): START,
