@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gateway.output import SampleOutput
 from gateway.parsing.deltas import read_whole
 from tests.gateway import tiny_model
 from tests.gateway.conftest import TEMPLATES
+from worker.grammars import GrammarError, Grammars
 
 LENGTH = 1 << 20
 SCHEMA: dict[str, Any] = {
@@ -249,28 +251,66 @@ def test_a_stop_string_ends_words_but_no_call(hermes: Model) -> None:
     assert language.accepts(f"{RIGHT} and ")
 
 
-def test_a_stop_string_is_looked_for_where_a_call_begins_with_a_special_token(
-    tmp_path: Path,
-) -> None:
-    directory = tiny_model.build(tmp_path / "tiny")
+@pytest.fixture(scope="module")
+def special_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose vocabulary has special tokens for its calls."""
+    directory = tiny_model.build(tmp_path_factory.mktemp("special") / "tiny")
     layout = json.loads((directory / "tokenizer.json").read_text())
-    for token, word in enumerate(("<tool_call>", "</tool_call>")):
-        old = layout["added_tokens"][token]["content"]
-        layout["added_tokens"][token]["content"] = word
-        layout["model"]["vocab"][word] = layout["model"]["vocab"].pop(old)
+    first = len(layout["model"]["vocab"])
+    for token, word in enumerate(("<tool_call>", "</tool_call>"), start=first):
+        layout["added_tokens"].append({**layout["added_tokens"][0], "id": token, "content": word})
     tiny_model.write_json(directory / "tokenizer.json", layout)
-    model = load_model(directory, chat_template=TEMPLATES / "hermes.jinja")
-    (request,) = chat(model, stop=["Paris"]).requests
-    assert "<[0]>" in request.sampling.grammar
-    assert "<[1]>" in request.sampling.grammar
+    config = json.loads((directory / "config.json").read_text())
+    tiny_model.write_json(directory / "config.json", config | {"vocab_size": first + 2})
+    return directory
+
+
+@pytest.fixture
+def special(special_dir: Path) -> Model:
+    return load_model(special_dir, chat_template=TEMPLATES / "hermes.jinja")
+
+
+def test_a_stop_string_is_looked_for_where_a_call_begins_with_a_special_token(
+    special: Model,
+) -> None:
+    (request,) = chat(special, stop=["Paris"]).requests
+    begin, end = map(special.tokenizer.special_token, ("<tool_call>", "</tool_call>"))
+    assert f"<[{begin}]>" in request.sampling.grammar
+    assert f"<[{end}]>" in request.sampling.grammar
 
     def shown(text: str) -> str:
-        output = SampleOutput(request, model.tokenizer)
-        said, _ = output.feed(model.tokenizer.encode(text, add_special_tokens=False))
+        output = SampleOutput(request, special.tokenizer)
+        said, _ = output.feed(special.tokenizer.encode(text, add_special_tokens=False))
         return said
 
     assert shown("I like Paris best") == "I like "
     assert shown(f"{RIGHT} or Paris?") == f"{RIGHT} or "
+
+
+def test_special_tokens_and_the_same_spelled_out_begin_calls(
+    special: Model, special_dir: Path
+) -> None:
+    grammar = chat(special).requests[0].sampling.grammar
+    grammars = Grammars(special_dir / "tokenizer.json", special.tokenizer.vocab_size)
+
+    def may_end(tokens: list[int]) -> bool:
+        try:
+            return grammars.begin(grammar, tokens).result().may_end
+        except GrammarError:
+            return False
+
+    def both_ways(text: str) -> list[bool]:
+        pieces = re.split("(?<=<)(?=tool_call)", text)  # in two pieces it is no special token
+        encoder = special.tokenizer
+        return [
+            may_end(encoder.encode(text, add_special_tokens=False)),
+            may_end(encoder.encode_pieces(pieces)),
+        ]
+
+    for text in ("", "Well.", RIGHT, f"So: {RIGHT}\n{RIGHT} Done."):
+        assert both_ways(text) == [True, True], text
+    for text in (WRONG, f"So: {WRONG}", f"{RIGHT}\n{WRONG}", f"<think>hm</think>{WRONG}"):
+        assert both_ways(text) == [False, False], text
 
 
 @pytest.mark.parametrize(("begin", "end"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
