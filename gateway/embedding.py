@@ -169,7 +169,5 @@ def _dimensions(asked: int | None, embedding_dim: int, model: Model) -> int | No
             "numbers, and it was not trained for fewer",
         )
     if allowed and asked not in allowed:
-        raise invalid(
-            "dimensions", f"dimensions is {asked}; it must be {one_of(sorted(allowed))}"
-        )
+        raise invalid("dimensions", f"dimensions is {asked}; it must be {one_of(sorted(allowed))}")
     return asked
