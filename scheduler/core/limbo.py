@@ -34,6 +34,9 @@ class Limbo:
     def __iter__(self) -> Iterator[Remains]:
         return iter(self._waiting)
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, remains: Remains) -> None:
         """Keep until `take(step)` reaches the fence; fences never decrease."""
         self._waiting.append(remains)

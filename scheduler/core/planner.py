@@ -8,12 +8,18 @@ The budget is spent in that order, so a long prompt never delays a sequence that
 streaming. Prompts are cut into chunks by whatever is left of it.
 """
 
+from collections import Counter
+
 import numpy as np
 
 from scheduler.core.budget import StepBudget
 from scheduler.core.decisions import Admission, Plan
 from scheduler.core.events import Int32Column
-from scheduler.core.preemption import make_room_to_decode, make_room_to_prefill
+from scheduler.core.preemption import (
+    make_room_for_tenant,
+    make_room_to_decode,
+    make_room_to_prefill,
+)
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence, Status
 
@@ -68,6 +74,9 @@ class Planner:
         replica = self._replica
         for slot in replica.calendar.departing(replica.next_step):
             replica.depart(slot)
+        if len(replica.queue) and replica.accounts.num_active > 1:
+            replica.charge_outputs()
+            self._share_evenly()
         if not self._grow_decodes():
             replica.blocked = len(replica.queue) > 0
             return None
@@ -78,6 +87,20 @@ class Planner:
         if num_decodes == 0 and not self._draft.chunk_slot:
             return None
         return self._send(num_decodes)
+
+    def _share_evenly(self) -> None:
+        """What comes first in the queue may have a claim to a slot or blocks of another tenant.
+        It waits for what is in limbo before it takes any."""
+        replica = self._replica
+        if len(replica.limbo):
+            return
+        sequence = replica.queue.first()
+        if replica.slots.num_free == 0:
+            make_room_for_tenant(replica, sequence, 0)
+            return
+        needed = replica.num_blocks_for(sequence.num_known_tokens)
+        if needed > replica.pool.num_available - replica.watermark_blocks:
+            make_room_for_tenant(replica, sequence, needed)
 
     def _grow_decodes(self) -> bool:
         """A block for each decoding slot that enters a new one; False: they are still in limbo."""
@@ -98,12 +121,22 @@ class Planner:
         return True
 
     def _continue_prefills(self) -> None:
+        """In standing order; each tenant leaves to those after it, and to the first in the queue,
+        an even share of the budget."""
         replica = self._replica
-        for sequence in sorted(replica.prefilling.values(), key=lambda s: s.standing):
+        ordered = sorted(replica.prefilling.values(), key=lambda s: s.standing)
+        left = Counter(sequence.account for sequence in ordered)
+        if left and len(replica.queue) and replica.slots.num_free:
+            left[replica.queue.first().account] += 1
+        share = self._budget.tokens // max(1, len(left))
+        for sequence in ordered:
+            reserved = share * (len(left) - 1)
+            left -= Counter([sequence.account])
             if sequence.status is not Status.RUNNING:
                 continue  # it was preempted for one before it
             length = min(
-                sequence.num_known_tokens - sequence.num_computed_tokens, self._budget.tokens
+                sequence.num_known_tokens - sequence.num_computed_tokens,
+                self._budget.tokens - reserved,
             )
             end = sequence.num_computed_tokens + length
             needed = replica.num_blocks_for(end) - len(sequence.blocks)

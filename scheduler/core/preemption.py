@@ -9,6 +9,11 @@ the tokens computed in blocks that nobody shares (shared ones stay where they ar
 again); blocks beyond the shortage gain nothing, so a long sequence is not thrown out for one block.
 On ties the newest goes.
 
+Slots and blocks are also shared evenly between tenants (fairness.py): one that waits and has less
+than its even share takes from the one that has most, if that is more than an even share; never from
+one that was served less, and never what stands first. After that nobody is owed anything, so it
+does not go back and forth.
+
 Blocks of a victim pass through limbo when plans are in flight. They are counted as coming, so that
 waiting for them does not cost a second victim.
 """
@@ -16,6 +21,7 @@ waiting for them does not cost a second victim.
 from bisect import bisect_left
 from math import inf
 
+from scheduler.core.fairness import Account
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence
 
@@ -73,3 +79,22 @@ def make_room_to_prefill(replica: Replica, sequence: Sequence, num_blocks: int) 
             return vacated
         vacated.append(victim.slot)
         replica.preempt(victim)
+
+
+def make_room_for_tenant(replica: Replica, waiting: Sequence, num_blocks: int) -> None:
+    """A sequence waits for a slot, or for blocks (`num_blocks` that it needs, else 0). If its
+    tenant has less than an even share, preempt one sequence of the tenant that has most."""
+    running = replica.slots.running()
+    held: dict[Account, int] = dict.fromkeys(replica.queue.tenants(), 0)
+    for sequence in running:
+        amount = len(sequence.blocks) if num_blocks else 1
+        held[sequence.account] = held.get(sequence.account, 0) + amount
+    share = (replica.pool.num_blocks if num_blocks else replica.slots.num_slots) // len(held)
+    rich = max(held, key=lambda account: held[account])
+    if held[waiting.account] + (num_blocks or 1) > share or held[rich] <= share:
+        return
+    if rich.served <= waiting.account.served:
+        return
+    newest = max((s for s in running if s.account is rich), key=lambda s: s.standing)
+    if newest is not min(running, key=lambda s: s.standing):
+        replica.preempt(newest)

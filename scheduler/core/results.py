@@ -82,6 +82,8 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
 
 
 def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Column) -> None:
+    if due.size == answered.size and bool((due == answered).all()):
+        return  # as a rule they come in the plan's order
     if not np.array_equal(np.sort(due), np.sort(answered)):
         missing, unasked = np.setdiff1d(due, answered), np.setdiff1d(answered, due)
         slot, wrong = (missing[0], "no") if len(missing) else (unasked[0], "an unasked")

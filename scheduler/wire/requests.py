@@ -55,7 +55,11 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
     if num_output_tokens > submit.max_tokens:
         message = f"{num_output_tokens} output tokens were given; max_tokens is {submit.max_tokens}"
         raise Refused(message, field="token_id")
-    for field, text in (("cache_salt", submit.cache_salt), ("request_id", submit.request_id)):
+    for field, text in (
+        ("cache_salt", submit.cache_salt),
+        ("request_id", submit.request_id),
+        ("tenant", submit.tenant),
+    ):
         if len(text) > MAX_NAME_LENGTH:
             message = f"{field} has {len(text)} characters; it may have at most {MAX_NAME_LENGTH}"
             raise Refused(message, field=field)
@@ -82,6 +86,7 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         request_id=submit.request_id,
         probe=submit.probe,
         score_from=score_from,
+        tenant=submit.tenant,
         deadline_s=_deadline_s(submit),
         resubmitted=submit.resubmitted,
         needs_every_position=submit.max_tokens == 0 and model.pooling is Pooling.MEAN,

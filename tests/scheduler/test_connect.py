@@ -206,6 +206,7 @@ def floats(*values: float) -> bytes:
         ({"num_samples": 0}, "num_samples", "num_samples is 0; it must be at least 1"),
         ({"num_samples": 129}, "num_samples", "is 129; it must be at least 1 and at most 128"),
         ({"deadline_s": math.inf}, "deadline_s", "deadline_s is inf"),
+        ({"tenant": "x" * 257}, "tenant", "tenant has 257 characters"),
         ({"deadline_s": -1.0}, "deadline_s", "at least 0"),
         ({"sequence_id": 2**32 - 1, "num_samples": 2}, "sequence_id", "sequence_id is 4294967296"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0; it must be at least 1"),
@@ -485,3 +486,17 @@ async def test_a_full_queue_says_when_to_come_again_and_takes_what_was_accepted_
     await router.submit(3, [1, 2], resubmitted=True)
     await router.submit(4, [1, 2, 3], num_prompt_tokens=2)
     await eventually(lambda: served.cell.state().num_waiting == 3)
+
+
+async def test_tenants_take_turns(serve: Serve) -> None:
+    served = await serve(max_num_seqs=1)
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    for sequence_id in (1, 2, 3):
+        await router.submit(sequence_id, [1, 2], tenant="flood")
+    await router.submit(4, [1, 2], tenant="other")
+    await until_known(served, 4)
+    working = asyncio.create_task(rank.work())
+    await router.until_finished(1, 2, 3, 4)
+    working.cancel()
+    assert list(router.finished).index(4) < 3

@@ -57,7 +57,7 @@ class RouterWelcome(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe", "score_from", "deadline_s", "resubmitted")
+    __slots__ = ("sequence_id", "num_samples", "token_id", "num_prompt_tokens", "max_tokens", "seed", "sampling", "priority", "cache_salt", "adapter", "request_id", "probe", "score_from", "tenant", "deadline_s", "resubmitted")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class Submit(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FROM_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     RESUBMITTED_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
@@ -86,9 +87,10 @@ class Submit(_message.Message):
     request_id: str
     probe: bool
     score_from: int
+    tenant: str
     deadline_s: float
     resubmitted: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ..., score_from: _Optional[int] = ..., deadline_s: _Optional[float] = ..., resubmitted: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., num_samples: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., request_id: _Optional[str] = ..., probe: _Optional[bool] = ..., score_from: _Optional[int] = ..., tenant: _Optional[str] = ..., deadline_s: _Optional[float] = ..., resubmitted: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("sequence_id",)

@@ -194,6 +194,54 @@ def test_a_request_goes_where_its_turn_comes_soonest() -> None:
     cell.assert_at_rest()
 
 
+def test_one_that_waits_takes_a_slot_of_a_tenant_with_more_than_its_share() -> None:
+    cell = Cell()
+    cell.attach(max_num_seqs=4)
+    flood = [cell.submit([i + 1] * 3, 20, tenant="flood") for i in range(6)]
+    for _ in range(3):
+        cell.step()
+    few = [cell.submit([9, i], 20, tenant="few") for i in range(3)]
+    admitted = []
+    for _ in range(8):
+        admitted += [cell._key_of(a.sampling, a.seed) for a in cell.step().admit]
+    assert admitted == few[:2], "half of the slots, and no more"
+    state = cell.scheduler.state()
+    assert (state.num_running, state.num_preemptions) == (4, 2)
+    cell.run()
+    assert cell.end(flood[0]).num_preemptions == 0
+    assert all(cell.end(key).reason is FinishReason.LENGTH for key in [*flood, *few])
+    cell.assert_at_rest()
+
+
+def test_one_that_waits_takes_blocks_of_a_tenant_with_more_than_its_share() -> None:
+    cell = Cell(watermark=0.0)
+    cell.attach(num_blocks=12, block_size=4)
+    flood = [cell.submit([i + 1] * 12, 12, tenant="flood") for i in range(4)]
+    while cell.scheduler.state().num_blocks_free:
+        cell.step()
+    other = cell.submit([9] * 12, 4, tenant="other")
+    for _ in range(4):
+        cell.step()
+    assert cell.output(other)
+    cell.run()
+    assert cell.end(flood[0]).num_preemptions == 0
+    assert all(cell.end(key).reason is FinishReason.LENGTH for key in [*flood, other])
+
+
+def test_a_long_prompt_leaves_half_of_each_step_to_another_tenant() -> None:
+    cell = Cell()
+    cell.attach(max_num_batched_tokens=8)
+    cell.submit([1] * 40, 4, tenant="long")
+    cell.step()
+    other = cell.submit([2] * 4, 4, tenant="other")
+    plan = cell.step()
+    assert plan.chunk_length.tolist() == [4, 4]
+    assert len(cell.output(other)) == 1
+    assert cell.step().chunk_length.tolist() == [7], "the rest is not kept for nobody"
+    cell.run()
+    cell.assert_at_rest()
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
