@@ -121,7 +121,7 @@ class LLM:
         self.close()
 
     async def _dial(self) -> AsyncClient:
-        return AsyncClient(self._stack.stack.grpc, wait_for_ready=True)
+        return AsyncClient(self._stack.stack.grpc)
 
     async def _embed_all(
         self, prompts: Sequence[Any], dimensions: int | None

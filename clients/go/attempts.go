@@ -23,7 +23,7 @@ const (
 // acquaintance is what a client knows of its router.
 type acquaintance struct {
 	target string
-	// waits: it is waited for even where nobody has ever answered.
+	// waits: it is waited for until it is there and ready, however many attempts that takes.
 	waits bool
 	// met: somebody has answered.
 	met atomic.Bool
@@ -69,10 +69,13 @@ func (a *attempts) wait(ctx context.Context, err *Error) bool {
 }
 
 func (a *attempts) worthWaiting(ctx context.Context, err *Error, isStranger bool) bool {
-	if !err.Retryable || a.final || a.left == 0 {
+	counts := !(a.router.waits && err.Code == codes.Unavailable)
+	if !err.Retryable || a.final || (counts && a.left == 0) {
 		return false
 	}
-	a.left--
+	if counts {
+		a.left--
+	}
 	if a.backoff == 0 {
 		a.backoff = firstBackoff
 	}

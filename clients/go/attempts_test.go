@@ -83,9 +83,13 @@ func TestAStrangerIsNotWaitedForLong(t *testing.T) {
 	if err.Message != told {
 		t.Error(err)
 	}
-	patient := attempts{router: &acquaintance{waits: true}, began: longAgo, left: 9}
+	patient := attempts{router: &acquaintance{waits: true}, began: longAgo, left: 0}
 	if !patient.wait(ctx, silence()) {
 		t.Error("a stranger is not waited for though that was asked for")
+	}
+	busy := errorOf(status.Error(codes.ResourceExhausted, "x"), metadata.Pairs(pushbackTrailer, "0"))
+	if patient.wait(ctx, busy) {
+		t.Error("no attempt is left for a router that is there")
 	}
 	known := attempts{router: &acquaintance{}, began: longAgo, left: 9}
 	known.succeeded()

@@ -147,7 +147,7 @@ func TestErrorsHaveTheirCodes(t *testing.T) {
 }
 
 func TestNobodyThereIsToldWhenAttemptsAreSpent(t *testing.T) {
-	client, err := quire.Dial("127.0.0.1:1", quire.WithMaxRetries(2), quire.WithWaitForReady())
+	client, err := quire.Dial("127.0.0.1:1", quire.WithMaxRetries(2))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,9 +64,9 @@ func WithMaxRetries(n int) Option {
 	return func(s *settings) { s.maxRetries = n }
 }
 
-// WithWaitForReady makes a router that has never answered be waited for as long as one that has;
-// without it, a call that finds nobody at an address where nobody has ever answered fails within
-// two seconds.
+// WithWaitForReady makes calls wait for a router that is not there, or not ready, as long as their
+// contexts allow; without it, a call that finds nobody at an address where nobody has ever answered
+// fails within two seconds.
 func WithWaitForReady() Option {
 	return func(s *settings) { s.waits = true }
 }

@@ -58,7 +58,8 @@ class AsyncClient:
 
         `timeout` is in seconds, of each call from its start to its end, attempts together; None:
         no limit. `max_retries` comes on top of the first attempt; they are 0.05 to 2 s apart.
-        `wait_for_ready`: a router that has never answered is waited for as long as one that has.
+        `wait_for_ready`: a router that is not there, or not ready, is waited for as long as
+        `timeout` allows, however many attempts that takes.
         """
         if max_retries < 0:
             raise ValueError(f"max_retries is {max_retries}; it must be at least 0")

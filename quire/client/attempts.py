@@ -32,7 +32,7 @@ class Acquaintance:
 
     target: str
     waits: bool
-    """It is waited for even where nobody has ever answered."""
+    """It is waited for until it is there and ready, however many attempts that takes."""
     met: bool = False
     """Somebody has answered."""
 
@@ -102,7 +102,8 @@ class Attempts:
     def _worth_waiting_s(self, error: grpc.aio.AioRpcError) -> float | None:
         """Seconds after which to try again; None: not at all."""
         pushback_s = pushback_of(error)
-        if pushback_s is None or self.final or not self._retries_left:
+        counts = not (self._acquaintance.waits and error.code() == grpc.StatusCode.UNAVAILABLE)
+        if pushback_s is None or self.final or (counts and not self._retries_left):
             return None
         # Clients that were refused together shall not come back together.
         wait_s = max(pushback_s, self._backoff_s) * random.uniform(1.0, 1.25)
@@ -112,6 +113,6 @@ class Attempts:
         is_stranger = not (self._acquaintance.met or self._acquaintance.waits)
         if is_stranger and again_at >= self._stranger_until:
             return None
-        self._retries_left -= 1
+        self._retries_left -= counts
         self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
         return wait_s

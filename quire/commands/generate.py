@@ -56,7 +56,7 @@ def generate(
             from quire.client import AsyncClient
 
             async with (
-                AsyncClient(background.stack.grpc, wait_for_ready=True) as client,
+                AsyncClient(background.stack.grpc) as client,
                 client.stream(text, params) as chunks,
             ):
                 async for chunk in chunks:

@@ -264,14 +264,28 @@ async def test_where_nobody_ever_answered_nobody_is_waited_for_long(
 async def test_that_it_is_waited_for_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(client_attempts, "FIRST_BACKOFF_S", 0.0)
+    """And it is waited for as long as there is time, however many attempts that takes."""
+    monkeypatch.setattr(client_attempts, "LAST_BACKOFF_S", 0.05)
     with nobody() as target:
-        async with AsyncClient(target, max_retries=3, wait_for_ready=True) as client:
+        async with AsyncClient(target, timeout=1, max_retries=0, wait_for_ready=True) as client:
+            began = time.monotonic()
             with pytest.raises(Unavailable) as caught:
                 await client.tokenize("abc")
+            assert time.monotonic() - began > 0.5
     why = f"no answer from the router at {target}: nobody listens there"
     assert str(caught.value) == why
     assert [record.message for record in caplog.records] == [f"{why}; trying again"]
+
+
+async def test_a_router_that_is_not_ready_is_waited_for_too() -> None:
+    router = Router(Code.UNAVAILABLE, PUSHBACK)
+    async with dialled(router, max_retries=0, wait_for_ready=True) as client:
+        assert await client.tokenize("abc") == [3]
+    assert router.num_calls == 3
+    router = Router(Code.RESOURCE_EXHAUSTED, PUSHBACK)
+    async with dialled(router, max_retries=1, wait_for_ready=True) as client:
+        with pytest.raises(Overloaded):
+            await client.tokenize("abc")
 
 
 @pytest.mark.parametrize(("waits", "stranger_s"), [(True, 0.0), (False, 60.0)])
