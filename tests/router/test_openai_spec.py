@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from router import cell
 from router.server import Router
 from tests import openai_spec
 from tests.openai_spec import check, events
@@ -176,8 +177,12 @@ async def test_the_error_of_a_wrong_key(guarded: httpx.AsyncClient) -> None:
 
 
 async def test_the_error_of_a_lost_worker(
-    http: httpx.AsyncClient, router: Router, scheduler: FakeScheduler
+    http: httpx.AsyncClient,
+    router: Router,
+    scheduler: FakeScheduler,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cell, "HOLD_S", 0.0)  # nobody is expected back
     scheduler.replica_ids = []
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())
