@@ -198,7 +198,14 @@ class Cell:
             clock=self._clock,
             floor_s=self._step_timeout_s,
         )
-        self._core.attach(attachment.replica_id, attachment.capacity)
+        inventory = attachment.inventory
+        keeps = self._core.attach(attachment.replica_id, attachment.capacity, inventory)
+        attachment.welcome(self._core.hash_seed(attachment.replica_id), keeps_names=keeps)
+        if inventory is not None and keeps:
+            logger.info(
+                "replica %r still holds %d blocks of prefixes",
+                *(attachment.replica_id, len(inventory.name)),
+            )
         self._push_status()
         self._feed_soon()
 

@@ -6,7 +6,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from scheduler.core.events import Capacity, Int32Column, StepResult
+from scheduler.core.events import Capacity, Int32Column, Inventory, StepResult
 
 Float32Column = npt.NDArray[np.float32]
 
@@ -52,6 +52,8 @@ class WorkerHello:
     capacity: Capacity
     pid: int
     device: str
+    inventory: Inventory | None = None
+    """What its blocks hold from epochs before; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import grpc
+import numpy as np
 
 from scheduler.core.decisions import Plan
-from scheduler.core.events import Capacity
+from scheduler.core.events import Capacity, Inventory
 from scheduler.messages import ModelCard, WorkerHello
 from scheduler.pacing import Pace
 from scheduler.stream import Stream
@@ -75,6 +76,15 @@ class Attachment:
     num_steps: int = 0
 
     @property
+    def inventory(self) -> Inventory | None:
+        """What the blocks of all ranks hold; None unless they say the same."""
+        first, *others = (rank.hello.inventory for rank in self.ranks)
+        if first is None or any(other is None or not _agree(first, other) for other in others):
+            return None
+        kept = first.block <= self.capacity.num_blocks
+        return first if bool(kept.all()) else None
+
+    @property
     def model(self) -> ModelCard:
         """What it serves."""
         return self.ranks[0].hello.model
@@ -90,6 +100,12 @@ class Attachment:
         if not self.in_flight:
             return None
         return max(self.in_flight[0].sent_at, self.last_result_at)
+
+    def welcome(self, hash_seed: bytes, *, keeps_names: bool) -> None:
+        """Opens the epoch at every rank."""
+        message = workers.encode_welcome(self.epoch, hash_seed, keeps_names=keeps_names)
+        for rank in self.ranks:
+            rank.stream.send(message)
 
     def send(self, plan: Plan, message: bytes, now: float) -> None:
         """Writes a plan's bytes to every rank."""
@@ -173,7 +189,7 @@ class Replicas:
         return tuple(gathered[index] for index in range(hello.world_size))
 
     def attach(self, ranks: tuple[Rank, ...], now: float) -> Attachment:
-        """A whole replica enters a new epoch; every rank is welcomed."""
+        """A whole replica enters a new epoch; its ranks are to be welcomed."""
         first = ranks[0].hello
         self._newest_epoch = max(self._newest_epoch + 1, time.time_ns())
         attachment = Attachment(
@@ -184,10 +200,8 @@ class Replicas:
             last_seen=now,
             last_result_at=now,
         )
-        welcome = workers.encode_welcome(attachment.epoch)
         for rank in ranks:
             rank.attachment = attachment
-            rank.stream.send(welcome)
         self._attached[first.replica_id] = attachment
         logger.info(
             "replica %r attached: %d rank(s) on %s, %d blocks of %d tokens, epoch %d",
@@ -215,6 +229,14 @@ class Replicas:
             del gathered[rank.hello.rank]
             if not gathered:
                 del self._gathering[rank.hello.replica_id]
+
+
+def _agree(one: Inventory, other: Inventory) -> bool:
+    return (
+        one.hash_seed == other.hash_seed
+        and one.name == other.name
+        and bool(np.array_equal(one.block, other.block))
+    )
 
 
 def _check_same_worker(hello: WorkerHello, holder: WorkerHello) -> None:

@@ -17,10 +17,11 @@ import torch
 
 from kernels.batch import AttentionBatch
 from worker import wire
+from worker.inventory import Inventory
 from worker.kv_cache import KVCache
 from worker.metrics import StepTotals, resident_bytes
-from worker.pipe import END, MARK, Pipe
-from worker.plans import BatchPlan, Drain, PlanError, StepResult, Welcome
+from worker.pipe import END, HELLO, MARK, Pipe
+from worker.plans import BatchPlan, Drain, Hello, PlanError, StepResult, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ class Executor:
         totals: what the metrics show; updated after each step.
         on_welcome: called at each Welcome, after the mirror was reset.
         answers: sends the results; of the ranks of a replica, one does.
+        hello: what opened the stream; when that ends it is said anew, with what the blocks hold.
+            None: it stays as it was.
     """
 
     def __init__(
@@ -132,8 +135,11 @@ class Executor:
         on_welcome: Callable[[], None],
         *,
         answers: bool = True,
+        hello: Hello | None = None,
     ) -> None:
         self._answers = answers
+        self._hello = hello
+        self._inventory = Inventory(0 if hello is None else hello.num_blocks)
         self._runner = runner
         self._pipe = pipe
         self._totals = totals
@@ -171,6 +177,8 @@ class Executor:
             if frame == END:
                 break
             if frame == MARK:  # the stream has ended
+                if self._hello is not None:
+                    self._pipe.send(HELLO + wire.encode_hello(self._hello, self._inventory.held()))
                 self._reset()
                 continue
             message = wire.parse_response(frame)
@@ -196,6 +204,7 @@ class Executor:
 
     def _welcome(self, welcome: Welcome) -> None:
         self._reset()
+        self._inventory.open(welcome)
         self._epoch = welcome.epoch
         self._next_step = 1
         self._on_welcome()
@@ -207,6 +216,8 @@ class Executor:
         # Without live sequences the device was idle for want of work, not of a plan.
         wait_us = self._wait_ns // 1000 if self._totals.num_live else 0
         self._runner.launch(plan, wait_us, self._deliver)
+        if self._hello is not None:
+            self._inventory.note(plan)
         self._wait_ns = 0
 
     def _deliver(self, result: StepResult) -> None:

@@ -6,12 +6,13 @@ untouched in both directions, and only the executor knows what they mean.
 
     scheduler ◀─ Attach stream (grpc.aio, uvloop) ─▶ link ◀─ frames over a socketpair ─▶ executor
 
-The executor's first frame is its Hello: it opens every stream. When a stream breaks the link dials
-again, with backoff, once the executor has answered that it is there: one that is stuck in a step
-takes no more work. The scheduler has fenced it by then, and nobody else can tell it from one that
-computes: so the link ends an executor that has not answered for long (`--patience-s`). What the
-executor produced before it saw the new stream's Welcome is stale: it answers each Welcome with a
-mark, and the link drops everything before that.
+The executor's first frame is its Hello: it opens every stream, until the executor gives a newer one
+(what its blocks hold changes). When a stream breaks the link dials again, with backoff, once the
+executor has answered that it is there: one that is stuck in a step takes no more work. The
+scheduler has fenced it by then, and nobody else can tell it from one that computes: so the link
+ends an executor that has not answered for long (`--patience-s`). What the executor produced before
+it saw the new stream's Welcome is stale: it answers each Welcome with a mark, and the link drops
+everything before that.
 
 The ranks of a replica agree on what their executors see (`worker.lockstep`), over sockets that the
 executors have joined before. They end as one: a link that loses a sibling gives its executor a
@@ -43,7 +44,7 @@ import uvloop
 from protos.outage import Outage, plainly
 from worker import logs
 from worker.lockstep import Follower, Leader, Lockstep, Message
-from worker.pipe import END, LOST, MARK, REFUSED, STUCK, AsyncPipe, PipeClosedError
+from worker.pipe import END, HELLO, LOST, MARK, REFUSED, STUCK, AsyncPipe, PipeClosedError
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ class Link:
                     self._marked.set()
             elif frame == END:
                 self._lockstep.ask_end()
+            elif frame.startswith(HELLO):
+                self._hello = frame[len(HELLO) :]
             elif self._stream is not None and self._marked.is_set():
                 await _write(self._stream, frame)
 

@@ -7,6 +7,8 @@ A frame is a 4-byte little-endian length and that many bytes. Two frames are not
 `END`   from the executor: "I want to leave". From the transport: "now; you have all that goes
         before".
 
+And one from the executor begins with `HELLO`: what follows opens streams from now on.
+
 Neither side may import torch or grpc from here: both processes use this module.
 """
 
@@ -24,6 +26,7 @@ _READ_BYTES = 1 << 18
 
 MARK = b""
 END = b"\0"  # no message begins with this byte
+HELLO = b"\1"  # nor with this one
 
 REFUSED = 2
 """Exit code of a transport child whose hello the scheduler refused: dialling again cannot help."""

@@ -4,7 +4,7 @@ Columns are int32 arrays; parallel columns share an index. `worker.proto` is the
 `worker.wire` translates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -118,13 +118,22 @@ class BatchPlan:
     chunk_length: Int32Column
     graph_bucket: int = 0
     """Rows that the captured decode step has; 0: nothing captured fits."""
+    named: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
+    """Blocks that hold a named prefix once the step has run (`worker.inventory`)."""
+    block_name: bytes = b""
+    """Their names, end to end."""
+    unnamed: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
+    """Blocks whose name is void."""
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """A new attachment: everything of an older epoch is void."""
+    """A new attachment: everything of an older epoch is void, but perhaps the blocks' names."""
 
     epoch: int
+    hash_seed: bytes = b""
+    """What the names are made with, to be given back."""
+    keeps_names: bool = False
 
 
 @dataclass(frozen=True, slots=True)

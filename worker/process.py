@@ -123,7 +123,7 @@ def _run_in(group: Group, options: Options, device: torch.device) -> int:
     child, pipe = _start_link(options, group, stop.wake, _PATIENCE_S[device.type])
     pipe.send(wire.encode_hello(hello))
     say_ready = _ready_once(options, metrics_url, num_blocks)
-    executor = Executor(runner, pipe, totals, say_ready, answers=group.rank == 0)
+    executor = Executor(runner, pipe, totals, say_ready, answers=group.rank == 0, hello=hello)
     try:
         exit_code = _serve(executor, pipe, child, stop)
     finally:

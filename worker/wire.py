@@ -4,6 +4,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
+from worker.inventory import Held
 from worker.plans import (
     Admission,
     BatchPlan,
@@ -19,6 +20,7 @@ from worker.plans import (
 )
 
 PROTOCOL_VERSION = 1
+_NOTHING = Held()
 
 FAREWELL = worker_pb2.AttachRequest(farewell=worker_pb2.Farewell()).SerializeToString()
 """The AttachRequest of a worker that leaves of its own accord."""
@@ -37,15 +39,16 @@ def parse_response(frame: bytes) -> Welcome | BatchPlan | Drain:
             except ValueError as error:
                 raise PlanError(f"step {response.plan.step_id} is malformed: {error}") from error
         case "welcome":
-            return Welcome(response.welcome.epoch)
+            welcome = response.welcome
+            return Welcome(welcome.epoch, welcome.hash_seed, welcome.keeps_names)
         case "drain":
             return Drain()
         case _:
             raise PlanError("the scheduler sent a message that this worker does not know")
 
 
-def encode_hello(hello: Hello) -> bytes:
-    """The AttachRequest that opens every stream."""
+def encode_hello(hello: Hello, held: Held = _NOTHING) -> bytes:
+    """The AttachRequest that opens a stream; `held` is what the blocks hold at that time."""
     return worker_pb2.AttachRequest(
         hello=worker_pb2.Hello(
             protocol_version=PROTOCOL_VERSION,
@@ -70,6 +73,9 @@ def encode_hello(hello: Hello) -> bytes:
             pid=hello.pid,
             device=hello.device,
             graph_bucket=hello.graph_buckets,
+            hash_seed=held.hash_seed,
+            named_block=held.block,
+            block_name=held.name,
         )
     ).SerializeToString()
 
@@ -129,6 +135,9 @@ def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
         chunk_start=_int32(plan.chunk_start),
         chunk_length=_int32(plan.chunk_length),
         graph_bucket=plan.graph_bucket,
+        named=_int32(plan.named_block),
+        block_name=plan.block_name,
+        unnamed=_int32(plan.unnamed_block),
     )
 
 

@@ -20,6 +20,7 @@ class HashSpace:
 
     model_revision: str
     block_size: int
+    seed: bytes = b""
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class BlockHasher:
     """Makes and extends chains under one secret seed."""
 
     def __init__(self, seed: bytes) -> None:
+        self.seed = seed
         self._keyed = blake2b(key=seed, digest_size=_DIGEST_BYTES)
 
     def _digest(self, data: bytes) -> bytes:

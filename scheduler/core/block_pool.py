@@ -83,6 +83,18 @@ class BlockPool:
             self._index.remove(block)
             self._free.append(block)
 
+    def adopt(self, blocks: Sequence[int], names: Sequence[bytes]) -> None:
+        """Free blocks hold these prefixes from before, the one to be evicted first coming first."""
+        for block, name in zip(blocks, names, strict=True):
+            self._index.adopt(name, block)
+            self._cached[block] = None
+        self._free = [block for block in self._free if block not in self._cached]
+
+    def take_changes(self) -> tuple[dict[int, bytes], list[int]]:
+        """Names given and taken since this was called last; none where no prefixes are kept."""
+        named, unnamed = self._index.take_changes()
+        return (named, unnamed) if self._keeps_prefixes else ({}, [])
+
     def match(self, names: Sequence[bytes], limit: int) -> list[int]:
         """Blocks that hold the longest known prefix; `acquire` them before any `allocate`."""
         return self._index.match(names, limit)

@@ -48,6 +48,13 @@ class Plan:
     """Tokens this step computes: decode rows and chunks."""
     graph_bucket: int = 0
     """The captured step to run, by its number of decode rows; 0: none fits, or there are chunks."""
+    named_block: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Blocks that hold a named prefix once the step has run; kept by the worker for the scheduler
+    after this one. A block that is appended and not among them has no name."""
+    block_name: bytes = b""
+    """Their names, end to end."""
+    unnamed_block: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Blocks whose name is void."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,18 @@ class Capacity:
     """Numbers of decode rows that the replica has a captured step for, ascending."""
 
 
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a replica's blocks hold from epochs before: names that a scheduler gave them."""
+
+    hash_seed: bytes
+    """The secret under which they were made."""
+    block: Int32Column
+    """Each once, 1 to num_blocks."""
+    name: tuple[bytes, ...]
+    """Shares an index with `block`; each once."""
+
+
 _NO_SLOT = np.empty(0, np.int32)
 _NO_FINISH = np.empty(0, np.uint8)
 

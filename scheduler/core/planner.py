@@ -184,6 +184,7 @@ class Planner:
         decode = replica.calendar.take_change()
         caught_up = replica.catch_up()
         num_tokens = num_decodes + sum(draft.chunk_length)
+        named, unnamed = replica.pool.take_changes()
         step_id, retire = replica.send(decode, caught_up, num_tokens, self._now)
         return Plan(
             step_id=step_id,
@@ -197,5 +198,8 @@ class Planner:
             chunk_start=_column(draft.chunk_start),
             chunk_length=_column(draft.chunk_length),
             num_tokens=num_tokens,
+            named_block=_column(list(named)),
+            block_name=b"".join(named.values()),
+            unnamed_block=_column(unnamed),
             graph_bucket=0 if draft.chunk_slot else replica.graph_bucket(num_decodes),
         )

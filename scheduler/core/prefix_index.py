@@ -9,6 +9,10 @@ class PrefixIndex:
     def __init__(self, num_blocks: int) -> None:
         self._block_of: dict[bytes, int] = {}
         self._name_of: list[bytes | None] = [None] * (num_blocks + 1)
+        self._named: dict[int, bytes] = {}
+        """Blocks named since the last `take_changes`."""
+        self._unnamed: list[int] = []
+        """Blocks whose name was removed since, of those that were told to have one."""
 
     def __len__(self) -> int:
         return len(self._block_of)
@@ -37,6 +41,7 @@ class PrefixIndex:
         if self._name_of[block] is None and name not in self._block_of:
             self._block_of[name] = block
             self._name_of[block] = name
+            self._named[block] = name
 
     def remove(self, block: int) -> None:
         """Forget a block's name, if it has one."""
@@ -44,6 +49,19 @@ class PrefixIndex:
         if name is not None:
             del self._block_of[name]
             self._name_of[block] = None
+            if self._named.pop(block, None) is None:
+                self._unnamed.append(block)
+
+    def adopt(self, name: bytes, block: int) -> None:
+        """The block had this name before; nobody need be told."""
+        self.add(name, block)
+        del self._named[block]
+
+    def take_changes(self) -> tuple[dict[int, bytes], list[int]]:
+        """Blocks named, and blocks unnamed and not named anew, since this was called last."""
+        changes = self._named, [block for block in self._unnamed if block not in self._named]
+        self._named, self._unnamed = {}, []
+        return changes
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless the two directions agree."""

@@ -20,7 +20,7 @@ from scheduler.core.block_pool import BlockPool
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Admission
 from scheduler.core.decode_calendar import DecodeCalendar
-from scheduler.core.events import Capacity, Int32Column, Request
+from scheduler.core.events import Capacity, Int32Column, Inventory, Request
 from scheduler.core.fairness import CHARGE_EVERY, Accounts
 from scheduler.core.limbo import Limbo, Remains
 from scheduler.core.sequence import Sequence, Status
@@ -49,7 +49,7 @@ class Replica:
         # Each decoding slot costs a token in every step, so more slots than tokens cannot run.
         num_slots = min(config.max_num_seqs, capacity.max_num_seqs, self.max_step_tokens)
         self.watermark_blocks = int(np.ceil(config.watermark * capacity.num_blocks))
-        self.space = HashSpace(capacity.model_revision, capacity.block_size)
+        self.space = HashSpace(capacity.model_revision, capacity.block_size, hasher.seed)
         self.slots = SlotTable(num_slots, self.block_size)
         self.pool = BlockPool(capacity.num_blocks, keeps_prefixes=config.enable_prefix_caching)
         self.calendar = DecodeCalendar(num_slots, self.block_size)
@@ -81,6 +81,15 @@ class Replica:
     def is_empty(self) -> bool:
         """No sequence is here, and no plan that computed one is in flight."""
         return not self.sent and not len(self.queue) and not self.slots.num_running
+
+    @property
+    def hash_seed(self) -> bytes:
+        """Under which its blocks are named; empty if their names are nobody else's affair."""
+        return self._hasher.seed if self._counts_prefixes else b""
+
+    def adopt(self, inventory: Inventory) -> None:
+        """Its blocks, all of them free, hold these prefixes under its own seed."""
+        self.pool.adopt(inventory.block.tolist(), inventory.name)
 
     # ---- what fits, and what is cached
 

@@ -17,7 +17,7 @@ from scheduler.core.block_hash import BlockHasher
 from scheduler.core.config import CoreConfig
 from scheduler.core.deadlines import Deadlines
 from scheduler.core.decisions import Finished, Outputs, Plan
-from scheduler.core.events import Capacity, FinishReason, Refused, Request, StepResult
+from scheduler.core.events import Capacity, FinishReason, Inventory, Refused, Request, StepResult
 from scheduler.core.fairness import Accounts
 from scheduler.core.integrity import check_replica
 from scheduler.core.placement import choose, steal
@@ -43,6 +43,7 @@ class Scheduler:
         self._hasher = BlockHasher(config.hash_seed)
         self._order_key = order_key(config)
         self._accounts = Accounts(config.input_token_weight, config.output_token_weight)
+        self._has_attached = False
         self._serials = count()
         self._replicas: dict[str, Replica] = {}
         self._unplaced = WaitingQueue()
@@ -159,15 +160,31 @@ class Scheduler:
 
     # ---- replicas
 
-    def attach(self, replica: str, capacity: Capacity) -> None:
-        """A replica is there, with an empty cache. What it cannot hold goes on waiting for one
-        that can. Raises ValueError if the name is attached."""
+    def attach(self, replica: str, capacity: Capacity, inventory: Inventory | None = None) -> bool:
+        """A replica is there. Its cache is empty, or holds what an inventory says: tells whether
+        that is believed and kept. What the replica cannot hold goes on waiting for one that can.
+        Raises ValueError if the name is attached."""
         if replica in self._replicas:
             raise ValueError(f"replica {replica} is attached already")
-        attached = Replica(replica, capacity, self._config, self._hasher, self._accounts)
+        keeps = bool(inventory) and self._config.enable_prefix_caching and capacity.num_blocks > 0
+        hasher = self._hasher
+        if inventory is not None and keeps and inventory.hash_seed != hasher.seed:
+            hasher = BlockHasher(inventory.hash_seed)
+            if not self._has_attached:
+                self._hasher = hasher  # of the scheduler before this one: its replicas share it
+        self._has_attached = True
+        attached = Replica(replica, capacity, self._config, hasher, self._accounts)
+        if inventory is not None and keeps:
+            attached.adopt(inventory)
         self._replicas[replica] = attached
         self._quarantine.reserve(attached)
         self._place(self._unplaced.take_all())
+        return keeps
+
+    def hash_seed(self, replica: str) -> bytes:
+        """Under which this replica's blocks are named: for the scheduler after this one. Raises
+        KeyError if it is not attached."""
+        return self._replicas[replica].hash_seed
 
     def detach(self, replica: str, now: float, *, blame: bool) -> Outputs:
         """The replica is gone: its sequences return to queues with every confirmed token. With

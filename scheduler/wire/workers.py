@@ -7,7 +7,14 @@ from google.protobuf.message import DecodeError
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from scheduler.core.decisions import Plan
-from scheduler.core.events import Capacity, FinishReason, Int32Column, StepResult, UInt8Column
+from scheduler.core.events import (
+    Capacity,
+    FinishReason,
+    Int32Column,
+    Inventory,
+    StepResult,
+    UInt8Column,
+)
 from scheduler.messages import (
     LogprobTable,
     ModelCard,
@@ -32,6 +39,8 @@ from scheduler.wire.columns import (
 _DEVICE_FINISHES = np.zeros(256, np.bool_)
 _DEVICE_FINISHES[[0, FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR]] = True
 
+_NAME_BYTES = 16
+_MAX_SEED_BYTES = 64
 _MAX_VECTOR_BYTES = 48 * 2**20
 """Of one step's result, within the largest message that is received."""
 
@@ -90,7 +99,32 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
         ),
         pid=hello.pid,
         device=hello.device[:MAX_NAME_LENGTH],
+        inventory=_inventory(hello),
     )
+
+
+def _inventory(hello: worker_pb2.Hello) -> Inventory | None:
+    """What the blocks hold, if anything. Raises Malformed."""
+    block = int32_column("named_block", hello.named_block)
+    if len(hello.block_name) != _NAME_BYTES * block.size:
+        raise Malformed(
+            f"block_name has {len(hello.block_name)} bytes; "
+            f"{block.size} named blocks have {_NAME_BYTES} each"
+        )
+    if not block.size:
+        return None
+    if not 0 < len(hello.hash_seed) <= _MAX_SEED_BYTES:
+        raise Malformed(
+            f"hash_seed has {len(hello.hash_seed)} bytes; "
+            f"with named blocks it has 1 to {_MAX_SEED_BYTES}"
+        )
+    if int(block.min()) < 1 or int(block.max()) > hello.num_blocks:
+        raise Malformed(f"named_block names a block that is not in 1 to {hello.num_blocks}")
+    data = hello.block_name
+    name = tuple(data[i : i + _NAME_BYTES] for i in range(0, len(data), _NAME_BYTES))
+    if np.unique(block).size < block.size or len(set(name)) < block.size:
+        raise Malformed("a block or a name comes twice among the named blocks")
+    return Inventory(hello.hash_seed, block, name)
 
 
 def _pooling(card: worker_pb2.ModelCard) -> Pooling | None:
@@ -242,9 +276,10 @@ def _hello_range(field: str, value: int, low: int, high: int) -> None:
         raise Malformed(f"{field} is {value}; it must be at least {low} and at most {high}")
 
 
-def encode_welcome(epoch: int) -> bytes:
+def encode_welcome(epoch: int, hash_seed: bytes = b"", *, keeps_names: bool = False) -> bytes:
     """An AttachResponse that opens an epoch."""
-    return worker_pb2.AttachResponse(welcome=worker_pb2.Welcome(epoch=epoch)).SerializeToString()
+    welcome = worker_pb2.Welcome(epoch=epoch, hash_seed=hash_seed, keeps_names=keeps_names)
+    return worker_pb2.AttachResponse(welcome=welcome).SerializeToString()
 
 
 def encode_plan(plan: Plan, epoch: int) -> bytes:
@@ -280,4 +315,9 @@ def encode_plan(plan: Plan, epoch: int) -> bytes:
         message.chunk_start = plan.chunk_start.tobytes()
         message.chunk_length = plan.chunk_length.tobytes()
     message.graph_bucket = plan.graph_bucket
+    if plan.named_block.size:
+        message.named_block = plan.named_block.tobytes()
+        message.block_name = plan.block_name
+    if plan.unnamed_block.size:
+        message.unnamed_block = plan.unnamed_block.tobytes()
     return response.SerializeToString()

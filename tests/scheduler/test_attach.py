@@ -401,6 +401,81 @@ async def test_a_hello_that_does_not_fit_is_told_why(
     assert details in said
 
 
+HELD = {
+    "hash_seed": b"secret of the cell",
+    "named_block": column(3, 5),
+    "block_name": b"a" * 16 + b"b" * 16,
+}
+
+
+async def test_what_a_worker_still_holds_is_found_again_by_the_next_scheduler(serve: Serve) -> None:
+    tokens = list(range(1, 40))
+    before = await serve()
+    rank = await FakeRank.dialled(before.address)
+    welcome = (await rank.receive()).welcome
+    assert (welcome.hash_seed, welcome.keeps_names) == (b"test", False)
+    router = await FakeRouter.connected(before.address)
+    await router.submit(1, tokens, max_tokens=1)
+    plan = await rank.plan()
+    assert len(plan.named_block) == 4 * 2
+    await rank.answer(plan)
+    await router.until_finished(1)
+
+    after = await serve(hash_seed=b"another")
+    again = await FakeRank.dialled(
+        after.address,
+        hash_seed=welcome.hash_seed,
+        named_block=plan.named_block,
+        block_name=plan.block_name,
+    )
+    welcome = (await again.receive()).welcome
+    assert (welcome.hash_seed, welcome.keeps_names) == (b"test", True)
+    assert after.cell.state().num_blocks_cached == 2
+    router = await FakeRouter.connected(after.address)
+    await router.submit(1, tokens, max_tokens=1)
+    again.epoch = welcome.epoch
+    await again.answer(await again.plan())
+    await router.until_finished(1)
+    assert router.finished[1].num_cached_tokens == 32
+
+
+async def test_ranks_that_hold_different_blocks_are_not_believed(served: Served) -> None:
+    ranks = [
+        await FakeRank.dialled(
+            served.address,
+            rank=index,
+            world_size=2,
+            worker_id=f"w{index}",
+            **HELD | {"named_block": column(3, 5 + index)},
+        )
+        for index in (0, 1)
+    ]
+    for rank in ranks:
+        assert not (await rank.receive()).welcome.keeps_names
+    assert served.cell.state().num_blocks_cached == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "details"),
+    [
+        ({"hash_seed": b""}, "hash_seed has 0 bytes"),
+        ({"hash_seed": bytes(65)}, "hash_seed has 65 bytes"),
+        ({"block_name": bytes(31)}, "block_name has 31 bytes; 2 named blocks have 16 each"),
+        ({"named_block": column(0, 5)}, "not in 1 to 64"),
+        ({"named_block": column(3, 65)}, "not in 1 to 64"),
+        ({"named_block": column(3, 3)}, "comes twice"),
+        ({"block_name": bytes(32)}, "comes twice"),
+    ],
+)
+async def test_an_inventory_that_cannot_be_is_told_why(
+    served: Served, fields: dict[str, object], details: str
+) -> None:
+    rank = await FakeRank.dialled(served.address, **HELD | fields)
+    code, said = await rank.end()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert details in said
+
+
 async def test_a_result_before_the_hello_is_malformed(served: Served) -> None:
     rank = FakeRank(served.address)
     await rank.send_result(worker_pb2.StepResult())

@@ -14,8 +14,26 @@ from worker.executor import Executor, Runner
 from worker.lane import Array, Fetched, HostLane
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
-from worker.pipe import END, Pipe, PipeClosedError
-from worker.plans import BatchPlan, PlanError
+from worker.pipe import END, HELLO, MARK, Pipe, PipeClosedError
+from worker.plans import BatchPlan, Hello, PlanError
+
+HELLO_OF_TINY = Hello(
+    worker_id="w",
+    replica_id="r",
+    rank=0,
+    world_size=1,
+    model_name="tiny",
+    model_revision="1",
+    max_model_len=64,
+    vocab_size=64,
+    dtype="float32",
+    num_blocks=32,
+    block_size=4,
+    max_num_seqs=4,
+    max_num_batched_tokens=64,
+    pid=1,
+    device="cpu",
+)
 
 # --- the loop ------------------------------------------------------------------------------------
 
@@ -23,12 +41,12 @@ from worker.plans import BatchPlan, PlanError
 class Script:
     """Frames for the loop, sent before it runs; its answers, read afterwards."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, hello: Hello | None = None) -> None:
         ours, self._theirs = socket.socketpair()
         self.welcomes = 0
         self.totals = StepTotals()
         self._pipe = Pipe(ours)
-        self.executor = Executor(runner, self._pipe, self.totals, self._on_welcome)
+        self.executor = Executor(runner, self._pipe, self.totals, self._on_welcome, hello=hello)
 
     def _on_welcome(self) -> None:
         self.welcomes += 1
@@ -51,6 +69,7 @@ class Script:
             except PipeClosedError:
                 return frames
             if frame != END:
+                frame = frame.removeprefix(HELLO) if frame else frame
                 frames.append(worker_pb2.AttachRequest.FromString(frame) if frame else None)
 
     def close(self) -> None:
@@ -135,6 +154,27 @@ def test_a_welcome_voids_what_came_before(script: Script) -> None:
         (3, column([5]).tobytes()),
     ]
     assert script.welcomes == 2
+
+
+def test_a_stream_that_ends_is_answered_with_a_hello_that_says_what_the_blocks_hold(
+    tiny_model: LoadedModel,
+) -> None:
+    script = Script(make_host_runner(tiny_model), hello=HELLO_OF_TINY)
+    named = first_plan(6)
+    named.plan.named_block = column([2]).tobytes()
+    named.plan.block_name = b"n" * 16
+    script.send(worker_pb2.AttachResponse(welcome=worker_pb2.Welcome(epoch=6, hash_seed=b"s")))
+    script.send(named)
+    script.send_frame(MARK)
+    script.send(drain())
+    script.executor.run(never)
+    welcomed, _, hello, mark = script.answers()
+    assert welcomed is mark is None
+    assert hello is not None
+    assert (hello.hello.hash_seed, hello.hello.block_name) == (b"s", b"n" * 16)
+    assert hello.hello.named_block == column([2]).tobytes()
+    assert hello.hello.worker_id == "w"
+    script.close()
 
 
 def test_a_gap_in_the_steps_is_an_error(script: Script) -> None:

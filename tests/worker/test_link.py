@@ -13,7 +13,7 @@ import pytest
 
 from protos.quire.v1 import worker_pb2
 from tests.worker.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
-from worker import wire
+from worker import pipe, wire
 from worker.pipe import END, LOST, MARK, AsyncPipe, PipeClosedError
 from worker.plans import Welcome
 
@@ -131,6 +131,22 @@ async def test_a_broken_stream_is_dialled_again_and_stale_frames_stay_behind(
             assert (first.epoch, first.step_id) == (epoch, 1)
             stream.closed.set()
             await executor.broken()
+
+
+async def test_the_newest_hello_opens_the_next_stream(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, hello = await scheduler.attached()
+        assert hello.named_block == b""
+        await stream.welcome(1)
+        await executor.welcomed()
+        stream.closed.set()
+        assert await executor.receive() == MARK
+        again = worker_pb2.Hello(worker_id="w", named_block=bytes(4))
+        frame = worker_pb2.AttachRequest(hello=again).SerializeToString()
+        await executor.pipe.send(pipe.HELLO + frame)
+        await executor.pipe.send(MARK)
+        _, hello = await scheduler.attached()
+        assert hello == again
 
 
 async def test_an_executor_that_is_stuck_takes_no_more_work(scheduler: FakeScheduler) -> None:

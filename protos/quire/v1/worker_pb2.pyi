@@ -42,7 +42,7 @@ class AttachResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., plan: _Optional[_Union[BatchPlan, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "replica_id", "rank", "world_size", "model", "num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "pid", "device", "graph_bucket")
+    __slots__ = ("protocol_version", "worker_id", "replica_id", "rank", "world_size", "model", "num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "pid", "device", "graph_bucket", "hash_seed", "named_block", "block_name")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,9 @@ class Hello(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     GRAPH_BUCKET_FIELD_NUMBER: _ClassVar[int]
+    HASH_SEED_FIELD_NUMBER: _ClassVar[int]
+    NAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_NAME_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     replica_id: str
@@ -69,7 +72,10 @@ class Hello(_message.Message):
     pid: int
     device: str
     graph_bucket: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., graph_bucket: _Optional[_Iterable[int]] = ...) -> None: ...
+    hash_seed: bytes
+    named_block: bytes
+    block_name: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., graph_bucket: _Optional[_Iterable[int]] = ..., hash_seed: _Optional[bytes] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ...) -> None: ...
 
 class ModelCard(_message.Message):
     __slots__ = ("name", "revision", "max_model_len", "vocab_size", "dtype", "pooling", "embedding_dim", "is_encoder")
@@ -96,17 +102,21 @@ class Farewell(_message.Message):
     def __init__(self) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "hash_seed", "keeps_names")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    HASH_SEED_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_NAMES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+    hash_seed: bytes
+    keeps_names: bool
+    def __init__(self, epoch: _Optional[int] = ..., hash_seed: _Optional[bytes] = ..., keeps_names: _Optional[bool] = ...) -> None: ...
 
 class Drain(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class BatchPlan(_message.Message):
-    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket")
+    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket", "named_block", "block_name", "unnamed_block")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     RETIRE_SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +129,9 @@ class BatchPlan(_message.Message):
     CHUNK_START_FIELD_NUMBER: _ClassVar[int]
     CHUNK_LENGTH_FIELD_NUMBER: _ClassVar[int]
     GRAPH_BUCKET_FIELD_NUMBER: _ClassVar[int]
+    NAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_NAME_FIELD_NUMBER: _ClassVar[int]
+    UNNAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     retire_slot: bytes
@@ -131,7 +144,10 @@ class BatchPlan(_message.Message):
     chunk_start: bytes
     chunk_length: bytes
     graph_bucket: int
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ...) -> None: ...
+    named_block: bytes
+    block_name: bytes
+    unnamed_block: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ..., unnamed_block: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("slot", "generation", "token_id", "num_prompt_tokens", "max_total_tokens", "block", "num_computed", "seed", "sampling", "score_from")

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,40 @@ class Cell:
         self.scheduler.attach(name, capacity)
         self.scheduler.check_integrity()
         self.links[name] = Link(FakeWorker(capacity))
+
+    def restart_scheduler(self, names: Sequence[str] | None = None) -> None:
+        """A new scheduler, of another seed, in place of the old one, which is gone with all that it
+        knew: the workers dial it with what their blocks hold, and the router submits again."""
+        config = self.scheduler._config
+        seeds = {name: self.scheduler.hash_seed(name) for name in self.links}
+        self.scheduler = Scheduler(replace(config, hash_seed=b"new" + config.hash_seed[:40]))
+        links, self.links = self.links, {}
+        for name in names or links:
+            worker = links[name].worker
+            worker.start_over()
+            keeps = self.scheduler.attach(
+                name, worker.capacity, worker.inventory(seeds[name]) if seeds[name] else None
+            )
+            if not keeps:
+                worker.names.clear()
+            self.scheduler.check_integrity()
+            self.links[name] = Link(worker)
+        for key in self.unfinished():
+            self._submit_again(self.watched[key])
+
+    def _submit_again(self, watched: Watched) -> None:
+        request, sample = watched.request, watched.sample
+        prompt = request.token_ids[: request.num_prompt_tokens].tolist()
+        again = replace(
+            request,
+            sequence_id=request.sequence_id + sample,
+            token_ids=token_column([*prompt, *watched.output]),
+            seed=request.seed + sample,
+            num_samples=1,
+            score_from=None if sample else watched.score_from,
+            resubmitted=True,
+        )
+        self._hear(self.scheduler.accept(again, self._tick()))
 
     def detach(self, name: str = "a", *, blame: bool = True) -> list[Finished]:
         link = self.links.pop(name)

@@ -12,7 +12,14 @@ from zlib import crc32
 import numpy as np
 
 from scheduler.core.decisions import Admission, Plan
-from scheduler.core.events import Capacity, FinishReason, Int32Column, Request, StepResult
+from scheduler.core.events import (
+    Capacity,
+    FinishReason,
+    Int32Column,
+    Inventory,
+    Request,
+    StepResult,
+)
 
 EOS = 0
 
@@ -112,6 +119,8 @@ class FakeWorker:
     """Its logits are not finite where a request says so."""
     kv: dict[tuple[int, int], int] = field(default_factory=dict)
     """Prefix held by (block, offset)."""
+    names: dict[int, bytes] = field(default_factory=dict)
+    """Of blocks, as plans said."""
     vectors: list[int] = field(default_factory=list)
     """Those of the newest result, by row."""
 
@@ -137,6 +146,7 @@ class FakeWorker:
         self.vectors = [vector for _, vector, _ in embedded]
         whole = [slot for slot, _, _ in embedded]
         slots = [slot for slot, _, _ in sampled]
+        self._name(plan)
         return StepResult(
             step_id=plan.step_id,
             slot=np.array(slots, np.int32),
@@ -155,6 +165,30 @@ class FakeWorker:
             score_start=np.array([run.start for _, run in scored], np.int32),
             score_length=np.array([len(run) for _, run in scored], np.int32),
         )
+
+    def _name(self, plan: Plan) -> None:
+        """Names of blocks are one-to-one, and only full blocks have any."""
+        for block in [*plan.append_block.tolist(), *plan.unnamed_block.tolist()]:
+            self.names.pop(block, None)
+        assert len(plan.block_name) == 16 * len(plan.named_block)
+        for i, block in enumerate(plan.named_block.tolist()):
+            self.names[block] = plan.block_name[16 * i : 16 * i + 16]
+        assert len(set(self.names.values())) == len(self.names), "two blocks have one name"
+        for block in self.names:
+            size = self.capacity.block_size
+            assert all((block, offset) in self.kv for offset in range(size)), "not full"
+
+    def start_over(self) -> None:
+        """A new epoch: slots are forgotten, blocks stay as they are."""
+        self.tenants.clear()
+        self.decode_set.clear()
+        self.num_steps = 0
+
+    def inventory(self, hash_seed: bytes) -> Inventory | None:
+        """What a hello says of the blocks."""
+        if not self.names:
+            return None
+        return Inventory(hash_seed, token_column(list(self.names)), tuple(self.names.values()))
 
     def _mirror(self, plan: Plan) -> None:
         for slot in plan.retire.tolist():
