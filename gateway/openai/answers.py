@@ -117,8 +117,6 @@ class _Told(Part):
 
     token_ids: list[int] = _absent()
     """With `return_token_ids`: those of the answer, or of the chunk."""
-    prompt_token_ids: list[int] = _absent()
-    """With `return_token_ids`: those of the prompt."""
 
 
 class ChatChoice(_Told):
@@ -159,6 +157,8 @@ class ChatCompletion(_Answer):
     """As many as `n`."""
     usage: Usage
     """Of all."""
+    prompt_token_ids: list[int] = _absent()
+    """With `return_token_ids`: those of the prompt."""
     prompt_logprobs: PromptLogprobs = _absent()
     """With `prompt_logprobs`: for each token of the prompt but the first, logprobs by token id."""
 
@@ -225,6 +225,8 @@ class ChatCompletionChunk(_Answer):
     usage: Usage | None = _absent_or_null()
     """With `stream_options.include_usage`, in the last chunk; with `continuous_usage_stats`, in
     all."""
+    prompt_token_ids: list[int] = _absent()
+    """With `return_token_ids`: those of the prompt, in the first chunk of each answer."""
 
 
 class CompletionLogprobs(Part):
@@ -253,6 +255,8 @@ class CompletionChoice(_Told):
     """Why it ended; null in a chunk before it does."""
     stop_reason: StopReason = _absent_or_null()
     """The stop string or stop token that ended it, if one did."""
+    prompt_token_ids: list[int] = _absent()
+    """With `return_token_ids`: those of its prompt, in its first chunk."""
     prompt_logprobs: PromptLogprobs = _absent()
     """With `prompt_logprobs`: for each token of the prompt but the first, logprobs by token id."""
 

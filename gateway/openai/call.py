@@ -103,14 +103,19 @@ class Answer(ABC):
         for piece in map(self._shown, pieces):
             choice = self.choices[piece.index]
             chunk = self.chunk(choice, piece)
+            beside = "" if choice.opened else self.beside_first_chunk()
             choice.opened = choice.opened or chunk is not None
             choice.num_tokens += len(piece.token_ids)
             if piece.finish is not None:
                 choice.finish = piece.finish
             if chunk is not None:
                 usage = self._usage_so_far() if self.call.continuous_usage else self._usage_null
-                events.append(f'data: {self._opening},"choices":[{chunk}]{usage}}}\n\n')
+                events.append(f'data: {self._opening},"choices":[{chunk}]{usage}{beside}}}\n\n')
         return "".join(events).encode()
+
+    def beside_first_chunk(self) -> str:
+        """More fields of the event in which a choice begins, as JSON after a comma."""
+        return ""
 
     def closing_events(self) -> bytes:
         """The end of a stream that ended well."""

@@ -153,15 +153,21 @@ class ChatAnswer(Answer):
             extra = f',"logprobs":{compact(self._logprobs(piece.logprobs or ()))}'
         if call.wants_token_ids:
             extra += f',"token_ids":{compact(piece.token_ids)}'
-            if not choice.opened:
-                extra += f',"prompt_token_ids":{compact(self._prompt_token_ids())}'
         return (
             f'{{"index":{piece.index},"delta":{{{fields}}},{ending(piece.finish, reason)}{extra}}}'
         )
 
+    def beside_first_chunk(self) -> str:
+        """The prompt's tokens stand beside the choices: all have the same prompt."""
+        if not self.call.wants_token_ids:
+            return ""
+        return f',"prompt_token_ids":{compact(self._prompt_token_ids())}'
+
     def whole(self) -> dict[str, Any]:
-        """The prompt's logprobs stand beside the choices: all have the same prompt."""
+        """What is said of the prompt stands beside the choices."""
         whole = super().whole()
+        if self.call.wants_token_ids:
+            whole["prompt_token_ids"] = self._prompt_token_ids()
         count = self.call.num_prompt_logprobs
         if count is not None:
             rows = self.prompt_rows(0, self.choices[0].prompt_logprobs)
@@ -185,7 +191,6 @@ class ChatAnswer(Answer):
         }
         if self.call.wants_token_ids:
             whole["token_ids"] = choice.token_ids
-            whole["prompt_token_ids"] = self._prompt_token_ids()
         return whole
 
     def _prompt_token_ids(self) -> list[int]:

@@ -69,7 +69,8 @@ class History:
         for part in event["choices"]:
             choice = self.choices[part["index"]]
             choice.text += part.get("text") or part.get("delta", {}).get("content") or ""
-            choice.prompt_tokens += part.get("prompt_token_ids") or []
+            told = event.get("prompt_token_ids") or part.get("prompt_token_ids")
+            choice.prompt_tokens += told or []
             tokens = part.get("token_ids") or []
             if tokens:
                 choice.tokens += tokens

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from router.server import Router
+from tests.openai_spec import events
 from tests.router.fake_scheduler import FakeScheduler
 
 TEXT = "naïve 東京 🙂 <|im_end|>"
@@ -46,6 +47,21 @@ async def test_a_conversation_is_the_prompt_of_a_chat(
     shorter = (await http.post("/tokenize", json=open_end)).json()["tokens"]
     assert shorter == told["tokens"][: len(shorter)]
     assert len(shorter) < told["count"]
+
+
+async def test_a_chat_says_its_prompts_tokens_beside_its_choices(http: httpx.AsyncClient) -> None:
+    """Where vLLM says them: once, as all choices have the same prompt."""
+    prompt = (await http.post("/tokenize", json={"messages": HELLO})).json()["tokens"]
+    asked = {"messages": HELLO, "n": 2, "max_tokens": 3, "return_token_ids": True}
+    whole = (await http.post("/v1/chat/completions", json=asked)).json()
+    assert whole["prompt_token_ids"] == prompt
+    response = await http.post("/v1/chat/completions", json=asked | {"stream": True})
+    chunks = [event for _, event in events(response.text) if event != "[DONE]"]
+    for choice in whole["choices"]:
+        assert set(choice) & {"token_ids", "prompt_token_ids"} == {"token_ids"}
+        own = [chunk for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert [c.get("prompt_token_ids") for c in own] == [prompt] + [None] * (len(own) - 1)
+        assert [t for c in own for t in c["choices"][0]["token_ids"]] == choice["token_ids"]
 
 
 async def test_what_is_too_long_to_be_answered_is_tokenized(http: httpx.AsyncClient) -> None:
