@@ -198,6 +198,37 @@ DRAIN_TIMEOUT: Flag[float] = Flag(
     30.0,
 )
 
+# Scheduler, and whoever dials it.
+
+CLUSTER_TOKEN_FILE: Flag[str | None] = Flag(
+    "cluster_token_file",
+    "What scheduler, routers and workers know each other by: a token a line, any of them lets in, "
+    "the first is said. Or one in QUIRE_CLUSTER_TOKEN.",
+    "FILE",
+    readable_file,
+    None,
+    "none; a scheduler that other machines reach must have it, or certificates",
+)
+TLS_CERT: Flag[str | None] = Flag(
+    "tls_cert",
+    "This process's certificate, for mutual TLS between scheduler, routers and workers; PEM.",
+    "FILE",
+    readable_file,
+    None,
+    "none",
+)
+TLS_KEY: Flag[str | None] = Flag(
+    "tls_key", "The certificate's private key; PEM.", "FILE", readable_file, None, "none"
+)
+TLS_CA: Flag[str | None] = Flag(
+    "tls_ca",
+    "The authority whose certificates the other side must have; PEM.",
+    "FILE",
+    readable_file,
+    None,
+    "none",
+)
+
 # Scheduler.
 
 SCHEDULING_POLICY: Flag[Literal["fcfs", "priority"]] = Flag(

@@ -10,6 +10,7 @@ LAST_REMINDER_S = 600.0
 """Reminders come ever more seldom, but no more seldom than this."""
 
 _IN_PLAIN_WORDS = (
+    (("handshake", "CERTIFICATE"), "its certificate, or ours, is not accepted"),
     (("resolving", "resolution"), "no address goes by that name"),
     (("refused", "No such file"), "nobody listens there"),
     (("keepalive", "ping timeout", "timed out"), "it does not answer"),

@@ -12,6 +12,7 @@ import uvloop
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from gateway.limits import described_limits, parse_limits
 from protos import flags
+from protos.trust import Trust
 from router.cors import parse_cors
 from router.listeners import ConfigurationError
 from router.server import Settings, serve
@@ -24,6 +25,10 @@ def main(
     scheduler: Annotated[
         str, Option(help="Scheduler to dial: HOST:PORT or unix:/PATH.", metavar="ADDR")
     ] = "127.0.0.1:50051",
+    cluster_token_file: Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()] = None,
+    tls_cert: Annotated[str | None, flags.TLS_CERT.typer()] = None,
+    tls_key: Annotated[str | None, flags.TLS_KEY.typer()] = None,
+    tls_ca: Annotated[str | None, flags.TLS_CA.typer()] = None,
     served_model_name: Annotated[str | None, flags.SERVED_MODEL_NAME.typer()] = None,
     chat_template: Annotated[str | None, CHAT_TEMPLATE.typer()] = None,
     tool_call_parser: Annotated[str, TOOL_CALL_PARSER.typer()] = TOOL_CALL_PARSER.default,
@@ -106,6 +111,7 @@ def main(
         settings = Settings(
             model=model,
             scheduler=scheduler,
+            trust=Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca),
             served_model_name=served_model_name,
             chat_template=Path(chat_template) if chat_template else None,
             tool_call_parser=tool_call_parser,

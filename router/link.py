@@ -15,8 +15,10 @@ from typing import NoReturn
 
 import grpc
 
+from protos.channels import dial
 from protos.outage import Outage, plainly
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
+from protos.trust import NO_TRUST, Trust
 from router.messages import Listener, Submission
 from router.wait_limit import WaitLimit
 from router.wire import (
@@ -55,8 +57,11 @@ Call = grpc.aio.StreamStreamCall[scheduler_pb2.ConnectRequest, scheduler_pb2.Con
 class Link:
     """Holds the stream while `run` runs; implements `router.messages.Uplink`."""
 
-    def __init__(self, address: str, router_id: str, listener: Listener) -> None:
+    def __init__(
+        self, address: str, router_id: str, listener: Listener, trust: Trust = NO_TRUST
+    ) -> None:
         self._address = address
+        self._trust = trust
         self._router_id = router_id
         self._listener = listener
         self._outbox: asyncio.Queue[scheduler_pb2.ConnectRequest] | None = None
@@ -107,9 +112,9 @@ class Link:
 
     async def _session(self) -> None:
         """One stream, from dialling to its end."""
-        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+        async with dial(self._trust, self._address, _CHANNEL_OPTIONS) as channel:
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-            call: Call = stub.Connect()
+            call: Call = stub.Connect(metadata=self._trust.metadata)
             try:
                 async with asyncio.timeout(WELCOME_S):
                     await call.write(hello_message(self._router_id))

@@ -30,6 +30,7 @@ from gateway.errors import ModelError
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.model import Model, load_model
 from protos import flags
+from protos.trust import NO_TRUST, Trust
 from router.app import create_app
 from router.backend import Backend
 from router.background import BackgroundRuns
@@ -89,6 +90,8 @@ class Settings:
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
+    trust: Trust = NO_TRUST
+    """What the scheduler knows us by, and we it."""
     limits: RequestLimits = DEFAULT_LIMITS
     """What one request may ask for."""
     reuse_port: bool = False
@@ -155,7 +158,8 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
     except ModelError as error:
         raise ConfigurationError(str(error)) from error
     backend = create_backend(settings, model)
-    link = Link(settings.scheduler, f"{socket.gethostname()}-{os.getpid()}", backend.engine)
+    router_id = f"{socket.gethostname()}-{os.getpid()}"
+    link = Link(settings.scheduler, router_id, backend.engine, settings.trust)
     backend.engine.uplink = link
     with http_sockets(settings.addresses) as bound:
         grpc_server = create_server(backend, reuse_port=settings.reuse_port)

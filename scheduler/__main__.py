@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from protos import flags
+from protos.trust import Trust
 from scheduler.core.config import CoreConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -46,6 +47,10 @@ def main(
     max_crashes: Annotated[int, flags.MAX_CRASHES.typer()] = _CORE.max_crashes,
     step_timeout: Annotated[float, flags.STEP_TIMEOUT.typer()] = flags.STEP_TIMEOUT.default,
     drain_timeout: Annotated[float, flags.DRAIN_TIMEOUT.typer()] = flags.DRAIN_TIMEOUT.default,
+    cluster_token_file: Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()] = None,
+    tls_cert: Annotated[str | None, flags.TLS_CERT.typer()] = None,
+    tls_key: Annotated[str | None, flags.TLS_KEY.typer()] = None,
+    tls_ca: Annotated[str | None, flags.TLS_CA.typer()] = None,
     metrics_host: Annotated[str, flags.METRICS_HOST.typer()] = flags.METRICS_HOST.default,
     metrics_port: Annotated[
         int, flags.SCHEDULER_METRICS_PORT.typer()
@@ -81,6 +86,7 @@ def main(
                 max_crashes=max_crashes,
             ),
             step_timeout_s=step_timeout,
+            trust=Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca),
         )
     except ValueError as error:
         _refuse(error)

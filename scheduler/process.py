@@ -17,6 +17,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
+from protos.trust import Trust
 from scheduler.cell import Cell
 from scheduler.core.config import CoreConfig
 from scheduler.core.scheduler import Scheduler
@@ -40,13 +41,19 @@ class ProcessConfig:
     drain_timeout_s: float
     core: CoreConfig
     step_timeout_s: float
+    trust: Trust
+
+    def __post_init__(self) -> None:
+        """Raises FlagError for an address that strangers could dial."""
+        for address in self.listen:
+            self.trust.check_reach("--listen", address)
 
 
 async def run(config: ProcessConfig) -> None:
     """Serves until told to stop. Raises PortTaken when an address is not to be had."""
     stop = _stop_on_signals()
     cell = Cell(Scheduler(config.core), step_timeout_s=config.step_timeout_s)
-    server = GrpcServer(cell)
+    server = GrpcServer(cell, config.trust)
     addresses = [_listen(server, address) for address in config.listen]
     metrics = _serve_metrics(cell, config)
     await server.start()

@@ -14,7 +14,9 @@ from grpc_health.v1 import (
 )
 from grpc_reflection.v1alpha import reflection
 
+from protos import channels
 from protos.quire.v1 import scheduler_pb2, worker_pb2
+from protos.trust import NO_TRUST, Trust
 from scheduler.cell import Cell
 from scheduler.core.events import Refused
 from scheduler.replicas import Misfit, Rank
@@ -219,8 +221,11 @@ class PortTaken(Exception):
 class GrpcServer:
     """Both services, health and reflection, on every address given."""
 
-    def __init__(self, cell: Cell) -> None:
-        self._server = grpc.aio.server(options=_OPTIONS)
+    def __init__(self, cell: Cell, trust: Trust = NO_TRUST) -> None:
+        self._trust = trust
+        self._server = grpc.aio.server(
+            interceptors=channels.interceptors(self._trust), options=_OPTIONS
+        )
         self._server.add_generic_rpc_handlers(Services(cell).handlers())
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -233,7 +238,7 @@ class GrpcServer:
         Raises PortTaken.
         """
         try:
-            port = self._server.add_insecure_port(address)
+            port = channels.bind(self._trust, self._server, address)
         except RuntimeError as error:
             raise PortTaken(f"cannot listen on {address}: is another process there?") from error
         if address.startswith("unix:"):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from protos import flags
+from protos.trust import Trust
 
 _METRICS_PORTS = [flags.WORKER_METRICS_PORT.default]
 
@@ -22,6 +23,10 @@ def main(
     scheduler: Annotated[
         str, typer.Option(metavar="ADDR", help="Scheduler to dial: HOST:PORT or unix:PATH.")
     ] = "127.0.0.1:50051",
+    cluster_token_file: Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()] = None,
+    tls_cert: Annotated[str | None, flags.TLS_CERT.typer()] = None,
+    tls_key: Annotated[str | None, flags.TLS_KEY.typer()] = None,
+    tls_ca: Annotated[str | None, flags.TLS_CA.typer()] = None,
     served_model_name: Annotated[str | None, flags.SERVED_MODEL_NAME.typer()] = None,
     max_model_len: Annotated[int | None, flags.MAX_MODEL_LEN.typer()] = None,
     block_size: Annotated[int, flags.BLOCK_SIZE.typer()] = flags.BLOCK_SIZE.default,
@@ -79,6 +84,14 @@ def main(
         )
         raise typer.Exit(2)
 
+    trust = {
+        flags.CLUSTER_TOKEN_FILE.option: cluster_token_file,
+        flags.TLS_CERT.option: tls_cert,
+        flags.TLS_KEY.option: tls_key,
+        flags.TLS_CA.option: tls_ca,
+    }
+    Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)  # or raises
+    link_arguments = [word for option, path in trust.items() if path for word in (option, path)]
     logs.configure(place.role)
     num_threads = threads or max(1, usable_cores() // place.local_world_size)
     size_thread_pools(num_threads)  # before torch and numba load: they read it then, and only then
@@ -88,6 +101,7 @@ def main(
     options = Options(
         model=model,
         scheduler=scheduler,
+        link_arguments=link_arguments,
         served_model_name=served_model_name or model.resolve().name,
         max_model_len=max_model_len,
         block_size=block_size,

@@ -41,7 +41,11 @@ import grpc
 import grpc.aio
 import uvloop
 
+from protos import flags
+from protos.channels import dial
+from protos.flags import FlagError
 from protos.outage import Outage, plainly
+from protos.trust import Trust
 from worker import logs
 from worker.lockstep import Follower, Leader, Lockstep, Message
 from worker.pipe import END, HELLO, LOST, MARK, REFUSED, STUCK, AsyncPipe, PipeClosedError
@@ -95,6 +99,7 @@ class Link:
         scheduler: address to dial.
         siblings: to the links of the ranks that this one agrees with.
         leads: this is rank 0's.
+        trust: what the scheduler knows this worker by.
         patience_s: in which the executor answers that it has seen the end of a stream.
     """
 
@@ -105,9 +110,11 @@ class Link:
         siblings: Sequence[AsyncPipe],
         *,
         leads: bool,
+        trust: Trust,
         patience_s: float,
     ) -> None:
         self._pipe = pipe
+        self._trust = trust
         self._scheduler = scheduler
         self._siblings = siblings
         self._patience_s = patience_s
@@ -209,8 +216,8 @@ class Link:
     async def _attach(self) -> tuple[bool, str]:
         """One stream from hello to its end; returns whether it was welcome, and why it ended."""
         opens = True
-        async with grpc.aio.insecure_channel(self._scheduler, options=_CHANNEL_OPTIONS) as channel:
-            stream: _Stream = channel.stream_stream(ATTACH)()
+        async with dial(self._trust, self._scheduler, _CHANNEL_OPTIONS) as channel:
+            stream: _Stream = channel.stream_stream(ATTACH)(metadata=self._trust.metadata)
             try:
                 await stream.write(self._hello)
                 while isinstance(data := await stream.read(), bytes):
@@ -270,13 +277,20 @@ def _backoff() -> Iterator[float]:
 
 
 async def _serve(
-    fd: int, scheduler: str, sibling_fds: Sequence[int], *, leads: bool, patience_s: float
+    fd: int,
+    scheduler: str,
+    sibling_fds: Sequence[int],
+    *,
+    leads: bool,
+    trust: Trust,
+    patience_s: float,
 ) -> int:
     executor = os.getppid()
     pipe = await AsyncPipe.open(socket.socket(fileno=fd))
     siblings = [await AsyncPipe.open(socket.socket(fileno=sibling)) for sibling in sibling_fds]
     try:
-        await Link(pipe, scheduler, siblings, leads=leads, patience_s=patience_s).run()
+        link = Link(pipe, scheduler, siblings, leads=leads, trust=trust, patience_s=patience_s)
+        await link.run()
     except PipeClosedError:
         return 0
     except RefusedError as error:
@@ -329,6 +343,8 @@ def main() -> int:
     role.add_argument(
         "--follower-fd", type=int, action="append", default=[], help="a socket to another rank's"
     )
+    for flag in (flags.CLUSTER_TOKEN_FILE, flags.TLS_CERT, flags.TLS_KEY, flags.TLS_CA):
+        parser.add_argument(flag.option, help=flag.says)
     arguments = parser.parse_args()
     logs.configure(f"{arguments.role}-link")
     # The executor decides when to leave; the end of the socketpair tells this process.
@@ -336,8 +352,23 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     leads = arguments.leader_fd is None
     siblings = arguments.follower_fd if leads else [arguments.leader_fd]
+    try:
+        trust = Trust.read(
+            token_file=arguments.cluster_token_file,
+            cert=arguments.tls_cert,
+            key=arguments.tls_key,
+            ca=arguments.tls_ca,
+        )
+    except FlagError as error:  # the file has changed since the executor looked
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
     serving = _serve(
-        arguments.fd, arguments.scheduler, siblings, leads=leads, patience_s=arguments.patience_s
+        arguments.fd,
+        arguments.scheduler,
+        siblings,
+        leads=leads,
+        trust=trust,
+        patience_s=arguments.patience_s,
     )
     exit_code: int = uvloop.run(serving)
     return exit_code

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -71,6 +71,8 @@ class Options:
     metrics_port: int
     pooling: str | None = None
     """last, mean or cls."""
+    link_arguments: Sequence[str] = ()
+    """What the transport process is told of whom to trust."""
     place: Place = SOLE
     """Among the ranks of the replica."""
 
@@ -334,7 +336,7 @@ def _start_link(
     python = [sys.executable, *(["-P"] if sys.flags.safe_path else [])]
     command = [*python, "-m", "worker.link", "--scheduler", options.scheduler]
     command += ["--role", options.place.role, "--patience-s", str(patience_s)]
-    command += ["--fd", str(fds[0])]
+    command += ["--fd", str(fds[0]), *options.link_arguments]
     for fd in fds[1:]:
         command += [sibling, str(fd)]
     child = subprocess.Popen(

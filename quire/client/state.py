@@ -4,18 +4,28 @@ from typing import Any
 
 import grpc
 
+from protos.channels import dial
 from protos.outage import plainly
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
+from protos.trust import Trust
 from quire.client.wire import CHANNEL_OPTIONS
 from quire.errors import RequestFailed
 
 
-async def fetch_state(target: str, timeout_s: float = 5.0) -> dict[str, Any]:
-    """The scheduler's totals as plain data, for people and `--json`. Raises RequestFailed."""
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+async def fetch_state(
+    target: str, timeout_s: float = 5.0, trust: Trust | None = None
+) -> dict[str, Any]:
+    """The scheduler's totals as plain data, for people and `--json`. Raises RequestFailed.
+
+    `trust` is what the scheduler knows its callers by; None: the token in the environment, if any.
+    """
+    trust = trust or Trust.read()
+    async with dial(trust, target, CHANNEL_OPTIONS) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         try:
-            state = await stub.GetState(scheduler_pb2.GetStateRequest(), timeout=timeout_s)
+            state = await stub.GetState(
+                scheduler_pb2.GetStateRequest(), timeout=timeout_s, metadata=trust.metadata
+            )
         except grpc.aio.AioRpcError as error:
             reason = plainly(error.code().name, error.details())
             raise RequestFailed(f"no state of the scheduler at {target}: {reason}") from error

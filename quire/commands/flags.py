@@ -136,6 +136,11 @@ AllowCredentials = Annotated[
 ]
 DrainTimeout = Annotated[float, flags.DRAIN_TIMEOUT.typer()]
 
+ClusterTokenFile = Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()]
+TlsCert = Annotated[str | None, flags.TLS_CERT.typer()]
+TlsKey = Annotated[str | None, flags.TLS_KEY.typer()]
+TlsCa = Annotated[str | None, flags.TLS_CA.typer()]
+
 UrlFlag = Annotated[
     str | None, typer.Option(metavar="URL", help="A running server, like http://127.0.0.1:8000.")
 ]

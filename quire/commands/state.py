@@ -18,6 +18,10 @@ def state(
         str | None,
         typer.Option(help="A scheduler, like 127.0.0.1:50051; else that of the running stack."),
     ] = None,
+    cluster_token_file: flags.ClusterTokenFile = None,
+    tls_cert: flags.TlsCert = None,
+    tls_key: flags.TlsKey = None,
+    tls_ca: flags.TlsCa = None,
     as_json: flags.JsonFlag = False,
 ) -> None:
     """Show a scheduler's totals: KV blocks, running, waiting, per replica.
@@ -27,9 +31,11 @@ def state(
     quire state
     quire state --address 127.0.0.1:50051 --json
     """
+    from protos.trust import Trust
     from quire.client.state import fetch_state
 
-    totals = asyncio.run(fetch_state(address or _only_scheduler()))
+    trust = Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)
+    totals = asyncio.run(fetch_state(address or _only_scheduler(), trust=trust))
     if as_json:
         typer.echo(json.dumps(totals, indent=2))
     else:

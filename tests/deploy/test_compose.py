@@ -83,6 +83,12 @@ def test_prometheus_has_the_key_that_the_routers_metrics_ask_for(
     assert keys["router"] == {"credentials_file": mounted["target"]}
 
 
+def test_who_dials_the_scheduler_has_its_token_and_it_must_be_set(services: Services) -> None:
+    for name in ("scheduler", "worker", "worker-gpu", "router"):
+        said = services[name]["environment"]["QUIRE_CLUSTER_TOKEN"]
+        assert said.startswith("${QUIRE_CLUSTER_TOKEN:?"), name
+
+
 def test_workers_and_routers_dial_the_scheduler_once_it_is_healthy(services: Services) -> None:
     for name in ("worker", "worker-gpu", "router"):
         service = services[name]
