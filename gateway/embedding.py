@@ -28,6 +28,8 @@ class EmbeddingOptions:
     """-1: as many as the model takes."""
     priority: int | None = None
     cache_salt: str | None = None
+    timeout: float | None = None
+    timeout_field: str = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ def embedding_call(
             input_field=input_field,
             priority=options.priority,
             cache_salt=options.cache_salt,
+            timeout=options.timeout,
+            timeout_field=options.timeout_field,
         )
         for each in inputs
     )
@@ -97,6 +101,8 @@ def vector_request(
     input_field: str = "input",
     priority: int | None = None,
     cache_salt: str | None = None,
+    timeout: float | None = None,
+    timeout_field: str = "timeout",
 ) -> GenerateRequest:
     """The request of one vector. Raises RequestError."""
     if len(token_ids) > max_model_len:
@@ -115,6 +121,8 @@ def vector_request(
             ignore_eos=True,
             priority=priority,
             cache_salt=cache_salt,
+            timeout=timeout,
+            timeout_field=timeout_field,
         ),
         max_model_len + 1,
         dice=random.Random(),

@@ -39,6 +39,8 @@ class Fault(Enum):
     """Too much in flight: retry later."""
     UNAVAILABLE = auto()
     """Nobody serves just now (no worker, draining): retry later."""
+    TIMED_OUT = auto()
+    """It was not complete when the time that the client gave it was over."""
     SLOW_READER = auto()
     """The client did not read what it asked for."""
     CLIENT_GONE = auto()

@@ -27,6 +27,8 @@ class FinishReason(Enum):
     LENGTH = "length"
     ABORT = "abort"
     """It was ended early; a client never reads it: it left, or gets an error."""
+    TIMEOUT = "timeout"
+    """Its time was over before it was complete; the client gets an error."""
     ERROR = "error"
     """It could not be finished; the client gets an error instead."""
 

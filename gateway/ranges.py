@@ -11,6 +11,8 @@ from gateway.errors import invalid, quote
 from gateway.limits import RequestLimits
 
 MAX_UINT64 = (1 << 64) - 1
+MAX_TIMEOUT_S = 86_400
+"""A day: who waits longer does not wait."""
 _MAX_INT32 = (1 << 31) - 1
 
 
@@ -65,6 +67,7 @@ RANGES: Mapping[str, Range] = {
     "dimensions": Range(low=1),
     "thinking_token_budget": Range(low=1),
     "max_tool_calls": Range(low=0),
+    "timeout": Range(above=0, high=MAX_TIMEOUT_S),
 }
 
 COUNTS: Mapping[str, Count] = {

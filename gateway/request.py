@@ -89,9 +89,11 @@ class GenerateRequest:
     priority: int
     cache_salt: str
     field_names: Mapping[str, str]
-    """What the client calls its prompt, max_tokens, logprobs and those of the prompt."""
+    """What the client calls its prompt, max_tokens, logprobs, those of the prompt and timeout."""
     beams: BeamOptions | None = None
     """None: samples are drawn. Else the `n` best beams are the answers."""
+    timeout_s: float | None = None
+    """From its arrival to its end, at most; None: as long as it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,8 @@ class Options:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] = ()
     """Tokenized by whoever has the tokenizer."""
+    timeout: float | None = None
+    timeout_field: str = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,7 @@ def build_request(
     """
     for name in ("n", "seed", "priority"):
         check_known_range(name, getattr(options, name), limits.client)
+    check_known_range("timeout", options.timeout, limits.client, said_as=options.timeout_field)
     prompt_token_ids = _truncated(prompt_token_ids, options, limits)
     max_tokens = _max_tokens(len(prompt_token_ids), options, limits, prompt_field)
     _check_stop(options, limits)
@@ -207,8 +212,10 @@ def build_request(
             "max_tokens": options.max_tokens_field,
             "logprobs": options.logprobs_field,
             "prompt_logprobs": options.prompt_logprobs_field,
+            "timeout": options.timeout_field,
         },
         beams=options.beams,
+        timeout_s=options.timeout,
     )
 
 

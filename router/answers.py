@@ -24,6 +24,7 @@ from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
 from router.backend import Backend
 from router.beam_search import BeamGeneration, beam_search
+from router.caller import NOBODY, http_caller
 from router.events import EVENT_HEADERS
 from router.generation import SEND_S, Generation
 from router.http_protocol import HANG_UP
@@ -72,6 +73,7 @@ class GenerationResponse(Response):
         self._parse = parse
         self._make_answer = make_answer
         self._arrived_at = arrived_at
+        self._caller = NOBODY
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +81,7 @@ class GenerationResponse(Response):
         backend = self._backend
         request = Request(scope, receive)
         try:
+            self._caller = http_caller(scope)
             # What would be refused now is refused before its body is read; and a body that comes
             # slowly holds no permit of those that are answered.
             backend.permits.check()
@@ -106,11 +109,11 @@ class GenerationResponse(Response):
         engine = self._backend.engine
         answer = self._make_answer(call, self._backend.model.tokenizer)
         if call.requests[0].beams is not None:
-            with beam_search(engine, call.requests, self._arrived_at) as search:
+            with beam_search(engine, call.requests, self._arrived_at, self._caller) as search:
                 async with watch(receive, search):
                     await _whole(answer, search, send)
             return
-        with engine.generate(call.requests, self._arrived_at) as generation:
+        with engine.generate(call.requests, self._arrived_at, self._caller) as generation:
             async with watch(receive, generation):
                 if call.streams:
                     await _stream(answer, generation, scope, send)

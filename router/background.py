@@ -21,6 +21,7 @@ from gateway.openai.response_answer import ResponsesAnswer
 from gateway.openai.responses import ResponseCall, StoredResponse
 from gateway.output import Piece
 from gateway.tokenizer import Tokenizer
+from router.caller import Caller
 from router.engine import Engine
 from router.generation import Generation
 from router.response_store import ResponseStore
@@ -150,12 +151,17 @@ class BackgroundRuns:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(
-        self, call: ResponseCall, tokenizer: Tokenizer, arrived_at: float, permit: ExitStack
+        self,
+        call: ResponseCall,
+        tokenizer: Tokenizer,
+        arrived_at: float,
+        caller: Caller,
+        permit: ExitStack,
     ) -> BackgroundRun:
         """Returns at once; what `permit` holds is held until it has ended. Raises RequestError if
         nobody can serve it now."""
         self._room.check()
-        generation = permit.enter_context(self._engine.generate(call.requests, arrived_at))
+        generation = permit.enter_context(self._engine.generate(call.requests, arrived_at, caller))
         held = permit.pop_all()
         run = BackgroundRun(call, tokenizer, generation, self._room)
         self._runs[call.response_id] = run

@@ -24,6 +24,7 @@ from gateway.beams import BeamOptions
 from gateway.errors import Fault, RequestError
 from gateway.output import Finish, FinishReason, Piece, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
+from router.caller import NOBODY, Caller
 from router.engine import RETRY_S, Engine
 from router.generation import Generation
 
@@ -93,11 +94,16 @@ class BeamGeneration:
     """The answers of a call, found by search; stands where a `Generation` does."""
 
     def __init__(
-        self, engine: Engine, requests: Sequence[GenerateRequest], arrived_at: float
+        self,
+        engine: Engine,
+        requests: Sequence[GenerateRequest],
+        arrived_at: float,
+        caller: Caller = NOBODY,
     ) -> None:
         self._engine = engine
         self._requests = requests
         self._arrived_at = arrived_at
+        self._caller = caller
         self._num_accepted = 0
         self._num_found = 0
         self._step: Generation | None = None
@@ -171,7 +177,7 @@ class BeamGeneration:
         if self._error is not None:
             raise self._error
         # To the scheduler a request like any other; to our metrics a part of one.
-        with self._engine.generate(requests, time.monotonic(), counted=False) as step:
+        with self._engine.generate(requests, self._arrived_at, self._caller, counted=False) as step:
             self._step = step
             try:
                 pieces = [piece async for piece in step.wholes()]
@@ -202,11 +208,14 @@ class BeamGeneration:
 
 @contextmanager
 def beam_search(
-    engine: Engine, requests: Sequence[GenerateRequest], arrived_at: float
+    engine: Engine,
+    requests: Sequence[GenerateRequest],
+    arrived_at: float,
+    caller: Caller = NOBODY,
 ) -> Iterator[BeamGeneration]:
     """Starts a search; leaving the context ends it. Raises RequestError: nobody can serve it."""
     engine.check_available()
-    search = BeamGeneration(engine, requests, arrived_at)
+    search = BeamGeneration(engine, requests, arrived_at, caller)
     try:
         yield search
     finally:

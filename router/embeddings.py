@@ -8,6 +8,7 @@ from gateway.errors import Fault, RequestError
 from gateway.openai.embeddings import embeddings_body, parse_embeddings
 from router.answers import send_json, watch
 from router.backend import Backend
+from router.caller import Caller, http_caller
 from router.generation import Generation
 
 
@@ -24,19 +25,22 @@ class EmbeddingsResponse(Response):
         backend = self._backend
         request = Request(scope, receive)
         try:
+            caller = http_caller(scope)
             # What would be refused now is refused before its body is read.
             backend.permits.check()
             backend.engine.check_embeds()
             content = await backend.read_body(request)
             with backend.permits.permit():
-                body = await self._answer(content, scope, receive)
+                body = await self._answer(content, caller, scope, receive)
         except RequestError as error:
             if error.fault is not Fault.CLIENT_GONE:
                 raise
             return
         await send_json(body, send)
 
-    async def _answer(self, content: bytes, scope: Scope, receive: Receive) -> bytes:
+    async def _answer(
+        self, content: bytes, caller: Caller, scope: Scope, receive: Receive
+    ) -> bytes:
         backend = self._backend
         served = backend.engine.check_embeds()
         call, encoding = await backend.in_thread(
@@ -48,7 +52,7 @@ class EmbeddingsResponse(Response):
             scope["state"]["request_id"],
         )
         scope["state"]["request_id"] = call.request_id
-        with backend.engine.generate(call.requests, self._arrived_at) as generation:
+        with backend.engine.generate(call.requests, self._arrived_at, caller) as generation:
             async with watch(receive, generation):
                 vectors, num_cached = await gather_vectors(generation)
         return await backend.in_thread(embeddings_body, call, encoding, vectors, sum(num_cached))

@@ -14,12 +14,14 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 
 from gateway.errors import Fault, RequestError, invalid, quote
 from gateway.model import Model
 from gateway.output import FinishReason, PromptLogprobs, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
+from router.caller import NOBODY, Caller
 from router.cell import Cell, unavailable
 from router.generation import Generation, PromptScores, Sample
 from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
@@ -30,6 +32,9 @@ MAX_UNREAD_TOKENS = 4096
 """A sequence this far ahead of its reader is ended."""
 RETRY_S = 0.25
 """Between two attempts to submit anew what an overloaded scheduler refused."""
+ALARM_S = 0.25
+"""For so long after a deadline the scheduler, which ends what has passed it, may say so first."""
+LEAST_TIMEOUT_S = 0.001
 
 _SEQUENCE_IDS = 1 << 32
 _GRAVEST_FIRST = tuple(reversed(FinishReason))
@@ -57,6 +62,11 @@ class Engine:
         self._next_id = 1
         self._patience: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Sequences in flight."""
+        return len(self._samples)
 
     @property
     def patience_s(self) -> float:
@@ -100,6 +110,7 @@ class Engine:
         self,
         requests: Sequence[GenerateRequest],
         arrived_at: float,
+        caller: Caller = NOBODY,
         *,
         counted: bool = True,
         probe: bool = False,
@@ -111,16 +122,26 @@ class Engine:
         Args:
             requests: of one call.
             arrived_at: when it came, on the monotonic clock.
+            caller: who asks, and how long they wait.
             counted: whether it is a request of a client in our metrics.
             probe: whether it asks on the router's own behalf, and is one in nobody's metrics.
 
-        Raises RequestError when nobody can serve it now.
+        Raises RequestError when nobody can serve it now, or its time is over.
         """
         if self.over is not None:
             raise self.over
         self.cell.check_accepts()
         is_here = self.cell.is_available
-        generation = Generation(arrived_at, counted=counted and not probe, probe=probe)
+        deadline = caller.deadline(requests, arrived_at)
+        if deadline is not None and deadline.left_s() <= 0:
+            raise deadline.passed(has_begun=False)
+        generation = Generation(
+            arrived_at,
+            counted=counted and not probe,
+            probe=probe,
+            tenant=caller.tenant,
+            deadline=deadline,
+        )
         samples: list[Sample] = []
         for request in requests:
             first = self._unused_ids(request.n)
@@ -136,8 +157,12 @@ class Engine:
                 self._samples[sample.sequence_id] = sample
                 sample.submitted = is_here
             if is_here:
-                self.uplink.submit(Submission(first, request, 0, request.n, (), probe=probe))
+                self._submit(generation, Submission(first, request, 0, request.n, ()))
         generation.open(samples, self._stopped)
+        if deadline is not None:
+            generation.alarm = asyncio.get_running_loop().call_later(
+                deadline.left_s() + ALARM_S, self._time_out, generation
+            )
         if not is_here:
             self._mind_patience()
         try:
@@ -260,10 +285,19 @@ class Engine:
         if finished.reason is FinishReason.ERROR:
             message = finished.message or "the server could not finish the request"
             self._fail(sample.generation, RequestError(Fault.INTERNAL, message))
+        elif finished.reason is FinishReason.TIMEOUT:
+            self._fail(sample.generation, _timed_out(sample.generation))
         elif finished.reason is FinishReason.ABORT:
             self._fail(sample.generation, unavailable(_ENDED_BY_SERVER))
         else:
             sample.generation.heard(sample)
+
+    def _time_out(self, generation: Generation) -> None:
+        """Nobody has ended in time what is open: it waits for a worker, or for the scheduler."""
+        for sample in generation.samples:
+            if sample.sequence_id in self._samples:
+                sample.finished = Finished(FinishReason.TIMEOUT)
+        self._fail(generation, _timed_out(generation))
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
         self._abort(generation)
@@ -271,6 +305,8 @@ class Engine:
 
     def _close(self, generation: Generation) -> None:
         """The consumer is gone, or has all it wanted."""
+        if generation.alarm is not None:
+            generation.alarm.cancel()
         self._abort(generation)
         if generation.counted:
             self._count_requests(generation)
@@ -301,17 +337,21 @@ class Engine:
             score_from = len(request.prompt_token_ids)
             if sample.scores is not None and number == 0:
                 score_from = sample.scores.next_token
-            self.uplink.submit(
+            self._submit(
+                sample.generation,
                 Submission(
-                    sequence_id,
-                    request,
-                    number,
-                    1,
-                    sample.tokens,
-                    score_from,
-                    probe=sample.generation.probe,
-                )
+                    sequence_id, request, number, 1, sample.tokens, score_from, resubmitted=True
+                ),
             )
+
+    def _submit(self, generation: Generation, submission: Submission) -> None:
+        """On its caller's behalf, with what is left of its time."""
+        left_s = 0.0
+        if generation.deadline is not None:
+            left_s = max(LEAST_TIMEOUT_S, generation.deadline.left_s())
+        self.uplink.submit(
+            replace(submission, probe=generation.probe, tenant=generation.tenant, timeout_s=left_s)
+        )
 
     def _retry_now(self) -> None:
         self._retry = None
@@ -399,6 +439,12 @@ def _lacks_scores(sample: Sample, finished: Finished) -> bool:
     if sample.scores is None or sample.number > 0:
         return False
     return ended_well and not sample.scores.is_complete
+
+
+def _timed_out(generation: Generation) -> RequestError:
+    if generation.deadline is None:
+        return RequestError(Fault.TIMED_OUT, "the request took longer than the server gives it")
+    return generation.deadline.passed(has_begun=generation.has_begun)
 
 
 def _too_slow() -> RequestError:

@@ -22,6 +22,7 @@ from gateway.output import (
     joined,
 )
 from gateway.request import GenerateRequest
+from router.caller import Deadline
 from router.messages import Finished
 
 SEND_S = 60.0
@@ -113,10 +114,22 @@ class Sample:
 class Generation:
     """The pieces of one call, in order of arrival; made and ended by `Engine.generate`."""
 
-    def __init__(self, arrived_at: float, *, counted: bool, probe: bool = False) -> None:
+    def __init__(
+        self,
+        arrived_at: float,
+        *,
+        counted: bool,
+        probe: bool = False,
+        tenant: str = "",
+        deadline: Deadline | None = None,
+    ) -> None:
         """`arrived_at` is when the call reached us; `counted` if it is one in our metrics, `probe`
         if it is our own question, which counts nowhere."""
         self.arrived_at = arrived_at
+        self.tenant = tenant
+        self.deadline = deadline
+        self.alarm: asyncio.TimerHandle | None = None
+        """Goes off when the deadline has passed and nobody has said so."""
         self.counted = counted
         self.probe = probe
         self.samples: Sequence[Sample] = ()
@@ -129,6 +142,11 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._is_quiet = True
         """Nothing has arrived since the consumer was last nudged."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any token is here."""
+        return any(sample.tokens for sample in self.samples)
 
     def open(self, samples: Sequence[Sample], on_stop: Callable[[Sample, int], None]) -> None:
         """Takes its sequences, once."""

@@ -15,7 +15,7 @@ class Finished:
     reason: FinishReason
     num_cached_tokens: int = 0
     message: str = ""
-    """For ERROR: what happened, fit for a client."""
+    """For ERROR and TIMEOUT: what happened, fit for a client."""
     vector: bytes = b""
     """The prompt's, as little-endian float32, if it was wanted."""
 
@@ -29,6 +29,8 @@ class Refusal:
     """Of Submit; empty if none is at fault."""
     retry: bool
     """It may be accepted later."""
+    retry_after_s: float = 0.0
+    """How much later; 0: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class ReplicaStatus:
     """Since it attached."""
     num_vectors: int = 0
     """Since it attached."""
+    num_steps: int = 0
+    """Since it attached."""
 
     @property
     def is_proven(self) -> bool:
@@ -97,6 +101,12 @@ class Submission:
     """Where its prompt's logprobs are asked for: the first token whose are not here yet."""
     probe: bool = False
     """No client asked for it: no metric counts it."""
+    tenant: str = ""
+    """On whose behalf."""
+    timeout_s: float = 0.0
+    """In which it must have ended; 0: no limit."""
+    resubmitted: bool = False
+    """It was accepted before: it is not refused for load."""
 
 
 class Uplink(Protocol):

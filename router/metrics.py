@@ -109,7 +109,7 @@ class Metrics(Collector):
         finished = CounterMetricFamily(
             "vllm:request_success",
             "Requests that ended (each prompt of a call is one); the reason, among several "
-            "samples, is the first of error, abort, length, stop that any has.",
+            "samples, is the first of error, timeout, abort, length, stop that any has.",
             labels=["model_name", "finished_reason"],
         )
         for reason, count in self.finished.items():

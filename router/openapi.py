@@ -13,6 +13,8 @@ from gateway.errors import Fault
 from gateway.model import Model
 from gateway.openai.answers import MAY_BE_NULL
 from gateway.openai.errors import ERROR_KINDS
+from gateway.ranges import MAX_TIMEOUT_S
+from router.caller import TENANT, TENANT_PATTERN, TIMEOUT
 from router.endpoints import Endpoint
 from router.middleware import BROWSER_PATHS, OPEN_PATHS
 from router.request_schemas import completed
@@ -24,7 +26,7 @@ _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 _REF = "#/components/schemas/{model}"
 
 _OF_PATHS = {
-    "/ready": (Fault.UNAVAILABLE,),
+    "/ready": (Fault.UNAVAILABLE, Fault.UNAUTHENTICATED),
     "/v1/models/{name:path}": (Fault.UNKNOWN_MODEL,),
     "/v1/responses/{response_id}": (Fault.UNKNOWN_RESPONSE,),
     "/v1/responses/{response_id}/input_items": (Fault.UNKNOWN_RESPONSE,),
@@ -38,6 +40,21 @@ _OF_BODIES = (
     Fault.WRONG_CONTENT_TYPE,
     Fault.OVERLOADED,
     Fault.UNAVAILABLE,
+)
+_HEADERS = (
+    # of what is computed
+    {
+        "name": TIMEOUT,
+        "description": "Seconds after which the answer must be complete, like the field `timeout`; "
+        "the sooner counts.",
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
+    },
+    {
+        "name": TENANT,
+        "description": "On whose behalf: tenants get even shares of what is computed. Where a key "
+        "is asked for, its name is the tenant.",
+        "schema": {"type": "string", "pattern": f"^{TENANT_PATTERN}$"},
+    },
 )
 _MEANINGS = {
     # what else a status says than its code
@@ -205,6 +222,8 @@ def _operation(endpoint: Endpoint, names: dict[type[BaseModel], str]) -> dict[st
         {"name": each.name, "in": "query", "description": each.meaning, "schema": each.schema}
         for each in endpoint.query
     ]
+    if _has_time(endpoint):
+        parameters += [{"in": "header", **header} for header in _HEADERS]
     operation: dict[str, Any] = {
         "operationId": endpoint.handler.__name__.strip("_"),
         "summary": endpoint.summary,
@@ -220,6 +239,11 @@ def _operation(endpoint: Endpoint, names: dict[type[BaseModel], str]) -> dict[st
             "content": {"application/json": {"schema": schema}},
         }
     return operation
+
+
+def _has_time(endpoint: Endpoint) -> bool:
+    """Whether something is computed that clients wait for, and others for them."""
+    return any("timeout" in body.model_fields for body in endpoint.body)
 
 
 def _ref(name: str) -> Schema:
@@ -244,6 +268,8 @@ def _errors(endpoint: Endpoint) -> dict[str, Any]:
         faults.add(Fault.INVALID)
     if endpoint.body:
         faults.update(_OF_BODIES)
+    if _has_time(endpoint):
+        faults.add(Fault.TIMED_OUT)
     name = "AnthropicError" if endpoint.path.startswith(ANTHROPIC_PATH) else "Error"
     content = {"application/json": {"schema": _ref(name)}}
     told = {}

@@ -4,6 +4,7 @@ A refusal names fields of Submit. The client knows none of them: it said them in
 its prompt was not even tokens.
 """
 
+import math
 import re
 
 from gateway.errors import Fault, RequestError
@@ -32,5 +33,6 @@ def refusal_error(refusal: Refusal, request: GenerateRequest) -> RequestError:
 
     message = _FIELD.sub(rename, refusal.message)
     if refusal.retry:
-        return RequestError(Fault.OVERLOADED, message, retry_after_s=1)
+        retry_after_s = max(1, math.ceil(refusal.retry_after_s))
+        return RequestError(Fault.OVERLOADED, message, retry_after_s=retry_after_s)
     return RequestError(Fault.INVALID, message, field=_FIELD.sub(rename, refusal.field) or None)

@@ -32,11 +32,11 @@ async def create_response(request: Request) -> Response:
 async def retrieve_response(request: Request) -> Response:
     """GET /v1/responses/{id}: as it is now, or its events."""
     backend, response_id = _backend(request), request.path_params["response_id"]
-    query = _query(request, ("stream", "starting_after", "include_obfuscation"))
+    query = query_of(request, ("stream", "starting_after", "include_obfuscation"))
     run = backend.background.find(response_id)
     stored = None if run is not None else backend.responses.find(response_id)
-    streams = _flag(query, "stream")
-    if _flag(query, "include_obfuscation"):
+    streams = flag_of(query, "stream")
+    if flag_of(query, "include_obfuscation"):
         raise invalid("include_obfuscation", "include_obfuscation is true; no event is obfuscated")
     after = _number(query, "starting_after", -1, 0, None)
     if not streams:
@@ -73,7 +73,7 @@ async def cancel_response(request: Request) -> Response:
 async def list_input_items(request: Request) -> Response:
     """GET /v1/responses/{id}/input_items."""
     backend, response_id = _backend(request), request.path_params["response_id"]
-    query = _query(request, ("limit", "order", "after"))
+    query = query_of(request, ("limit", "order", "after"))
     limit = _number(query, "limit", _LISTED, 1, MAX_LISTED)
     order = query.get("order", "desc")
     if order not in _ORDERS:
@@ -115,7 +115,8 @@ class _ResponsesResponse(GenerationResponse):
         if not call.in_background:
             await super().respond(call, permit, scope, receive, send)
             return
-        run = self._runs.start(call, self._backend.model.tokenizer, self._arrived_at, permit)
+        tokenizer = self._backend.model.tokenizer
+        run = self._runs.start(call, tokenizer, self._arrived_at, self._caller, permit)
         if call.streams:
             await send_events(run, 0, scope, receive, send)
         else:
@@ -139,7 +140,7 @@ class _EventsResponse(Response):
         await send_events(self._log, self._first, scope, receive, send)
 
 
-def _query(request: Request, known: tuple[str, ...]) -> Mapping[str, str]:
+def query_of(request: Request, known: tuple[str, ...]) -> Mapping[str, str]:
     """The parameters of the address. Raises RequestError: there are others."""
     for name in request.query_params:
         if name not in known:
@@ -149,8 +150,9 @@ def _query(request: Request, known: tuple[str, ...]) -> Mapping[str, str]:
     return request.query_params
 
 
-def _flag(query: Mapping[str, str], name: str) -> bool:
-    said = query.get(name, "false")
+def flag_of(query: Mapping[str, str], name: str) -> bool:
+    """Whether a parameter is true; named without a value it is. Raises RequestError."""
+    said = query.get(name, "false") or "true"
     if said not in ("true", "false"):
         raise invalid(name, f"{name} is {quote(said)}; it must be true or false")
     return said == "true"

@@ -26,6 +26,7 @@ from gateway.wire import (
 )
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
+from router.caller import Caller, grpc_caller
 from router.embeddings import gather_vectors
 from router.generation import SEND_S, Generation
 from router.wait_limit import WaitLimit
@@ -68,6 +69,7 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.CLIENT_GONE: grpc.StatusCode.CANCELLED,
     Fault.INTERNAL: grpc.StatusCode.INTERNAL,
     Fault.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Fault.TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
 _SERVER_OPTIONS = (
@@ -95,13 +97,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         backend = self._backend
         arrived_at = time.monotonic()
         async with self._answering(context):
+            caller = self._caller(context)
             with backend.permits.permit():
                 max_model_len = backend.engine.check_available()
                 request_id, dice = secrets.token_hex(12), backend.dice_of_call()
                 call = await backend.in_thread(
                     parse_generate, request, backend.model, max_model_len, request_id, dice
                 )
-                with backend.engine.generate([call.request], arrived_at) as generation:
+                requests = (call.request,)
+                with backend.engine.generate(requests, arrived_at, caller) as generation:
                     pieces = generation.wholes() if request.whole else _each(generation)
                     await _write_pieces(context, pieces, PieceWriter(call))
 
@@ -112,6 +116,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         backend = self._backend
         arrived_at = time.monotonic()
         async with self._answering(context):
+            caller = self._caller(context)
             with backend.permits.permit():
                 served = backend.engine.check_embeds()
                 call = await backend.in_thread(
@@ -122,7 +127,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     served.embedding_dim,
                     secrets.token_hex(12),
                 )
-                with backend.engine.generate(call.requests, arrived_at) as generation:
+                with backend.engine.generate(call.requests, arrived_at, caller) as generation:
                     vectors, num_cached = await gather_vectors(generation)
                 return await backend.in_thread(embed_response, call, vectors, num_cached)
 
@@ -173,6 +178,12 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         except Exception:  # gRPC would tell the client what it is
             _log.exception("a call failed for a reason that is a defect of the router's")
             await _abort(context, RequestError(Fault.INTERNAL, "the server failed"))
+
+    def _caller(self, context: Context) -> Caller:
+        """Who calls. Raises RequestError."""
+        return grpc_caller(
+            dict(context.invocation_metadata() or ()), context.time_remaining(), None
+        )
 
     def _check_key(self, context: Context) -> None:
         if self._backend.api_key is not None:

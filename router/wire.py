@@ -21,6 +21,7 @@ _REASONS: Mapping[int, FinishReason] = {
     sampling_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     sampling_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     sampling_pb2.FINISH_REASON_ABORT: FinishReason.ABORT,
+    sampling_pb2.FINISH_REASON_TIMEOUT: FinishReason.TIMEOUT,
 }
 
 
@@ -75,6 +76,9 @@ def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
             request_id=request.request_id,
             probe=submission.probe,
             score_from=0 if sampling.num_prompt_logprobs is None else submission.score_from,
+            tenant=submission.tenant,
+            deadline_s=submission.timeout_s,
+            resubmitted=submission.resubmitted,
         )
     )
 
@@ -154,7 +158,7 @@ def sequence_finished(message: scheduler_pb2.Finished) -> Finished:
 def refusal_of(message: scheduler_pb2.Refusal) -> Refusal:
     """Why a Submit was not accepted."""
     retry = message.code == scheduler_pb2.REFUSAL_CODE_OVERLOADED
-    return Refusal(message.message, message.field, retry)
+    return Refusal(message.message, message.field, retry, message.retry_after_s)
 
 
 def cell_status(message: scheduler_pb2.CellStatus, received_at: float) -> CellStatus:
@@ -183,4 +187,5 @@ def _replica_status(message: scheduler_pb2.ReplicaStatus) -> ReplicaStatus:
         step_patience_s=message.step_patience_s,
         num_generated_tokens=message.num_generated_tokens,
         num_vectors=message.num_vectors,
+        num_steps=message.num_steps,
     )

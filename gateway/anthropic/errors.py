@@ -23,6 +23,7 @@ ERROR_TYPES: dict[Fault, str] = {
     Fault.CLIENT_GONE: "invalid_request_error",
     Fault.INTERNAL: "api_error",
     Fault.UNAVAILABLE: "overloaded_error",
+    Fault.TIMED_OUT: "timeout_error",
 }
 
 

@@ -48,6 +48,7 @@ def parse_messages(
             top_p=body.top_p,
             stop=stop,
             stop_field="stop_sequences",
+            timeout=body.timeout,
             shown_tokens=prompt.parsing.shown_tokens if prompt.parsing else frozenset(),
             grammar=prompt.grammar,
         ),

@@ -162,6 +162,10 @@ class MessagesBody(CountTokensBody):
     """Draw from the likeliest tokens that make up this share of the probability."""
     metadata: MetadataBody | None = None
     """Labels; they change nothing."""
+    timeout: float | None = None
+    """Seconds after which the answer must be complete: what is not, waiting or half said, ends with
+    an error; if it is not said, as long as it takes. The X-Request-Timeout header says the same;
+    the sooner counts."""
     service_tier: Literal["auto", "standard_only"] = "auto"
     """All requests are served alike."""
 

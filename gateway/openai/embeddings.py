@@ -56,6 +56,9 @@ class EmbeddingBody(Body):
     """Lower goes first, where the server orders by priority."""
     cache_salt: str | None = None
     """Shares cached prompts only with requests of the same salt."""
+    timeout: float | None = None
+    """Seconds after which the answer must be complete, or ends with an error; if it is not said, as
+    long as it takes. The X-Request-Timeout header says the same; the sooner counts."""
     request_id: str | None = None
     """A name for the request, in the answer's id and the logs; if it is not said, that of the
     X-Request-Id header, or chance."""
@@ -82,6 +85,7 @@ def parse_embeddings(
             truncate_prompt_tokens=body.truncate_prompt_tokens,
             priority=body.priority,
             cache_salt=body.cache_salt,
+            timeout=body.timeout,
         ),
         model,
         max_model_len=max_model_len,

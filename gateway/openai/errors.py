@@ -37,6 +37,7 @@ ERROR_KINDS: dict[Fault, ErrorKind] = {
     Fault.CLIENT_GONE: ErrorKind(499, _CLIENT, "client_closed_request"),
     Fault.INTERNAL: ErrorKind(500, _SERVER, "internal_error"),
     Fault.UNAVAILABLE: ErrorKind(503, _SERVER, "service_unavailable"),
+    Fault.TIMED_OUT: ErrorKind(504, "timeout_error", "timeout"),
 }
 
 

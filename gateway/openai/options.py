@@ -55,7 +55,7 @@ _WITH_BEAMS = frozenset(
         *("continue_final_message", "reasoning_effort", "parallel_tool_calls"),
         *("priority", "cache_salt", "request_id", "user", "safety_identifier", "metadata"),
         *("prompt_cache_key", "prompt_cache_retention", "service_tier", "store", "modalities"),
-        *("verbosity",),
+        *("verbosity", "timeout"),
         *("use_beam_search", "length_penalty", "early_stopping"),
     )
 )
@@ -133,6 +133,7 @@ def sampling_options(body: SamplingBody, **said: Any) -> Options:
         "skip_special_tokens": body.skip_special_tokens,
         "priority": body.priority,
         "cache_salt": body.cache_salt,
+        "timeout": body.timeout,
         "allowed_token_ids": body.allowed_token_ids,
         "bad_words": [checked_text("bad_words", word) for word in body.bad_words],
     }

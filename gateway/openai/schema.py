@@ -104,6 +104,10 @@ class SamplingBody(GuidedBody):
     """Lower goes first, where the server orders by priority."""
     cache_salt: str | None = None
     """Shares cached prompts only with requests of the same salt."""
+    timeout: float | None = None
+    """Seconds after which the answer must be complete: what is not, waiting or half said, ends with
+    an error; if it is not said, as long as it takes. The X-Request-Timeout header says the same;
+    the sooner counts."""
     request_id: str | None = None
     """A name for the request, in the answer's id and the logs; if it is not said, that of the
     X-Request-Id header, or chance."""

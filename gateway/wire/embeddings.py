@@ -23,6 +23,8 @@ def parse_embed(
             dimensions=message.dimensions if message.HasField("dimensions") else None,
             priority=message.priority,
             cache_salt=message.cache_salt,
+            timeout=message.timeout_s if message.HasField("timeout_s") else None,
+            timeout_field="timeout_s",
         ),
         model,
         max_model_len=max_model_len,

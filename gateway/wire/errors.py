@@ -12,6 +12,7 @@ _CODES: Mapping[Fault, inference_pb2.ErrorCode] = {
     Fault.OVERLOADED: inference_pb2.ERROR_CODE_RATE_LIMIT_EXCEEDED,
     Fault.UNAVAILABLE: inference_pb2.ERROR_CODE_SERVICE_UNAVAILABLE,
     Fault.SLOW_READER: inference_pb2.ERROR_CODE_CLIENT_TOO_SLOW,
+    Fault.TIMED_OUT: inference_pb2.ERROR_CODE_TIMEOUT,
     Fault.INTERNAL: inference_pb2.ERROR_CODE_INTERNAL_ERROR,
 }
 """Any other fault is that the request is wrong as it is."""

@@ -13,6 +13,7 @@ _REASONS = {
     FinishReason.STOP: sampling_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
     FinishReason.ABORT: sampling_pb2.FINISH_REASON_ABORT,
+    FinishReason.TIMEOUT: sampling_pb2.FINISH_REASON_TIMEOUT,
     FinishReason.ERROR: sampling_pb2.FINISH_REASON_ERROR,
 }
 

@@ -53,6 +53,8 @@ def parse_generate(
         _options(message.sampling),
         priority=message.priority,
         cache_salt=message.cache_salt,
+        timeout=message.timeout_s if message.HasField("timeout_s") else None,
+        timeout_field="timeout_s",
     )
     is_prompt_only = options.max_tokens == 0 and options.num_prompt_logprobs is not None
     if is_prompt_only:

@@ -93,6 +93,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     step_patience_s: float = 60.0
     deaf_to_finish: bool = False
     """Notes that a stop string matched, and goes on."""
+    deaf_to_deadlines: bool = False
+    """Goes on with what should have ended."""
     hold_canaries: bool = False
     hold_vectors: bool = False
     hold_at: int | None = None
@@ -243,6 +245,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self.says,
                 submit.score_from if asks else 0,
             )
+            if submit.deadline_s and not self.deaf_to_deadlines:
+                timeout = sampling_pb2.FINISH_REASON_TIMEOUT
+                asyncio.get_running_loop().call_later(
+                    submit.deadline_s, self._end, sequence_id, timeout, outbox
+                )
 
     def _end(
         self,

@@ -70,8 +70,9 @@ class InferenceServiceServicer:
         """Streams pieces of every sample until each has finished.
         INVALID_ARGUMENT: the message names field, limit and value. NOT_FOUND: no such model.
         RESOURCE_EXHAUSTED: too much is in flight. UNAVAILABLE: no worker is attached. ABORTED: the
-        client stopped reading. Every error has an ErrorDetail; one that is worth a retry also has
-        gRPC's own trailer for that, grpc-retry-pushback-ms: milliseconds to wait before it.
+        client stopped reading. DEADLINE_EXCEEDED: its time was over. Every error has an ErrorDetail;
+        one that is worth a retry also has gRPC's own trailer for that, grpc-retry-pushback-ms:
+        milliseconds to wait before it.
         Cancelling the call aborts the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
