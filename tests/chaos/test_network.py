@@ -4,12 +4,14 @@ Workers or the router reach the scheduler through a proxy of the tests' own (see
 one test from a network namespace whose link is taken down.
 """
 
+import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from protos.trust import TOKEN_VARIABLE
 from tests.chaos.by_hand import ByHand, Way, laid_out
 from tests.chaos.checker import check_ended, check_run
 from tests.chaos.judge import Judge
@@ -82,8 +84,11 @@ async def test_a_worker_is_cut_off_delayed_and_silent(
 
 
 @pytest.mark.slow
-async def test_a_machine_is_unplugged(model_dir: Path, judge: Judge, figures: Figures) -> None:
+async def test_a_machine_is_unplugged(
+    model_dir: Path, judge: Judge, figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each worker is in a network of its own; what is lost on the way is lost without a word."""
+    monkeypatch.setenv(TOKEN_VARIABLE, secrets.token_hex(32))  # a scheduler off loopback asks
     port = free_port()
     with host(0) as first, host(1) as second:
         ways = {
