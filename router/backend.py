@@ -10,12 +10,12 @@ from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
 
+from gateway.keys import ApiKeys
 from gateway.model import Model
 from router.background import BackgroundRuns
-from router.body import read_body
+from router.body import BodyRoom, read_body
 from router.engine import Engine
 from router.metrics import Metrics
-from router.middleware import ApiKey
 from router.permits import Permits
 from router.readiness import Readiness
 from router.response_store import ResponseStore
@@ -43,14 +43,15 @@ class Backend:
     responses: ResponseStore
     background: BackgroundRuns
     max_body_bytes: int
-    api_key: ApiKey | None
-    """None: everybody may ask."""
+    keys: ApiKeys
+    """Without any, everybody may ask."""
     seeds: random.Random
     version: str
     started_at: int
     """Seconds since 1970."""
     shared_port: int | None = None
     """Where other processes answer as well."""
+    _room: BodyRoom = field(default_factory=BodyRoom)
     _pool: ThreadPoolExecutor = field(default_factory=_tokenizer_pool)
 
     def dice_of_call(self) -> random.Random:
@@ -61,7 +62,7 @@ class Backend:
     async def read_body(self, request: Request) -> bytes:
         """The whole body; not too many are read at once. Raises RequestError."""
         with self.uploads.permit():
-            return await read_body(request, self.max_body_bytes)
+            return await read_body(request, self.max_body_bytes, self._room)
 
     async def in_thread(
         self,

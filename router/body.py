@@ -1,6 +1,13 @@
-"""Reading a request's body, with bounds on its size and on the time it takes."""
+"""Reading a request's body, with bounds on its size, on the time it takes, and on what all of them
+hold together.
+
+A body may be large and there may be many, but not both: what each has beyond its first `OWN_BYTES`
+comes out of one room for all. So large bodies, however slow, keep no small one out.
+"""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -12,16 +19,84 @@ FIRST_S = 5.0
 LEAST_BYTES_PER_S = 4096
 """So is one that, from `FIRST_S` on, has come more slowly than this on the whole."""
 DISCARD_FACTOR = 4
-"""A body over the limit is read on, and forgotten, up to so many limits: a client that is still
-sending would not see the answer."""
+"""A body over the limit, or without room, is read on, and forgotten, up to so many limits: a client
+that is still sending would not see the answer."""
+OWN_BYTES = 64 * 1024
+ROOM_BYTES = 128 * 1024 * 1024
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+class BodyRoom:
+    """Where bodies are while they are read; all share one."""
+
+    def __init__(self) -> None:
+        self.num_held = 0
+        """Bytes that are not anybody's own."""
+
+    @contextmanager
+    def place(self) -> Iterator["_Place"]:
+        """One body's, until it has been read."""
+        place = _Place(self)
+        try:
+            yield place
+        finally:
+            place.clear()
+
+
+class _Place:
+    """What is held of one body."""
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self._chunks: list[bytes] = []
+        self._num_bytes = 0
+
+    def add(self, chunk: bytes, max_bytes: int) -> None:
+        """Raises RequestError, and holds nothing any more, if the room is full. Any one body of
+        `max_bytes` has room."""
+        num_more = self._num_shared(self._num_bytes + len(chunk)) - self._num_shared(
+            self._num_bytes
+        )
+        limit = max(ROOM_BYTES, max_bytes)
+        if num_more and self._room.num_held + num_more > limit:
+            held = self._room.num_held
+            self.clear()
+            raise RequestError(
+                Fault.OVERLOADED,
+                f"the bodies that are being read hold {held} bytes; this server takes at most "
+                f"{limit} at a time; try again shortly",
+                retry_after_s=1,
+            )
+        self._room.num_held += num_more
+        self._num_bytes += len(chunk)
+        self._chunks.append(chunk)
+
+    def clear(self) -> None:
+        """Forgets it."""
+        self._room.num_held -= self._num_shared(self._num_bytes)
+        self._num_bytes = 0
+        self._chunks.clear()
+
+    def whole(self) -> bytes:
+        """All of it."""
+        return b"".join(self._chunks)
+
+    @staticmethod
+    def _num_shared(num_bytes: int) -> int:
+        return max(0, num_bytes - OWN_BYTES)
+
+
+async def read_body(request: Request, max_bytes: int, room: BodyRoom) -> bytes:
     """The whole body. Raises RequestError if it is not said to be JSON, too large, too slow or
-    never complete."""
+    never complete, or if there is no room for it."""
     _check_content_type(request)
-    chunks: list[bytes] = []
+    with room.place() as place:
+        await _read(request, max_bytes, place)
+        return place.whole()
+
+
+async def _read(request: Request, max_bytes: int, place: _Place) -> None:
     num_bytes = 0
+    no_room: RequestError | None = None
     clock = asyncio.get_running_loop().time
     began_at = clock()
     try:
@@ -30,12 +105,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 num_bytes += len(chunk)
                 may_take_s = min(FIRST_S + num_bytes / LEAST_BYTES_PER_S, BODY_S)
                 patience.reschedule(began_at + may_take_s)
-                if num_bytes <= max_bytes:
-                    chunks.append(chunk)
-                else:
-                    chunks.clear()
+                if num_bytes > max_bytes:
+                    place.clear()
                     if num_bytes > DISCARD_FACTOR * max_bytes:
                         break
+                elif no_room is None:
+                    try:
+                        place.add(chunk, max_bytes)
+                    except RequestError as error:
+                        no_room = error
     except TimeoutError as error:
         raise RequestError(
             Fault.BODY_TOO_SLOW,
@@ -50,7 +128,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             f"the body has {'at least ' if num_bytes > DISCARD_FACTOR * max_bytes else ''}"
             f"{num_bytes} bytes; this server accepts at most {max_bytes}",
         )
-    return b"".join(chunks)
+    if no_room is not None:
+        raise no_room
 
 
 def _check_content_type(request: Request) -> None:

@@ -7,11 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -36,12 +36,15 @@ class Process:
 
 
 @asynccontextmanager
-async def running(*arguments: str) -> AsyncIterator[Process]:
-    """A router process that serves."""
+async def running(
+    *arguments: str, within: Sequence[str] = (), stderr: IO[bytes] | int | None = None
+) -> AsyncIterator[Process]:
+    """A router process that serves; `within` is a command that runs it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "router", "--port", "0", "--grpc-port", "0"),
+        *(*within, sys.executable, "-m", "router", "--port", "0", "--grpc-port", "0"),
         *arguments,
         stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
     )
     try:
         assert process.stdout is not None

@@ -1,0 +1,156 @@
+"""A router that runs out of something: room for its log, descriptors, memory. Real processes; what
+they cannot do they refuse, and they go on."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import which
+from typing import IO
+
+import httpx
+import psutil
+import pytest
+
+from router.body import ROOM_BYTES
+from tests.router.conftest import until
+from tests.router.fake_scheduler import FakeScheduler
+from tests.router.test_process import Process, running
+
+NUM_DESCRIPTORS = 96
+MIB = 1 << 20
+BODY_BYTES = 4 * MIB
+XYZ = {"prompt": "xyz", "max_tokens": 3}
+UPLOAD = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("disk", ["full", "gone"])
+async def test_a_log_that_cannot_be_written(
+    model_dir: Path, served: tuple[FakeScheduler, str], disk: str
+) -> None:
+    """A full disk, or whoever read its log has ended. Lines are lost, requests are not."""
+    scheduler, address = served
+    with _unwritable(disk) as log:
+        async with (
+            running("--model", str(model_dir), "--scheduler", address, stderr=log) as router,
+            httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http,
+        ):
+            await until(lambda: scheduler.num_canaries > 0)
+            scheduler.error = "nothing works"
+            failed = await http.post("/v1/completions", json=XYZ | {"stream": True})
+            assert "nothing works" in failed.text  # which is logged
+            scheduler.error = None
+            assert (await http.post("/v1/completions", json=XYZ)).status_code == 200
+            router.process.terminate()
+            assert await router.end() == 0
+
+
+@contextlib.contextmanager
+def _unwritable(disk: str) -> Iterator[IO[bytes] | int]:
+    if disk == "full":
+        with Path("/dev/full").open("wb") as log:
+            yield log
+        return
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
+async def test_no_descriptor_is_left(model_dir: Path, served: tuple[FakeScheduler, str]) -> None:
+    """Who is connected is served; who comes is refused or waits, until others leave."""
+    if which("prlimit") is None:
+        pytest.skip("no `prlimit` command")
+    scheduler, address = served
+    limited = ("prlimit", f"--nofile={NUM_DESCRIPTORS}")
+    async with (
+        running("--model", str(model_dir), "--scheduler", address, within=limited) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http,
+    ):
+        await until(lambda: scheduler.num_canaries > 0)
+        assert (await http.get("/health")).status_code == 200
+        url = httpx.URL(router.ready["address"])
+        crowd = [await asyncio.open_connection(url.host, url.port) for _ in range(NUM_DESCRIPTORS)]
+        assert await _num_open(router) == NUM_DESCRIPTORS
+        for _ in range(4):
+            assert (await http.post("/v1/completions", json=XYZ)).status_code == 200
+        for _, writer in crowd:
+            writer.close()
+        async with asyncio.timeout(20):
+            while await _num_open(router) >= NUM_DESCRIPTORS - 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(base_url=url, timeout=20) as newcomer:
+            assert (await newcomer.post("/v1/completions", json=XYZ)).status_code == 200
+
+
+async def _num_open(router: Process) -> int:
+    """Its descriptors, once their number stays."""
+    process, before = psutil.Process(router.ready["pid"]), -1
+    while (now := process.num_fds()) != before:
+        before = now
+        await asyncio.sleep(0.2)
+    return now
+
+
+async def test_many_large_bodies_at_once(
+    model_dir: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    """Each within its limit, none complete: what is held of them all has a limit of its own, and
+    small ones are read meanwhile."""
+    scheduler, address = served
+    limits = ("--max-body-bytes", str(BODY_BYTES))
+    async with (
+        running("--model", str(model_dir), "--scheduler", address, *limits) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http,
+    ):
+        await until(lambda: scheduler.num_canaries > 0)
+        process = psutil.Process(router.ready["pid"])
+        before = process.memory_info().rss
+        url = httpx.URL(router.ready["address"])
+        writers = []
+        for _ in range(128):
+            _, writer = await asyncio.open_connection(url.host, url.port)
+            writers.append(writer)
+            writer.write(UPLOAD % BODY_BYTES + bytes(BODY_BYTES - 1))
+        most = 0
+        for _ in range(40):
+            most = max(most, process.memory_info().rss - before)
+            await asyncio.sleep(0.1)
+        print(f"\n{len(writers)} bodies of {BODY_BYTES / MIB:g} MiB: {most / MIB:.0f} MiB more")
+        assert (await http.post("/v1/completions", json=XYZ)).status_code == 200
+        for writer in writers:
+            writer.close()
+        assert most < 1.5 * ROOM_BYTES
+        large = {"prompt": "x" * (BODY_BYTES // 2)}
+        async with asyncio.timeout(20):
+            while (await http.post("/v1/completions", json=large)).status_code != 400:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+async def test_a_body_far_over_the_limit_is_not_kept(
+    model_dir: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    _, address = served
+    limits = ("--max-body-bytes", str(MIB))
+    async with (
+        running("--model", str(model_dir), "--scheduler", address, *limits) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=60) as http,
+    ):
+        process = psutil.Process(router.ready["pid"])
+        await http.get("/health")
+        before = process.memory_info().rss
+        headers = {"content-type": "application/json"}
+        for _ in range(8):
+            with contextlib.suppress(httpx.HTTPError):  # it may hang up before all is sent
+                answer = await http.post(
+                    "/v1/completions", content=bytes(64 * MIB), headers=headers
+                )
+                assert answer.status_code in (413, 503)
+        assert process.memory_info().rss - before < 32 * MIB
+        assert (await http.get("/health")).status_code == 200
