@@ -105,6 +105,13 @@ def refuse_unserved(
             _check_unserved(prefix + name, value, unserved[name])
 
 
+def refuse_unknown(said: Mapping[str, Any], known: Collection[str], prefix: str) -> None:
+    """Raises RequestError if a part that is read by hand says anything but these fields."""
+    for name, value in said.items():
+        if value is not None and name not in known:
+            raise _unknown(prefix + quote_field(name), known, prefix)
+
+
 def checked_text(field: str, text: str) -> str:
     """The text itself. Raises RequestError: JSON can write half of a surrogate pair."""
     try:
@@ -146,11 +153,12 @@ def _check_unserved(field: str, value: Any, nothing: Sequence[Any]) -> None:
         raise not_supported(field, value)
 
 
-def _unknown(field: str, names: Collection[str]) -> RequestError:
-    """Of a field that the endpoint does not have; `names` are those it has there."""
-    same = next((names_of_it for names_of_it in _SAME if field in names_of_it), ())
-    near = [name for name in same if name in names] or get_close_matches(field, names, 1, 0.7)
-    hint = f"; did you mean {near[0]}?" if near else ""
+def _unknown(field: str, names: Collection[str], prefix: str = "") -> RequestError:
+    """Of a field that the endpoint does not have; after `prefix` it has `names`."""
+    said = field.removeprefix(prefix)
+    same = next((names_of_it for names_of_it in _SAME if said in names_of_it), ())
+    near = [name for name in same if name in names] or get_close_matches(said, names, 1, 0.7)
+    hint = f"; did you mean {prefix}{near[0]}?" if near else ""
     return RequestError(
         Fault.UNKNOWN_FIELD, f"{field} is not a field of this endpoint{hint}", field=field
     )

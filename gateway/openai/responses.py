@@ -14,14 +14,20 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gateway.body import Part, checked_text, parse_body
-from gateway.conversation import ChatMessage, Conversation, check_results
-from gateway.errors import RequestError, invalid, one_of, quote
-from gateway.grammar import ANY_OBJECT, GrammarSpec
+from gateway.conversation import (
+    MAX_ARGUMENTS_BYTES,
+    ChatMessage,
+    Conversation,
+    check_results,
+    checked_json,
+)
+from gateway.errors import RequestError, invalid
+from gateway.grammar import GrammarSpec
 from gateway.limits import RequestLimits
 from gateway.model import ChatPrompt, Model
 from gateway.openai import shapes
 from gateway.openai.call import Call
-from gateway.openai.options import check_metadata, sampling_options
+from gateway.openai.options import check_metadata, check_stream, sampling_options
 from gateway.openai.response_items import (
     input_turns,
     listed_items,
@@ -29,7 +35,7 @@ from gateway.openai.response_items import (
     response_tools,
 )
 from gateway.openai.schema import UNSERVED, Effort, SamplingBody
-from gateway.openai.structure import named_schema, requested_grammar
+from gateway.openai.structure import format_grammar, requested_grammar
 from gateway.openai.truncation import fitting_prompt
 from gateway.ranges import check_known_range
 from gateway.request import GenerateRequest, check_request_id
@@ -223,10 +229,12 @@ def parse_response(
 
 def _check(body: ResponsesBody, limits: RequestLimits) -> None:
     """Raises RequestError."""
+    check_stream(body)
     if body.stream_options and body.stream_options.continuous_usage_stats:
         field = "stream_options.continuous_usage_stats"
         raise invalid(field, f"{field} is true; a response says its usage at its end")
     check_metadata(body.metadata)
+    checked_json("chat_template_kwargs", body.chat_template_kwargs, MAX_ARGUMENTS_BYTES)
     # Calls of tools that the server runs itself, and there are none: any number is kept to.
     check_known_range("max_tool_calls", body.max_tool_calls, limits)
     check_known_range("thinking_token_budget", body.thinking_token_budget, limits)
@@ -304,32 +312,15 @@ def _conversation(body: ResponsesBody, turns: Sequence[ChatMessage], model: Mode
 
 def _grammar(body: ResponsesBody) -> GrammarSpec | None:
     """What `text` or vLLM's fields ask for, but not both."""
-    asked, formatted = requested_grammar(body), _text_grammar(body)
+    said = body.text.format if body.text else None
+    formatted = format_grammar("text.format", said, beside_type=True)
+    asked = requested_grammar(body)
     if asked is not None and formatted is not None:
         raise invalid(
             asked.field,
             f"{asked.field} and {formatted.field} are both given; there may be at most one of them",
         )
     return asked or formatted
-
-
-def _text_grammar(body: ResponsesBody) -> GrammarSpec | None:
-    said = body.text.format if body.text else None
-    if said is None:
-        return None
-    match said.get("type"):
-        case "text":
-            return None
-        case "json_object":
-            return GrammarSpec.json_schema(ANY_OBJECT, "text.format")
-        case "json_schema":
-            return named_schema("text.format", said)
-        case other:
-            raise invalid(
-                "text.format.type",
-                f"text.format.type is {quote(other)}; it must be "
-                + one_of(("text", "json_object", "json_schema")),
-            )
 
 
 def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The fields by which a client says what its answer must look like.
 
-    response_format       OpenAI's: text, json_object, json_schema
+    response_format       OpenAI's: text, json_object, json_schema; of a response: text.format
     structured_outputs    vLLM's: json, regex, choice, grammar or json_object
     guided_*              vLLM's older names for the same
 
@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-from gateway.body import Body
+from gateway.body import Body, refuse_unknown
 from gateway.errors import invalid, not_supported, one_of, wrong
 from gateway.grammar import ANY_OBJECT, GrammarKind, GrammarSpec, checked_schema
 from gateway.openai import shapes
 
+_NAMED_SCHEMA = ("name", "description", "schema", "strict")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -52,10 +53,10 @@ def requested_grammar(body: GuidedBody) -> GrammarSpec | None:
     specs += [
         _KINDS[name](f"guided_{name}", getattr(body, f"guided_{name}"))
         for name in ("json", "regex", "choice", "grammar")
-        if getattr(body, f"guided_{name}") not in _NOTHING
+        if not _is_nothing(getattr(body, f"guided_{name}"))
     ]
     if isinstance(body, StructuredBody):
-        specs.insert(0, _response_format("response_format", body.response_format))
+        specs.insert(0, format_grammar("response_format", body.response_format))
     said = [spec for spec in specs if spec is not None]
     if len(said) > 1:
         raise invalid(
@@ -65,27 +66,35 @@ def requested_grammar(body: GuidedBody) -> GrammarSpec | None:
     return said[0] if said else None
 
 
-def _response_format(field: str, value: Mapping[str, Any] | None) -> GrammarSpec | None:
+def format_grammar(
+    field: str, value: Mapping[str, Any] | None, *, beside_type: bool = False
+) -> GrammarSpec | None:
+    """What a format asks for; None: text. `beside_type`: a named schema's fields stand beside the
+    type, as responses have them. Raises RequestError."""
     if value is None:
         return None
+    more = {name: said for name, said in value.items() if name != "type"}
     match value.get("type"):
         case "text":
+            refuse_unknown(more, (), f"{field}.")
             return None
         case "json_object":
+            refuse_unknown(more, (), f"{field}.")
             return GrammarSpec.json_schema(ANY_OBJECT, field)
+        case "json_schema" if beside_type:
+            return _named_schema(field, more)
         case "json_schema":
-            return named_schema(f"{field}.json_schema", value.get("json_schema"))
+            refuse_unknown(more, ("json_schema",), f"{field}.")
+            return _named_schema(f"{field}.json_schema", more.get("json_schema"))
         case other:
             raise wrong(f"{field}.type", other, one_of(("text", "json_object", "json_schema")))
 
 
-def named_schema(field: str, value: object) -> GrammarSpec:
-    """OpenAI's {name, description, schema, strict}; always kept to, strict or not.
-
-    Raises RequestError.
-    """
+def _named_schema(field: str, value: object) -> GrammarSpec:
+    """OpenAI's {name, description, schema, strict}; always kept to, strict or not."""
     if not isinstance(value, dict):
         raise wrong(field, value, "an object")
+    refuse_unknown(value, _NAMED_SCHEMA, f"{field}.")
     name = value.get("name")
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise wrong(f"{field}.name", name, "1 to 64 letters, digits, '-' or '_'")
@@ -107,7 +116,7 @@ def named_schema(field: str, value: object) -> GrammarSpec:
 def _structured_outputs(field: str, value: Mapping[str, Any] | None) -> list[GrammarSpec | None]:
     specs: list[GrammarSpec | None] = []
     for name, said in (value or {}).items():
-        if said in _NOTHING:
+        if _is_nothing(said):
             continue
         if name not in _KINDS:
             raise not_supported(f"{field}.{name}", said)
@@ -145,7 +154,10 @@ def _schema(field: str, value: object) -> GrammarSpec:
     return checked_schema(value, field)
 
 
-_NOTHING: tuple[Any, ...] = (None, False, "")
+def _is_nothing(said: object) -> bool:
+    """As clients write out what they do not ask for."""
+    return said is None or said is False or said == ""
+
 
 _KINDS: Mapping[str, Callable[[str, object], GrammarSpec]] = {
     "json": _schema,

@@ -163,7 +163,7 @@ def test_any_tokens(hermes: Model, fields: dict[str, Any]) -> None:
     "said",
     [
         '"user": "\\ud800"',
-        '"text": {"format": {"type": "text", "x": "\\ud800"}}',
+        '"text": {"format": {"type": "json_schema", "name": "a", "description": "\\ud800"}}',
         '"tools": [{"type": "function", "name": "f", "x": 1e999}]',
         '"tool_choice": {"type": "function", "name": "f", "x": "\\ud800"}, '
         '"tools": [{"type": "function", "name": "f"}]',

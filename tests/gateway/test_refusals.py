@@ -510,6 +510,37 @@ ROWS: Mapping[str, list[Row]] = {
             "response_format.json_schema is missing",
         ),
         (
+            {"response_format": {"type": "json_object", "schema": {}}},
+            400,
+            "response_format.schema",
+            UNKNOWN,
+            "response_format.schema is not a field of this endpoint",
+        ),
+        (
+            {"response_format": {"type": "text", "json_schema": {"name": "a"}}},
+            400,
+            "response_format.json_schema",
+            UNKNOWN,
+            "response_format.json_schema is not a field of this endpoint",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "shema": {}}}},
+            400,
+            "response_format.json_schema.shema",
+            UNKNOWN,
+            (
+                "response_format.json_schema.shema is not a field of this endpoint; "
+                "did you mean response_format.json_schema.schema?"
+            ),
+        ),
+        (
+            {"structured_outputs": {"regex": 0}},
+            400,
+            "structured_outputs.regex",
+            None,
+            "structured_outputs.regex is 0; it must be a string",
+        ),
+        (
             {"structured_outputs": {"structural_tag": "x"}},
             400,
             "structured_outputs.structural_tag",
@@ -780,6 +811,34 @@ ROWS: Mapping[str, list[Row]] = {
             "text.format.type",
             None,
             f'text.format.type is "xml"; it must be one of {FORMATS}',
+        ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "shema": {}}}},
+            400,
+            "text.format.shema",
+            UNKNOWN,
+            "text.format.shema is not a field of this endpoint; did you mean text.format.schema?",
+        ),
+        (
+            {"stream_options": {"include_usage": True}},
+            400,
+            "stream_options",
+            None,
+            "stream_options is given; it needs stream to be true",
+        ),
+        (
+            {"chat_template_kwargs": {"x": "\ud800"}},
+            400,
+            "chat_template_kwargs",
+            None,
+            "chat_template_kwargs has a lone surrogate; it must be Unicode",
+        ),
+        (
+            {"chat_template_kwargs": {"x": "a" * 65_536}},
+            400,
+            "chat_template_kwargs",
+            None,
+            "chat_template_kwargs has 65545 bytes; it must have at most 65536",
         ),
         (
             {"text": {"verbosity": "low"}},
