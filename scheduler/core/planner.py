@@ -8,13 +8,12 @@ The budget is spent in that order, so a long prompt never delays a sequence that
 streaming. Prompts are cut into chunks by whatever is left of it.
 """
 
-from collections import Counter
-
 import numpy as np
 
 from scheduler.core.budget import StepBudget
 from scheduler.core.decisions import Admission, Plan
 from scheduler.core.events import Int32Column
+from scheduler.core.fairness import Account
 from scheduler.core.preemption import (
     make_room_for_tenant,
     make_room_to_decode,
@@ -121,22 +120,16 @@ class Planner:
         return True
 
     def _continue_prefills(self) -> None:
-        """In standing order; each tenant leaves to those after it, and to the first in the queue,
-        an even share of the budget."""
+        """In standing order, within what each tenant may have of this step."""
         replica = self._replica
         ordered = sorted(replica.prefilling.values(), key=lambda s: s.standing)
-        left = Counter(sequence.account for sequence in ordered)
-        if left and len(replica.queue) and replica.slots.num_free:
-            left[replica.queue.first().account] += 1
-        share = self._budget.tokens // max(1, len(left))
+        allowed = self._allowances(ordered)
         for sequence in ordered:
-            reserved = share * (len(left) - 1)
-            left -= Counter([sequence.account])
             if sequence.status is not Status.RUNNING:
                 continue  # it was preempted for one before it
             length = min(
                 sequence.num_known_tokens - sequence.num_computed_tokens,
-                self._budget.tokens - reserved,
+                allowed[sequence.account],
             )
             end = sequence.num_computed_tokens + length
             needed = replica.num_blocks_for(end) - len(sequence.blocks)
@@ -145,7 +138,26 @@ class Planner:
                 held = len(sequence.blocks) + min(needed, replica.pool.num_available)
                 length = min(end, held * replica.block_size) - sequence.num_computed_tokens
             if length > 0:
+                allowed[sequence.account] -= length
                 self._compute(sequence, length)
+
+    def _allowances(self, prefilling: list[Sequence]) -> dict[Account, int]:
+        """Tokens of this step that each tenant may compute for sequences it has in the making: the
+        one served least comes first, and what may be admitted next counts for its tenant."""
+        queue, left = self._replica.queue, self._budget.tokens
+        wanted: dict[Account, int] = {}
+        if len(queue) and self._replica.slots.num_free:
+            wanted[queue.first().account] = queue.first().num_queued_tokens
+        for sequence in prefilling:
+            uncomputed = sequence.num_known_tokens - sequence.num_computed_tokens
+            wanted[sequence.account] = wanted.get(sequence.account, 0) + uncomputed
+        if len(wanted) < 2:
+            return dict.fromkeys(wanted, left)
+        allowed = {}
+        for account in sorted(wanted, key=lambda account: account.served):
+            allowed[account] = min(wanted[account], left)
+            left -= allowed[account]
+        return allowed
 
     def _compute(self, sequence: Sequence, length: int) -> None:
         start, held = sequence.num_computed_tokens, len(sequence.blocks)

@@ -228,7 +228,7 @@ def test_one_that_waits_takes_blocks_of_a_tenant_with_more_than_its_share() -> N
     assert all(cell.end(key).reason is FinishReason.LENGTH for key in [*flood, other])
 
 
-def test_a_long_prompt_leaves_half_of_each_step_to_another_tenant() -> None:
+def test_a_long_prompt_leaves_room_in_each_step_for_a_tenant_served_less() -> None:
     cell = Cell()
     cell.attach(max_num_batched_tokens=8)
     cell.submit([1] * 40, 4, tenant="long")
