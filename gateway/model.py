@@ -15,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gateway.binding import Binder
 from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
-from gateway.grammar import GrammarKind, GrammarSpec, compiled
+from gateway.grammar import GrammarSpec
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
-from gateway.parsing.call_grammars import ThoughtLimit, answer_grammar
-from gateway.parsing.call_rules import why_not
 from gateway.parsing.deltas import Parsing
 from gateway.parsing.formats import (
     AUTO,
@@ -99,7 +98,8 @@ class Model:
                 field, f"model {quote(self.name)} has no chat template; use /v1/completions"
             )
         tools = self._tools(conversation)
-        limit = self._thought_limit(conversation)
+        binder = self._binder
+        limit = binder.thought_limit(conversation)
         rendered = self.template.render(conversation)
         self._check_length(sum(map(len, rendered.pieces)), max_model_len, field)
         tokens = self.tokenizer.encode_pieces(rendered.pieces)
@@ -110,15 +110,10 @@ class Model:
         starts_thinking = thoughts is not None and begins_thinking(
             thoughts, rendered.tail, inside=conversation.continue_final_message
         )
-        held = self._held_tools(conversation, tools, content)
-        grammar = self._answer_grammar(conversation, tools, held, content, starts_thinking, limit)
-        must = _strict_alone(conversation, held, content)
-        if grammar is not None and len(must) < len(held) and not self._compiles(grammar):
-            held = must
-            grammar = self._answer_grammar(
-                conversation, tools, held, content, starts_thinking, limit
-            )
-        binds_calls = calls is not None and (bool(held) or content is not None)
+        binding = binder.bind(
+            conversation, tools, content, starts_thinking=starts_thinking, limit=limit
+        )
+        holds_calls = binding.holds_calls
         make_parser = partial(
             AnswerParser,
             thoughts=thoughts,
@@ -126,12 +121,11 @@ class Model:
             calls=calls,
             tools={tool.name: tool.parameters for tool in tools},
             parallel=conversation.parallel_tool_calls,
-            exact=binds_calls,
-            at_start=binds_calls and (content is not None or not (calls and calls.opening)),
+            exact=holds_calls,
+            at_start=holds_calls and (content is not None or not (calls and calls.opening)),
         )
-        return ChatPrompt(
-            tokens, Parsing(make_parser, self._shown_tokens(thoughts, calls)), grammar
-        )
+        parsing = Parsing(make_parser, self._shown_tokens(thoughts, calls))
+        return ChatPrompt(tokens, parsing, binding.grammar)
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:
         """Tokens of a raw prompt, with the special tokens the model begins with."""
@@ -166,6 +160,16 @@ class Model:
             bad_words=self._bad_words(options.bad_words),
         )
 
+    @property
+    def _binder(self) -> Binder:
+        return Binder(
+            model_name=self.name,
+            tokenizer=self.tokenizer,
+            call_format=self.call_format,
+            thoughts=self.thoughts,
+            limits=self.limits,
+        )
+
     def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """How each may be written: at the start of a text, and after a space."""
         check_bad_words(words, self.limits)
@@ -194,85 +198,6 @@ class Model:
             )
         return tools
 
-    def _compiles(self, grammar: GrammarSpec) -> bool:
-        try:
-            compiled(grammar, self.limits)
-        except RequestError:
-            return False
-        return True
-
-    def _held_tools(
-        self, conversation: Conversation, tools: Sequence[Tool], content: GrammarSpec | None
-    ) -> Sequence[Tool]:
-        """Those whose calls are held to their schemas: all, where an answer must be of a form or a
-        call, and else the strict ones. Raises RequestError if one that must be cannot be."""
-        if not tools or conversation.tool_choice.mode is not ToolMode.AUTO:
-            return tools
-        held = []
-        for tool in tools:
-            if tool.strict or (tool.strict is None and conversation.strict_by_default):
-                reason = self._why_not_held(tool, content)
-                if reason is None:
-                    held.append(tool)
-                elif tool.strict:
-                    field = f"{tool.field}.strict"
-                    raise invalid(field, f"{field} is true; {reason}")
-        return held if content is None else tools
-
-    def _why_not_held(self, tool: Tool, content: GrammarSpec | None) -> str | None:
-        assert self.call_format is not None
-        is_json = content is None or content.kind is GrammarKind.JSON_SCHEMA
-        if content is not None and not (is_json and self.call_format.opening):
-            return (
-                f"what {content.field} lets through may read like a call of model "
-                f"{quote(self.name)}, so this cannot be enforced beside it"
-            )
-        return why_not(self.call_format, tool, self.tokenizer.special_token, self.limits)
-
-    def _answer_grammar(
-        self,
-        conversation: Conversation,
-        tools: Sequence[Tool],
-        held: Sequence[Tool],
-        content: GrammarSpec | None,
-        starts_thinking: bool,
-        limit: ThoughtLimit | None,
-    ) -> GrammarSpec | None:
-        choice = conversation.tool_choice
-        must_call = choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED)
-        is_free = content is None and not must_call and bool(held)
-        if content is None and not held and limit is None:
-            return None
-        named = choice.mode is ToolMode.NAMED
-        return answer_grammar(
-            content=None if must_call else content,
-            form=self.call_format,
-            tools=[tool for tool in tools if not named or tool.name == choice.name] if held else [],
-            several=conversation.parallel_tool_calls and not named,
-            held=held if is_free else None,
-            thoughts=self.thoughts,
-            starts_thinking=starts_thinking,
-            token=self.tokenizer.special_token,
-            limits=self.limits,
-            thought_limit=limit,
-        )
-
-    def _thought_limit(self, conversation: Conversation) -> ThoughtLimit | None:
-        """Raises RequestError if the model's thoughts cannot be counted."""
-        field, most = conversation.max_thought_tokens_field, conversation.max_thought_tokens
-        if most is None:
-            return None
-        if self.thoughts is None:
-            raise invalid(field, f"{field} is {most}; model {quote(self.name)} does not think")
-        begin, end = map(self.tokenizer.token_id, (self.thoughts.begin, self.thoughts.end))
-        if begin is None or end is None:
-            raise invalid(
-                field,
-                f"{field} is {most}; thoughts of model {quote(self.name)} do not begin and end with"
-                " a token of their own, so they cannot be counted",
-            )
-        return ThoughtLimit(most, begin, end, field)
-
     def _shown_tokens(self, thoughts: Thoughts | None, calls: CallFormat | None) -> frozenset[int]:
         words = [*(calls.tokens if calls else ())]
         if thoughts is not None:
@@ -285,16 +210,6 @@ class Model:
         least = self.tokenizer.least_tokens(num_characters)
         if least >= max_model_len:
             raise too_long(least, max_model_len, field, at_least=True)
-
-
-def _strict_alone(
-    conversation: Conversation, held: Sequence[Tool], content: GrammarSpec | None
-) -> Sequence[Tool]:
-    """Those that stay held where all of them together cost too much: not those that are strict by
-    default alone."""
-    if content is not None or conversation.tool_choice.mode is not ToolMode.AUTO:
-        return held
-    return [tool for tool in held if tool.strict]
 
 
 def load_model(
