@@ -1,4 +1,5 @@
-"""uvicorn's HTTP/1.1 protocol with two things added: bounded headers, and a way to hang up.
+"""uvicorn's HTTP/1.1 protocol with three things added: bounded headers, a way to hang up, and an
+end to connections whose other side is gone without a word.
 
 httptools collects headers of any length for any time, so a connection could hold any amount of
 memory; trailers of a chunked body as well, and they would be added to the headers of a request
@@ -10,15 +11,24 @@ that.
     └ HEADERS_S ──────┘      └ whoever reads it bounds its time ┘
 
 What is not body counts against the limit, from the last byte of a body or end of a message on.
+
+A machine that lost its power or its network says nothing. The kernel would try for a quarter of an
+hour to bring it what is written, and for ever to hear from it where nothing is; here both take
+`GONE_S` at most, and the request is aborted.
 """
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64 * 1024
 HEADERS_S = 30.0
 """How long a client may take to say what it wants, on a new connection or an old one."""
+
+GONE_S = 60
+"""So long without a sign from the other side's kernel, and a connection is over."""
+_PROBES = 3
 
 HANG_UP = "quire.hang_up"
 """Key in the ASGI scope's extensions; "call" under it ends the connection at once."""
@@ -40,6 +50,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is here."""
         super().connection_made(transport)
+        _notice_loss(transport.get_extra_info("socket"))
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -108,3 +119,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._impatience is not None:
             self._impatience.cancel()
             self._impatience = None
+
+
+def _notice_loss(connection: socket.socket) -> None:
+    """Silence is probed from half of `GONE_S` on."""
+    if connection.family == socket.AF_UNIX:
+        return
+    probe_s = max(1, GONE_S // (2 * _PROBES))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", max(1, GONE_S // 2)),
+        ("TCP_KEEPINTVL", probe_s),
+        ("TCP_KEEPCNT", _PROBES),
+        ("TCP_USER_TIMEOUT", 1000 * GONE_S),
+    ):
+        if hasattr(socket, option):  # Linux has all of them
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
