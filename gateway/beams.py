@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.errors import invalid
-from gateway.limits import MAX_LOGPROBS, RequestLimits
+from gateway.limits import RequestLimits
 from gateway.ranges import check_known_range
+from protos.limits import MAX_LOGPROBS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

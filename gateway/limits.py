@@ -8,12 +8,11 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from protos.grammar import MAX_GRAMMAR_BYTES
+from protos.limits import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_TOKENS
 
-MAX_SAMPLES = 128
-MAX_LOGPROBS = 20
-MAX_STOP_TOKENS = 128
-"""Of the client's own; a worker's tables have room for the model's beside them."""
-MAX_BIASED_TOKENS = 1024
+_MAX_END_TOKENS = 32
+"""Of the model's own, for which there must be room beside the client's."""
+_MAX_OWN_STOP_TOKENS = MAX_STOP_TOKENS - _MAX_END_TOKENS
 MAX_SCHEMA_DEPTH = 128
 """As deep as a body may be."""
 
@@ -35,7 +34,9 @@ class RequestLimits:
     )
     stop: int = _limit(16, "stop strings", least=0)
     stop_characters: int = _limit(1024, "characters of each")
-    stop_token_ids: int = _limit(MAX_STOP_TOKENS, "stop tokens", least=0, most=MAX_STOP_TOKENS)
+    stop_token_ids: int = _limit(
+        _MAX_OWN_STOP_TOKENS, "stop tokens", least=0, most=_MAX_OWN_STOP_TOKENS
+    )
     logit_bias: int = _limit(MAX_BIASED_TOKENS, "biased tokens", least=0, most=MAX_BIASED_TOKENS)
     bad_words: int = _limit(256, "words that must not come", least=0)
     bad_word_characters: int = _limit(256, "characters of each")

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-MAX_SAMPLES = 128
-MAX_LOGPROBS = 20
+from protos.limits import MAX_LOGPROBS, MAX_SAMPLES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

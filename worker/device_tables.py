@@ -14,12 +14,11 @@ import torch
 
 from kernels.step_sampling import GrammarMasks, num_words
 from kernels.step_tables import SlotSampling, SlotTables, StepInputs
+from protos.limits import MAX_BIASED_TOKENS, MAX_STOP_TOKENS
 from worker.plans import Admission, Float32Column, Int32Column
 
 Words = npt.NDArray[np.int32]
 
-MAX_STOP_IDS = 160
-MAX_BIASES = 1024
 _ALIGNMENT = 16  # words: loads of whole cache lines, and any two words may be read as an int64
 _NO_TOKEN = -1
 
@@ -86,9 +85,9 @@ class Layout:
         self.ban_until = self._region(slots)
         self.limit = self._region(slots)
         self.invalid = self._region(slots)
-        self.stop_ids = self._region(slots, MAX_STOP_IDS)
-        self.bias_ids = self._region(slots, MAX_BIASES)
-        self.bias = self._region(slots, MAX_BIASES)
+        self.stop_ids = self._region(slots, MAX_STOP_TOKENS)
+        self.bias_ids = self._region(slots, MAX_BIASED_TOKENS)
+        self.bias = self._region(slots, MAX_BIASED_TOKENS)
         self.in_prompt = self._region(slots, num_words(vocab_size))
         self.output_count = self._region(slots, vocab_size)
         self.constrained = self._region(slots)
@@ -221,7 +220,10 @@ class DeviceTables:
         tokens = admission.token_ids
         # A token that the model does not have ends the one sequence, not the worker.
         valid = (tokens >= 0) & (tokens < self.vocab_size)
-        fits = len(sampling.stop_token_ids) <= MAX_STOP_IDS and len(sampling.bias) <= MAX_BIASES
+        fits = (
+            len(sampling.stop_token_ids) <= MAX_STOP_TOKENS
+            and len(sampling.bias) <= MAX_BIASED_TOKENS
+        )
         writes.put(at.tokens.row(slot), np.where(valid, tokens, 0))
         writes.put(at.blocks.row(slot), admission.blocks)
         writes.put_one(at.done.row(slot), 0)
@@ -243,16 +245,16 @@ class DeviceTables:
 
     def _put_lists(self, writes: Writes, admission: Admission) -> None:
         at, slot, sampling = self._layout, admission.slot, admission.sampling
-        stops = np.full(MAX_STOP_IDS, _NO_TOKEN, np.int32)
-        count = min(len(sampling.stop_token_ids), MAX_STOP_IDS)
+        stops = np.full(MAX_STOP_TOKENS, _NO_TOKEN, np.int32)
+        count = min(len(sampling.stop_token_ids), MAX_STOP_TOKENS)
         stops[:count] = sampling.stop_token_ids[:count]
         writes.put(at.stop_ids.row(slot), stops)
         known = [
             (token, bias)
             for token, bias in zip(sampling.bias_token_ids, sampling.bias, strict=True)
             if 0 <= token < self.vocab_size
-        ][:MAX_BIASES]
-        ids = np.full(len(known) + (len(known) < MAX_BIASES), _NO_TOKEN, np.int32)
+        ][:MAX_BIASED_TOKENS]
+        ids = np.full(len(known) + (len(known) < MAX_BIASED_TOKENS), _NO_TOKEN, np.int32)
         ids[: len(known)] = [token for token, _ in known]
         biases: Float32Column = np.array([bias for _, bias in known], np.float32)
         writes.put(at.bias_ids.row(slot), ids)  # the first -1 ends the list

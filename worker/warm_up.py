@@ -8,13 +8,12 @@ from itertools import cycle
 
 import numpy as np
 
+from protos.limits import MAX_LOGPROBS
 from worker.executor import Runner
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
 from worker.sizes import Sizes
 
 _NUM_STEPS = 3
-MAX_LOGPROBS = 20
-"""Alternatives that a row may ask for; the gateway allows no more."""
 
 
 def num_blocks_needed(sizes: Sizes, max_model_len: int) -> int:

@@ -10,7 +10,6 @@ from scheduler.messages import Float32Column
 assert sys.byteorder == "little", "columns are little-endian and travel as they lie in memory"
 
 MAX_INT32 = 2**31 - 1
-MAX_LOGPROBS = 20
 MAX_NAME_LENGTH = 256
 
 

@@ -6,19 +6,18 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from protos.grammar import MAX_GRAMMAR_BYTES
+from protos.limits import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_TOKENS
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from scheduler.core.events import Int32Column, Refused, Request
 from scheduler.messages import ModelCard, Pooling
 from scheduler.wire.columns import (
     MAX_INT32,
-    MAX_LOGPROBS,
     MAX_NAME_LENGTH,
     Malformed,
     all_below,
     checked_name,
 )
 
-_MAX_SAMPLES = 128
 _MAX_SEQUENCE_ID = 2**32 - 1
 _MAX_DEADLINE_S = 1e9
 
@@ -41,7 +40,7 @@ def check_router_hello(hello: scheduler_pb2.RouterHello) -> str:
 
 def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard) -> Request:
     """The request in a Submit, fit for this model. Raises Refused."""
-    _check_range("num_samples", submit.num_samples, 1, _MAX_SAMPLES)
+    _check_range("num_samples", submit.num_samples, 1, MAX_SAMPLES)
     last_id = submit.sequence_id + submit.num_samples - 1
     _check_range("sequence_id", last_id, 0, _MAX_SEQUENCE_ID)
     token_ids = _request_column("token_id", submit.token_id)
@@ -142,7 +141,7 @@ def _check_sampling(
         _check_range("num_logprobs", sampling.num_logprobs, 0, MAX_LOGPROBS)
     if sampling.stop_token_ids:
         stops = np.array(sampling.stop_token_ids, np.uint32).view(np.int32)
-        _check_ids("stop_token_ids", stops, model)
+        _check_ids("stop_token_ids", stops, model, most=MAX_STOP_TOKENS)
     _check_constraints(sampling, model)
     biased = _request_column("logit_bias_token_id", sampling.logit_bias_token_id)
     if len(sampling.logit_bias) != len(sampling.logit_bias_token_id):
@@ -151,7 +150,7 @@ def _check_sampling(
             f"it must have as many as logit_bias_token_id ({len(sampling.logit_bias_token_id)})"
         )
         raise Refused(message, field="logit_bias")
-    _check_ids("logit_bias_token_id", biased, model)
+    _check_ids("logit_bias_token_id", biased, model, most=MAX_BIASED_TOKENS)
     bias = np.frombuffer(sampling.logit_bias, "<f4")
     outside = np.flatnonzero(~(np.abs(bias) <= 100))
     if outside.size:
@@ -165,9 +164,9 @@ def _check_constraints(sampling: sampling_pb2.SamplingParams, model: ModelCard) 
         message = "stop_token_ids is empty; with a grammar it must have at least 1 token"
         raise Refused(message, field="stop_token_ids")
     allowed = _request_column("allowed_token_id", sampling.allowed_token_id)
-    _check_ids("allowed_token_id", allowed, model)
+    _check_ids("allowed_token_id", allowed, model, most=model.vocab_size)
     words = _request_column("bad_word_token_id", sampling.bad_word_token_id)
-    _check_ids("bad_word_token_id", words, model)
+    _check_ids("bad_word_token_id", words, model, most=model.vocab_size)
     lengths = _request_column("bad_word_length", sampling.bad_word_length)
     if lengths.size and int(lengths.min()) < 1:
         _check_range("bad_word_length", int(lengths.min()), 1, words.size)
@@ -188,10 +187,10 @@ def _check_range(field: str, value: float, low: float, high: float, *, above: bo
     raise Refused(f"{field} is {shown}; it must be {bounds} and at most {high}", field=field)
 
 
-def _check_ids(field: str, ids: Int32Column, model: ModelCard) -> None:
-    """Raises Refused unless every id is in the vocabulary."""
-    if ids.size > model.vocab_size and field != "token_id":
-        message = f"{field} has {ids.size} entries; it may have at most {model.vocab_size}"
+def _check_ids(field: str, ids: Int32Column, model: ModelCard, *, most: int | None = None) -> None:
+    """Raises Refused unless every id is in the vocabulary, and they are at most so many."""
+    if most is not None and ids.size > most:
+        message = f"{field} has {ids.size} entries; it may have at most {most}"
         raise Refused(message, field=field)
     if not all_below(ids, model.vocab_size):
         first = ids[np.flatnonzero(ids.view(np.uint32) >= model.vocab_size)[0]]

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from protos.limits import MAX_LOGPROBS
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from scheduler.core.decisions import Plan
 from scheduler.core.events import (
@@ -27,7 +28,6 @@ from scheduler.messages import (
 )
 from scheduler.wire.columns import (
     MAX_INT32,
-    MAX_LOGPROBS,
     MAX_NAME_LENGTH,
     Malformed,
     all_below,

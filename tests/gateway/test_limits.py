@@ -14,8 +14,7 @@ from gateway.model import Model
 from gateway.openai.chat import parse_chat
 from gateway.openai.completions import parse_completion
 from gateway.openai.embeddings import parse_embeddings
-from scheduler.wire import columns, requests
-from worker import device_tables
+from protos import limits as behind
 
 MAX_MODEL_LEN = 1024
 NAMES = [each.name for each in fields(RequestLimits)]
@@ -223,7 +222,7 @@ def test_help_has_every_name_with_its_default() -> None:
 
 def test_no_limit_may_be_more_than_scheduler_and_worker_take() -> None:
     most = {each.name: each.metadata["most"] for each in fields(RequestLimits)}
-    assert most["n"] == requests._MAX_SAMPLES
-    assert most["logprobs"] == columns.MAX_LOGPROBS
-    assert most["stop_token_ids"] <= device_tables.MAX_STOP_IDS
-    assert most["logit_bias"] <= device_tables.MAX_BIASES
+    assert most["n"] == behind.MAX_SAMPLES
+    assert most["logprobs"] == behind.MAX_LOGPROBS
+    assert most["stop_token_ids"] < behind.MAX_STOP_TOKENS  # which the model's own are among
+    assert most["logit_bias"] == behind.MAX_BIASED_TOKENS

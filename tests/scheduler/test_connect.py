@@ -250,7 +250,16 @@ def floats(*values: float) -> bytes:
         ),
         (sampling(stop_token_ids=[3, 1000]), "stop_token_ids", "stop_token_ids contains 1000"),
         (sampling(stop_token_ids=[2**32 - 1]), "stop_token_ids", "stop_token_ids contains -1"),
-        (sampling(stop_token_ids=[1] * 1001), "stop_token_ids", "stop_token_ids has 1001 entries"),
+        (
+            sampling(stop_token_ids=[1] * 161),
+            "stop_token_ids",
+            "stop_token_ids has 161 entries; it may have at most 160",
+        ),
+        (
+            sampling(logit_bias_token_id=column(*[1] * 1025), logit_bias=floats(*[1] * 1025)),
+            "logit_bias_token_id",
+            "logit_bias_token_id has 1025 entries; it may have at most 1024",
+        ),
         (
             sampling(logit_bias_token_id=column(1000), logit_bias=floats(1)),
             "logit_bias_token_id",

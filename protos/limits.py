@@ -1,0 +1,10 @@
+"""How much one request may ask of those behind the router: one table for who checks and for who has
+the room. What an operator allows is at most this; a grammar's limits are in `protos.grammar`."""
+
+MAX_SAMPLES = 128
+"""Of one prompt."""
+MAX_LOGPROBS = 20
+"""Alternatives of one token."""
+MAX_STOP_TOKENS = 160
+"""The model's own and the client's together."""
+MAX_BIASED_TOKENS = 1024
