@@ -19,6 +19,10 @@ _SAID_AS = {
     "num_logprobs": "logprobs",
     "num_prompt_logprobs": "prompt_logprobs",
     "logit_bias_token_id": "logit_bias",
+    "allowed_token_id": "allowed_token_ids",
+    "bad_word_token_id": "bad_words",
+    "bad_word_length": "bad_words",
+    "deadline_s": "timeout",
     "max_tokens": "max_tokens",
 }
 _FIELD = re.compile(rf"\b({'|'.join(_SAID_AS)})\b")

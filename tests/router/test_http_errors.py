@@ -270,6 +270,13 @@ async def test_a_refusal_speaks_the_clients_words(
     assert (await refused(PATH, CHAT))[0] == "top_logprobs"
     refuse("logit_bias_token_id", "logit_bias_token_id contains 9")
     assert await refused(PATH, CHAT) == ("logit_bias", "logit_bias contains 9")
+    refuse("bad_word_token_id", "bad_word_token_id has 9 entries; it may have at most 8")
+    assert await refused(PATH, CHAT) == (
+        "bad_words",
+        "bad_words has 9 entries; it may have at most 8",
+    )
+    refuse("allowed_token_id", "allowed_token_id contains 9")
+    assert await refused(PATH, CHAT) == ("allowed_token_ids", "allowed_token_ids contains 9")
     refuse("num_samples", "num_samples is 300")
     assert await refused(PATH, CHAT) == ("n", "n is 300")
 
