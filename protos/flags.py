@@ -370,6 +370,16 @@ WORKER_METRICS_PORT = Flag(
 
 # Router, and whoever loads a model.
 
+API_KEY_FILE: Flag[str | None] = Flag(
+    "api_key_file",
+    "Keys of clients with their names, NAME KEY on each line; those of --api-key are called "
+    "default, default-2 and so on. Or in QUIRE_API_KEYS, as a JSON object. Logs and metrics show "
+    "names alone, and a name is its requests' tenant.",
+    "FILE",
+    readable_file,
+    None,
+    "none",
+)
 SERVED_MODEL_NAME: Flag[str | None] = Flag(
     "served_model_name",
     "What clients put in `model`.",

@@ -10,13 +10,15 @@ has accepted), workers, scheduler.
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from gateway.keys import KEY_VARIABLE, KEYS_VARIABLE, read_keys
 from quire.errors import ConfigurationError, RequestFailed, StackFailed
 from quire.http import Endpoint
 from quire.models import ResolvedModel
@@ -42,7 +44,18 @@ class TcpDoor:
     host: str
     port: int
     grpc_port: int
-    api_key: str | None = None
+    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By name, those of `api_key_file` among them; without any, everybody may ask."""
+    api_key_file: str | None = None
+    share_prefix_cache: bool = False
+    """Several keys have one prefix cache."""
+
+    @property
+    def environment(self) -> tuple[tuple[str, str], ...]:
+        """A router's, which must not find the same keys in ours again."""
+        of_file = read_keys((), self.api_key_file, {}) if self.api_key_file else {}
+        others = {name: key for name, key in self.api_keys.items() if name not in of_file}
+        return ((KEY_VARIABLE, ""), (KEYS_VARIABLE, json.dumps(others) if others else ""))
 
     @property
     def url(self) -> str:
@@ -239,8 +252,11 @@ class Stack:
         else:
             where = ["--host", self._door.host, "--port", str(self._door.port)]
             where += ["--grpc-port", str(self._door.grpc_port)]
-            if self._door.api_key:
-                environment = (("QUIRE_API_KEY", self._door.api_key),)
+            if self._door.api_key_file:
+                where += ["--api-key-file", self._door.api_key_file]
+            if self._door.share_prefix_cache:
+                where.append("--share-prefix-cache")
+            environment = self._door.environment
         return self._spec("router", name, *where, *sharing, environment=environment)
 
     def _spec(

@@ -10,6 +10,7 @@ import typer
 import uvloop
 
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
+from gateway.keys import exposure, read_keys
 from gateway.limits import described_limits, parse_limits
 from protos import flags
 from protos.trust import Trust
@@ -18,6 +19,8 @@ from router.listeners import ConfigurationError
 from router.server import Settings, serve
 
 Option = typer.Option
+
+_log = logging.getLogger("router")
 
 
 def main(
@@ -53,13 +56,23 @@ def main(
     ] = False,
     metrics_port: Annotated[int | None, flags.ROUTER_METRICS_PORT.typer()] = None,
     api_key: Annotated[
-        str | None,
+        list[str] | None,
         Option(
-            envvar="QUIRE_API_KEY",
             help="Clients must send it as a bearer token, or as x-api-key, to every route but "
-            "/health and /ready.",
+            "/health and /ready; may be given several times. Or one in QUIRE_API_KEY.",
+            metavar="KEY",
+            show_default="none is asked for",
         ),
     ] = None,
+    api_key_file: Annotated[str | None, flags.API_KEY_FILE.typer()] = None,
+    share_prefix_cache: Annotated[
+        bool,
+        Option(
+            "--share-prefix-cache",
+            help="Let requests of all keys find each other's prompts in the prefix cache; else, "
+            "with several keys, each has its own.",
+        ),
+    ] = False,
     max_body_bytes: Annotated[int, flags.MAX_BODY_BYTES.typer()] = flags.MAX_BODY_BYTES.default,
     limit: Annotated[
         list[str] | None,
@@ -95,9 +108,12 @@ def main(
     same scheduler.
     """
     _configure_log()
+    keys = read_keys(api_key, api_key_file)
+    if api_key_file is not None and (warning := exposure(api_key_file)):
+        _log.warning("%s", warning)
+    if keys:
+        _log.info("clients need one of these keys: %s", ", ".join(keys))
     try:
-        if api_key == "":
-            raise ValueError("--api-key is ''; it must be at least 1 character, or left out")
         limits = parse_limits(limit or ())
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
@@ -120,7 +136,8 @@ def main(
             port=port,
             uds=uds,
             grpc_listen=grpc_listen or f"{f'[{host}]' if ':' in host else host}:{grpc_port}",
-            api_key=api_key,
+            keys=keys,
+            shares_prefixes=share_prefix_cache,
             max_body_bytes=max_body_bytes,
             max_in_flight=max_in_flight,
             drain_timeout_s=drain_timeout,

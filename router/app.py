@@ -65,7 +65,7 @@ def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
             Middleware(RequestIdMiddleware),
             # Before the key is asked for: a browser's preflight has none.
             *([Middleware(CORSMiddleware, **cors.arguments())] if cors else []),
-            Middleware(AuthenticationMiddleware, api_key=backend.api_key),
+            Middleware(AuthenticationMiddleware, keys=backend.keys),
         ],
         exception_handlers={
             RequestError: _on_request_error,

@@ -151,8 +151,13 @@ class BeamGeneration:
         """One request of a client, whatever it took."""
         self._num_found += 1
         metrics = self._engine.metrics
-        metrics.prompt_tokens += len(request.prompt_token_ids)
-        metrics.generation_tokens += sum(len(piece.token_ids) for piece in pieces)
+        num_prompt = len(request.prompt_token_ids)
+        num_output = sum(len(piece.token_ids) for piece in pieces)
+        metrics.prompt_tokens += num_prompt
+        metrics.generation_tokens += num_output
+        metrics.count_for(
+            self._caller.tenant, prompt_tokens=num_prompt, generation_tokens=num_output
+        )
         finish = pieces[0].finish
         assert finish is not None, "an answer is whole"
         metrics.finished[finish.reason] += 1

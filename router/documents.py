@@ -45,6 +45,6 @@ class Documents:
             backend.version,
             backend.model,
             max_model_len,
-            needs_key=backend.api_key is not None,
+            needs_key=bool(backend.keys),
         )
         return json.dumps(told, ensure_ascii=False).encode(), page(told).encode()

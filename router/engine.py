@@ -419,9 +419,15 @@ class Engine:
     def _count_requests(self, generation: Generation) -> None:
         """The call is over."""
         elapsed_s = time.monotonic() - generation.arrived_at
-        for _, samples in groupby(generation.samples, key=lambda s: s.index - s.number):
+        for _, group in groupby(generation.samples, key=lambda s: s.index - s.number):
+            samples = list(group)
             reason = min(map(_reason, samples), key=_GRAVEST_FIRST.index)
             self.metrics.finished[reason] += 1
+            self.metrics.count_for(
+                generation.tenant,
+                prompt_tokens=_num_prompt_tokens(samples),
+                generation_tokens=sum(len(sample.tokens) for sample in samples),
+            )
             if reason in (FinishReason.STOP, FinishReason.LENGTH):
                 self.metrics.e2e_request_latency.observe(elapsed_s)
 
@@ -439,6 +445,15 @@ def _lacks_scores(sample: Sample, finished: Finished) -> bool:
     if sample.scores is None or sample.number > 0:
         return False
     return ended_well and not sample.scores.is_complete
+
+
+def _num_prompt_tokens(samples: Sequence[Sample]) -> int:
+    """That one request's samples have cost: none, if nothing was ever computed for it."""
+    first = samples[0]
+    computed = any(sample.tokens for sample in samples) or (
+        first.wants_vector and first.finished is not None
+    )
+    return len(first.request.prompt_token_ids) if computed else 0
 
 
 def _timed_out(generation: Generation) -> RequestError:

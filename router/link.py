@@ -6,6 +6,7 @@ hangs, and is treated as a break.
 """
 
 import asyncio
+import hashlib
 import itertools
 import logging
 import random
@@ -58,8 +59,16 @@ class Link:
     """Holds the stream while `run` runs; implements `router.messages.Uplink`."""
 
     def __init__(
-        self, address: str, router_id: str, listener: Listener, trust: Trust = NO_TRUST
+        self,
+        address: str,
+        router_id: str,
+        listener: Listener,
+        trust: Trust = NO_TRUST,
+        *,
+        keeps_tenants_apart: bool = False,
     ) -> None:
+        """`keeps_tenants_apart`: none finds what another's requests have left in the cache."""
+        self._keeps_tenants_apart = keeps_tenants_apart
         self._address = address
         self._trust = trust
         self._router_id = router_id
@@ -90,7 +99,11 @@ class Link:
 
     def submit(self, submission: Submission) -> None:
         """See `Uplink`."""
-        self._send(submit_message(submission))
+        message = submit_message(submission)
+        if self._keeps_tenants_apart:
+            said = message.submit.cache_salt
+            message.submit.cache_salt = own_salt(message.submit.tenant, said)
+        self._send(message)
 
     def abort(self, sequence_ids: Sequence[int]) -> None:
         """See `Uplink`."""
@@ -167,6 +180,11 @@ class Link:
             case "refusal":
                 refusal = message.refusal
                 listener.refused(refusal.sequence_id, refusal_of(refusal))
+
+
+def own_salt(tenant: str, said: str) -> str:
+    """The salt of a tenant's requests that say this one: nobody else can say what comes out."""
+    return hashlib.sha256(f"{tenant}\n{said}".encode()).hexdigest()
 
 
 def _backoff() -> Iterator[float]:

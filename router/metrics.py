@@ -5,7 +5,8 @@ operations without a lock; they take the client library's form only when scraped
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -58,11 +59,27 @@ class Histogram:
         return family
 
 
+@dataclass(slots=True)
+class KeyTotals:
+    """What was asked for with one key."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
 class Metrics(Collector):
     """All of one router's metrics."""
 
-    def __init__(self, model_name: str, permits: Permits, responses: ResponseStore) -> None:
-        """`permits`: one is taken for each request in flight; `responses` are those kept."""
+    def __init__(
+        self,
+        model_name: str,
+        permits: Permits,
+        responses: ResponseStore,
+        key_names: Iterable[str] = (),
+    ) -> None:
+        """`permits`: one is taken for each request in flight; `responses` are those kept;
+        `key_names` are all that there are."""
         self._model_name = model_name
         self._permits = permits
         self._responses = responses
@@ -88,6 +105,7 @@ class Metrics(Collector):
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FinishReason, 0)
         """Requests: each prompt of a call, however many samples it has."""
+        self.of_key = {name: KeyTotals() for name in key_names}
         self.resubmitted = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -115,6 +133,13 @@ class Metrics(Collector):
         for reason, count in self.finished.items():
             finished.add_metric([self._model_name, reason.value], count)
         yield finished
+        yield self._key_counter(
+            "quire:key_requests", "Requests that ended, by the name of their key.", "requests"
+        )
+        yield self._key_counter("quire:key_prompt_tokens", "Their prompt tokens.", "prompt_tokens")
+        yield self._key_counter(
+            "quire:key_generation_tokens", "Their output tokens.", "generation_tokens"
+        )
         yield self._gauge(
             "quire:requests_in_flight", "Requests being answered.", self._permits.num_taken
         )
@@ -131,6 +156,19 @@ class Metrics(Collector):
             "Samples submitted anew after the scheduler was lost.",
             self.resubmitted,
         )
+
+    def count_for(self, tenant: str, *, prompt_tokens: int, generation_tokens: int) -> None:
+        """One request has ended; what it cost, if its tenant is a key's name."""
+        if (totals := self.of_key.get(tenant)) is not None:
+            totals.requests += 1
+            totals.prompt_tokens += prompt_tokens
+            totals.generation_tokens += generation_tokens
+
+    def _key_counter(self, name: str, documentation: str, field: str) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, documentation, labels=["model_name", "key_name"])
+        for key_name, totals in self.of_key.items():
+            family.add_metric([self._model_name, key_name], getattr(totals, field))
+        return family
 
     def _gauge(self, name: str, documentation: str, value: int) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, documentation, labels=["model_name"])

@@ -1,19 +1,18 @@
 """What holds for every HTTP request: it has a name, and its sender may ask."""
 
-import base64
-import hashlib
-import hmac
 import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import Fault, RequestError
+from gateway.errors import RequestError
+from gateway.keys import ApiKeys
 from gateway.request import check_request_id
 from router.responses import error_response
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""What probes ask: no key needed, and nothing but yes or no in the answers."""
+"""What probes ask: no key needed, and nothing but yes or no in the answers. Who asks for more, with
+a question mark behind the path, needs it."""
 
 BROWSER_PATHS = frozenset({"/docs", "/openapi.json"})
 """What people read in a browser, which can send a key only as the password of HTTP's Basic scheme,
@@ -22,39 +21,6 @@ else, and a page of another origin can do nothing with it."""
 
 
 _ASK_FOR_PASSWORD = 'Basic realm="Quire: the API key is the password", charset="UTF-8"'
-
-
-class ApiKey:
-    """Compares keys in constant time, by digest, so that not even the length shows."""
-
-    def __init__(self, key: str) -> None:
-        self._digest = hashlib.sha256(key.encode()).digest()
-
-    def check(self, authorization: str | None, x_api_key: str | None = None) -> None:
-        """Raises RequestError unless a header's value is the key: after "Bearer" in OpenAI's
-        header, alone in Anthropic's, which counts where there is no other."""
-        scheme, _, given = (authorization or f"bearer {x_api_key or ''}").partition(" ")
-        if scheme.lower() != "bearer" or not self._is(given.strip()):
-            raise RequestError(
-                Fault.UNAUTHENTICATED,
-                "the API key is missing or wrong; "
-                "send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'",
-            )
-
-    def is_password(self, authorization: str | None) -> bool:
-        """Whether a header says the key as the password of HTTP's Basic scheme."""
-        scheme, _, given = (authorization or "").partition(" ")
-        if scheme.lower() != "basic":
-            return False
-        try:
-            _, colon, password = base64.b64decode(given.strip(), validate=True).partition(b":")
-            return bool(colon) and self._is(password.decode())
-        except ValueError:
-            return False
-
-    def _is(self, given: str) -> bool:
-        digest = hashlib.sha256(given.encode()).digest()
-        return hmac.compare_digest(digest, self._digest)
 
 
 class RequestIdMiddleware:
@@ -90,22 +56,27 @@ class RequestIdMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Lets nobody past without the key, but for `OPEN_PATHS`."""
+    """Lets nobody past without a key, but for `OPEN_PATHS`; the key's name is the request's
+    `key_name`."""
 
-    def __init__(self, app: ASGIApp, api_key: ApiKey | None) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app = app
-        self._api_key = api_key
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
-        is_open = scope["type"] != "http" or scope["path"] in OPEN_PATHS
-        if self._api_key is not None and not is_open:
+        is_open = scope["type"] != "http" or (
+            scope["path"] in OPEN_PATHS and not scope["query_string"]
+        )
+        if self._keys and not is_open:
             is_browsers = scope["path"] in BROWSER_PATHS
             try:
                 headers = Headers(scope=scope)
                 said = headers.get("authorization")
-                if not (is_browsers and self._api_key.is_password(said)):
-                    self._api_key.check(said, headers.get("x-api-key"))
+                name = self._keys.name_of_password(said) if is_browsers else None
+                if name is None:
+                    name = self._keys.check(said, headers.get("x-api-key"))
+                scope.setdefault("state", {})["key_name"] = name
             except RequestError as error:
                 asks = {"www-authenticate": _ASK_FOR_PASSWORD} if is_browsers else {}
                 await error_response(error, scope, asks)(scope, receive, send)

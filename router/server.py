@@ -19,14 +19,15 @@ import random
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import uvicorn
 
 from gateway.errors import ModelError
+from gateway.keys import ApiKeys
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from gateway.model import Model, load_model
 from protos import flags
@@ -40,7 +41,6 @@ from router.http_protocol import BoundedHttpProtocol
 from router.link import Link
 from router.listeners import Addresses, ConfigurationError, bind_grpc, http_sockets
 from router.metrics import Metrics
-from router.middleware import ApiKey
 from router.permits import Permits
 from router.readiness import Readiness
 from router.response_store import ResponseStore
@@ -77,7 +77,6 @@ class Settings:
     """A Unix socket instead of host and port."""
     grpc_listen: str
     """host:port (0: any free one) or unix:/path."""
-    api_key: str | None
     max_body_bytes: int
     max_in_flight: int
     drain_timeout_s: float
@@ -90,6 +89,10 @@ class Settings:
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What clients must send one of, by name; without any, everybody may ask."""
+    shares_prefixes: bool = False
+    """Several keys have one prefix cache."""
     trust: Trust = NO_TRUST
     """What the scheduler knows us by, and we it."""
     limits: RequestLimits = DEFAULT_LIMITS
@@ -159,7 +162,10 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
         raise ConfigurationError(str(error)) from error
     backend = create_backend(settings, model)
     router_id = f"{socket.gethostname()}-{os.getpid()}"
-    link = Link(settings.scheduler, router_id, backend.engine, settings.trust)
+    apart = len(settings.keys) > 1 and not settings.shares_prefixes
+    link = Link(
+        settings.scheduler, router_id, backend.engine, settings.trust, keeps_tenants_apart=apart
+    )
     backend.engine.uplink = link
     with http_sockets(settings.addresses) as bound:
         grpc_server = create_server(backend, reuse_port=settings.reuse_port)
@@ -196,7 +202,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
     """The router without its fronts and its link."""
     permits = Permits(settings.max_in_flight, "requests are in flight")
     responses = ResponseStore(settings.max_stored_bytes, settings.response_ttl_s)
-    metrics = Metrics(model.name, permits, responses)
+    metrics = Metrics(model.name, permits, responses, settings.keys)
     engine = Engine(model, metrics, scheduler_timeout_s=settings.scheduler_timeout_s)
     return Backend(
         model=model,
@@ -208,7 +214,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         responses=responses,
         background=BackgroundRuns(engine, responses),
         max_body_bytes=settings.max_body_bytes,
-        api_key=ApiKey(settings.api_key) if settings.api_key else None,
+        keys=ApiKeys(settings.keys),
         seeds=random.Random(settings.seed),
         version=_version(),
         started_at=int(time.time()),

@@ -5,8 +5,8 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gateway.errors import Fault, RequestError
+from gateway.keys import ApiKeys
 from gateway.model import Model
 from gateway.output import Piece
 from gateway.request import check_token_ids
@@ -47,6 +48,7 @@ WATCH_S = 1.0
 """Between two looks at whether a watched status has changed."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 _log = logging.getLogger(__name__)
 
@@ -169,9 +171,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     @contextlib.asynccontextmanager
     async def _answering(self, context: Context) -> AsyncIterator[None]:
-        """Around one call: it has the key, and its errors become its status."""
+        """Around one call: its errors become its status."""
         try:
-            self._check_key(context)
             yield
         except RequestError as error:
             await _abort(context, error)
@@ -181,15 +182,42 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     def _caller(self, context: Context) -> Caller:
         """Who calls. Raises RequestError."""
-        return grpc_caller(
-            dict(context.invocation_metadata() or ()), context.time_remaining(), None
-        )
+        metadata = context.invocation_metadata()
+        name = _key_name(self._backend.keys, metadata)
+        return grpc_caller(dict(metadata or ()), context.time_remaining(), name)
 
-    def _check_key(self, context: Context) -> None:
-        if self._backend.api_key is not None:
-            metadata = dict(context.invocation_metadata() or ())
-            value = metadata.get("authorization")
-            self._backend.api_key.check(value if isinstance(value, str) else None)
+
+class _KeyInterceptor(grpc.aio.ServerInterceptor):
+    """Lets nobody past without a key, but for what probes ask."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """See grpc.aio."""
+        if not handler_call_details.method.startswith(f"/{HEALTH}/"):
+            try:
+                _key_name(self._keys, handler_call_details.invocation_metadata)
+            except RequestError as error:
+                return grpc.stream_stream_rpc_method_handler(_refuse(error))
+        return await continuation(handler_call_details)
+
+
+def _refuse(error: RequestError) -> Callable[[object, Context], Awaitable[None]]:
+    async def refuse(_requests: object, context: Context) -> None:
+        await _abort(context, error)
+
+    return refuse
+
+
+def _key_name(keys: ApiKeys, metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """Of the key that a call brings; None where none is asked for. Raises RequestError."""
+    said = {key: value for key, value in metadata or () if isinstance(value, str)}
+    return keys.check(said.get("authorization"), said.get("x-api-key"))
 
 
 def create_server(backend: Backend, *, reuse_port: bool) -> grpc.aio.Server:
@@ -198,11 +226,12 @@ def create_server(backend: Backend, *, reuse_port: bool) -> grpc.aio.Server:
     `reuse_port`: other processes may listen where it does.
     """
     server = grpc.aio.server(
+        interceptors=(_KeyInterceptor(backend.keys),) if backend.keys else (),
         options=(
             *_SERVER_OPTIONS,
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", backend.max_body_bytes),
-        )
+        ),
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(backend), server)

@@ -102,6 +102,26 @@ ApiKey = Annotated[
         rich_help_panel="Router",
     ),
 ]
+ApiKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api-key",
+        help="What clients must send, as a bearer token or x-api-key; may be given several times. "
+        "Or one in QUIRE_API_KEY.",
+        metavar="KEY",
+        show_default="none is asked for",
+        rich_help_panel="Router",
+    ),
+]
+ApiKeyFile = Annotated[str | None, _router(flags.API_KEY_FILE)]
+SharePrefixCache = Annotated[
+    bool,
+    typer.Option(
+        "--share-prefix-cache",
+        help="With several keys: let their requests find each other's prompts in the prefix cache.",
+        rich_help_panel="Router",
+    ),
+]
 ServedModelName = Annotated[str | None, _router(flags.SERVED_MODEL_NAME)]
 ChatTemplate = Annotated[str | None, _router(CHAT_TEMPLATE)]
 ToolCallParser = Annotated[str | None, _router(TOOL_CALL_PARSER)]

@@ -23,7 +23,9 @@ def serve(
     host: flags.Host = HOST.default,
     port: flags.Port = STACK_PORT.default,
     grpc_port: flags.GrpcPort = STACK_GRPC_PORT.default,
-    api_key: flags.ApiKey = None,
+    api_key: flags.ApiKeys = None,
+    api_key_file: flags.ApiKeyFile = None,
+    share_prefix_cache: flags.SharePrefixCache = False,
     served_model_name: flags.ServedModelName = None,
     chat_template: flags.ChatTemplate = None,
     tool_call_parser: flags.ToolCallParser = None,
@@ -78,6 +80,7 @@ def serve(
     quire serve model.gguf --replicas 2 --threads 1 --max-model-len 2048
     quire serve minilm
     """
+    from gateway.keys import read_keys
     from quire.models import check, resolve
     from quire.options import StackOptions
     from quire.progress import announce
@@ -85,7 +88,8 @@ def serve(
 
     options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
     check(model, weights=options.needs_weights)
-    door = TcpDoor(host, port, grpc_port, api_key)
+    keys = read_keys(api_key, api_key_file)
+    door = TcpDoor(host, port, grpc_port, keys, api_key_file, share_prefix_cache)
     check_ports(options, door)  # before minutes of downloading
     resolved = resolve(model, announce, weights=options.needs_weights)
 
@@ -178,7 +182,7 @@ def _show_ready(stack: "Stack", door: "TcpDoor", *, only_embeds: bool) -> None:
     )
     if only_embeds:
         path, question = "embeddings", {"model": stack.name, "input": text}
-    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if door.api_key else ""
+    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if door.api_keys else ""
     processes = stack.record().processes
     metrics = {process.name: process.metrics for process in processes if process.metrics}
     seconds = time.time() - stack.started_at
@@ -187,7 +191,7 @@ def _show_ready(stack: "Stack", door: "TcpDoor", *, only_embeds: bool) -> None:
     console.print(f"  gRPC        [cyan]{door.grpc}[/]")
     for name, url in metrics.items():
         console.print(f"  metrics     [cyan]{url}[/] [dim]({name})[/]")
-    with_key = " (with the key in QUIRE_API_KEY)" if door.api_key else ""
+    with_key = " (with the key in QUIRE_API_KEY)" if door.api_keys else ""
     console.print(f"\n  Try it{with_key}:\n")
     console.print(f"    curl {door.url}/v1/{path}{key} \\", markup=False)
     console.print("      -H 'Content-Type: application/json' \\", markup=False)

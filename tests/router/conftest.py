@@ -38,13 +38,14 @@ def settings(model_dir: Path) -> Callable[..., Settings]:
             "port": 0,
             "uds": None,
             "grpc_listen": "127.0.0.1:0",
-            "api_key": None,
             "max_body_bytes": 1 << 20,
             "max_in_flight": 256,
             "drain_timeout_s": 5.0,
             "scheduler_timeout_s": 20.0,
             "seed": None,
         }
+        if key := given.pop("api_key", None):
+            given["keys"] = {"default": key}
         return Settings(**(defaults | given))
 
     return build

@@ -1,0 +1,106 @@
+"""Keys have names, come from three places, and are shown nowhere."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import RequestError
+from gateway.keys import ApiKeys, exposure, read_keys
+from protos.flags import FlagError
+
+KEYS = ApiKeys({"alice": "sk-a", "bob": "sk-b"})
+
+
+def test_keys_come_from_flags_files_and_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# staff\nalice  sk-a\n\n\tbob sk-b\n")
+    environment = {"QUIRE_API_KEY": "sk-ignored", "QUIRE_API_KEYS": '{"carol": "sk c, with all"}'}
+    assert read_keys(["one", "two"], str(path), environment) == {
+        "default": "one",
+        "default-2": "two",
+        "alice": "sk-a",
+        "bob": "sk-b",
+        "carol": "sk c, with all",
+    }
+    assert read_keys(None, None, {"QUIRE_API_KEY": "sk"}) == {"default": "sk"}
+    assert read_keys(None, None, {"QUIRE_API_KEY": "", "QUIRE_API_KEYS": ""}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it holds no key"),
+        ("# alice sk-secret", "it holds no key"),
+        ("alice", "line 1 has 1 words; it must have a name and a key"),
+        ("a sk-1\nalice sk-secret more", "line 2 has 3 words"),
+        ("a{b sk-secret", "the name 'a{b' of a key must be 1 to 64 letters, digits or any of"),
+        (f"{'a' * 65} sk-secret", "of a key must be 1 to 64"),
+        ("a sk-1\na sk-secret", "line 2: there are two keys named a"),
+        ("a sk-secret\nb sk-secret", "line 2: the key b is another one's, too"),
+        (f"a sk-secret{'x' * 1024}", "the key a has 1033 characters; it must have 1 to 1024"),
+        ("".join(f"n{i} sk-secret{i}\n" for i in range(1001)), "there are more than 1000 keys"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_and_shows_no_key(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(FlagError) as error:
+        read_keys(None, str(path), {})
+    assert message in str(error.value)
+    assert "sk-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["sk-secret", "[]", '{"a": 1}', '{"a": "sk-secret"'])
+def test_a_variable_that_is_no_object_of_keys_is_refused(text: str) -> None:
+    with pytest.raises(FlagError, match=r"^QUIRE_API_KEYS must be a JSON object, like") as error:
+        read_keys(None, None, {"QUIRE_API_KEYS": text})
+    assert "sk-secret" not in str(error.value)
+
+
+def test_a_file_that_others_can_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a sk")
+    path.chmod(0o644)
+    said = f"--api-key-file {path} can be read by every user of this machine (mode 644)"
+    assert exposure(str(path)) == said
+    path.chmod(0o640)
+    assert exposure(str(path)) is None
+
+
+def test_a_request_is_its_keys() -> None:
+    assert KEYS.check("Bearer sk-a") == "alice"
+    assert KEYS.check("bearer  sk-b ") == "bob"
+    assert KEYS.check(None, "sk-b") == "bob"
+    assert ApiKeys({}).check(None) is None
+
+
+@pytest.mark.parametrize(
+    ("authorization", "x_api_key"),
+    [
+        (None, None),
+        ("", ""),
+        ("Bearer", None),
+        ("Bearer sk-", None),
+        ("Bearer sk-aa", None),
+        ("sk-a", None),
+        ("Basic sk-a", None),
+        ("Bearer wrong", "sk-a"),
+        ("Bearer \udcff", None),
+        (None, "alice"),
+    ],
+)
+def test_who_has_none_is_refused(authorization: str | None, x_api_key: str | None) -> None:
+    with pytest.raises(RequestError, match="the API key is missing or wrong"):
+        KEYS.check(authorization, x_api_key)
+
+
+def test_a_password_is_a_key_too() -> None:
+    def basic(text: str) -> str:
+        return f"Basic {base64.b64encode(text.encode()).decode()}"
+
+    assert KEYS.name_of_password(basic("anyone:sk-b")) == "bob"
+    for said in (basic("sk-b"), basic("bob:sk-"), "Basic !", "Bearer sk-b", None):
+        assert KEYS.name_of_password(said) is None
