@@ -22,9 +22,11 @@ from scheduler.core.preemption import (
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence, Status
 
+_NONE = np.empty(0, np.int32)
+
 
 def _column(values: list[int]) -> Int32Column:
-    return np.array(values, np.int32)
+    return np.array(values, np.int32) if values else _NONE
 
 
 class _Draft:

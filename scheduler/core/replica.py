@@ -29,6 +29,8 @@ from scheduler.core.state import Counters, ReplicaState
 from scheduler.core.throughput import Throughput
 from scheduler.core.waiting import WaitingQueue
 
+_NONE = np.empty(0, np.int32)
+
 
 class Replica:
     """Everything the core knows about one replica; gone as a whole when it detaches."""
@@ -334,11 +336,14 @@ class Replica:
         self._sizes.append((num_tokens, now))
         if decoding is not None:
             self._decoding = decoding
-        first = [s.slot for s in caught_up if s.request.max_tokens > 0]
-        vectors = [s.slot for s in caught_up if s.request.max_tokens == 0]
-        tokens = np.append(self._decoding, np.array(first, np.int32)) if first else self._decoding
-        self._due.append((tokens, np.array(vectors, np.int32)))
-        retire = np.array(self._retiring, np.int32)
+        tokens, vectors = self._decoding, _NONE
+        if caught_up:
+            first = [s.slot for s in caught_up if s.request.max_tokens > 0]
+            tokens = np.append(tokens, np.array(first, np.int32))
+            whole = [s.slot for s in caught_up if s.request.max_tokens == 0]
+            vectors = np.array(whole, np.int32)
+        self._due.append((tokens, vectors))
+        retire = np.array(self._retiring, np.int32) if self._retiring else _NONE
         self._retiring.clear()
         return step, retire
 
@@ -358,7 +363,11 @@ class Replica:
             self._set_free(remains)
         # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.
         tokens, vectors = self._due.popleft()
-        return tokens[self.slots.held[tokens]], vectors[self.slots.held[vectors]]
+        held = self.slots.held
+        still = held[tokens]
+        if not still.all():
+            tokens = tokens[still]
+        return tokens, vectors[held[vectors]] if vectors.size else vectors
 
     def _set_free(self, remains: Remains) -> None:
         self.pool.release(remains.blocks)

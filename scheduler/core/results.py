@@ -8,13 +8,13 @@ flight. Python runs only for slots whose block is full, whose first token came, 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from scheduler.core.events import FinishReason, Int32Column, StepResult
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence
 
 _ERROR = int(FinishReason.ERROR)
+_NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,11 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     due_tokens, due_vectors = replica.settle(result.step_id, now)
     live = slots.are_held(result.slot, result.generation)
     _check_complete(result.step_id, "token", due_tokens, result.slot[live])
-    embedded = slots.are_held(result.vector_slot, result.vector_generation)
-    _check_complete(result.step_id, "vector", due_vectors, result.vector_slot[embedded])
+    embedded = _NONE
+    if result.vector_slot.size or due_vectors.size:
+        held = slots.are_held(result.vector_slot, result.vector_generation)
+        _check_complete(result.step_id, "vector", due_vectors, result.vector_slot[held])
+        embedded = np.flatnonzero(held).astype(np.int32)
     score_run = _confirm_scores(replica, result)
     score_slot = result.score_slot[score_run]
     # Rows whose logits were not finite have no token.
@@ -74,7 +77,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         token_id=token,
         result_row=row.astype(np.int32),
         ended=ended,
-        embedded=_confirm_vectors(replica, result, np.flatnonzero(embedded)),
+        embedded=_confirm_vectors(replica, result, embedded),
         score_router=slots.router[score_slot],
         score_sequence_id=slots.sequence_id[score_slot],
         score_run=score_run,
@@ -93,7 +96,7 @@ def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Colum
 def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
     """The runs whose slots still have the tenant that they score."""
     if not len(result.score_slot):
-        return np.empty(0, np.int32)
+        return _NONE
     run = np.flatnonzero(replica.slots.are_held(result.score_slot, result.score_generation))
     for slot, start, length in zip(
         result.score_slot[run].tolist(),
@@ -106,7 +109,7 @@ def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
 
 
 def _confirm_vectors(
-    replica: Replica, result: StepResult, row: npt.NDArray[np.intp]
+    replica: Replica, result: StepResult, row: Int32Column
 ) -> list[tuple[Sequence, FinishReason, int]]:
     reasons = [FinishReason(finish) for finish in result.vector_finish[row].tolist()]
     replica.counters.num_vectors += reasons.count(FinishReason.STOP)

@@ -59,6 +59,11 @@ class Scheduler:
         self._num_expired = 0
         self._moved = False
 
+    @property
+    def orders_by_priority(self) -> bool:
+        """Whether a request's priority changes anything."""
+        return self._config.policy == "priority"
+
     # ---- routers
 
     def accept(self, request: Request, now: float) -> Outputs:
