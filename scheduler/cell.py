@@ -92,6 +92,12 @@ class Cell:
         """A router's request. Raises Refused."""
         if self.draining:
             raise Refused("the scheduler is shutting down; retry later", invalid=False)
+        if request.priority and not (self._core.orders_by_priority or request.resubmitted):
+            message = (
+                f"priority is {request.priority}; this server serves first come, first served, "
+                "so it must be 0"
+            )
+            raise Refused(message, field="priority")
         self._tell(self._core.accept(request, self._clock()))
         if request.deadline_s > 0:
             self._arm_expiry()

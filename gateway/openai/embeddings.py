@@ -53,7 +53,7 @@ class EmbeddingBody(Body):
     user: str | None = None
     """A label; it changes nothing."""
     priority: int = 0
-    """Lower goes first, where the server orders by priority."""
+    """Lower goes first; only 0 where the server does not order by priority."""
     cache_salt: str | None = None
     """Shares cached prompts only with requests of the same salt."""
     timeout: float | None = None

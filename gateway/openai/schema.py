@@ -101,7 +101,7 @@ class SamplingBody(GuidedBody):
     stream_options: StreamOptions | None = None
     """What the stream carries beside the text; needs `stream`."""
     priority: int = 0
-    """Lower goes first, where the server orders by priority."""
+    """Lower goes first; only 0 where the server does not order by priority."""
     cache_salt: str | None = None
     """Shares cached prompts only with requests of the same salt."""
     timeout: float | None = None

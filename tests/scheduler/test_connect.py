@@ -220,6 +220,11 @@ def floats(*values: float) -> bytes:
         ({"adapter": "poet"}, "adapter", "adapter is 'poet'"),
         ({"cache_salt": "x" * 257}, "cache_salt", "cache_salt has 257 characters"),
         ({"request_id": "x" * 257}, "request_id", "request_id has 257 characters"),
+        (
+            {"priority": 1},
+            "priority",
+            "priority is 1; this server serves first come, first served, so it must be 0",
+        ),
         (sampling(temperature=-1), "temperature", "temperature is -1; it must be at least 0 and"),
         (sampling(temperature=math.nan), "temperature", "temperature is nan"),
         (sampling(temperature=2.5), "temperature", "temperature is 2.5; it must be"),
@@ -331,7 +336,8 @@ async def test_a_bad_submit_is_refused_with_field_limit_and_value(
     await router.until_finished(5)
 
 
-async def test_every_value_at_its_limit_is_accepted(served: Served) -> None:
+async def test_every_value_at_its_limit_is_accepted(serve: Serve) -> None:
+    served = await serve(policy="priority")
     await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     limits = sampling(
@@ -355,6 +361,15 @@ async def test_every_value_at_its_limit_is_accepted(served: Served) -> None:
         2**32 - 1, [0, 999, 1], max_tokens=125, seed=2**64 - 1, priority=-(2**31), **limits
     )
     await eventually(lambda: served.cell.state().num_running == 1)
+
+
+async def test_a_priority_that_was_accepted_before_a_restart_ends_nothing(served: Served) -> None:
+    """The policy may have changed meanwhile."""
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(5, [1, 2, 3], max_tokens=1, priority=1, resubmitted=True)
+    await rank.answer(await rank.plan())
+    await router.until_finished(5)
 
 
 async def test_a_router_may_submit_before_any_worker_is_there(served: Served) -> None:
