@@ -143,3 +143,10 @@ def _check_content_type(request: Request) -> None:
             "it must be application/json",
             field="Content-Type",
         )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RequestError(
+            Fault.WRONG_CONTENT_TYPE,
+            f"Content-Encoding is {quote(encoding)}; bodies must not be compressed",
+            field="Content-Encoding",
+        )

@@ -1,6 +1,7 @@
 """Whatever is wrong gets its status and OpenAI's error body, and the server serves on."""
 
 import asyncio
+import gzip
 import json
 import socket
 from pathlib import Path
@@ -338,6 +339,16 @@ async def test_json_by_any_of_its_spellings(http: httpx.AsyncClient, said: str) 
     content = json.dumps(CHAT).encode()
     response = await http.post(PATH, content=content, headers={"content-type": said})
     assert response.status_code == 200
+
+
+async def test_a_compressed_body(http: httpx.AsyncClient) -> None:
+    content = gzip.compress(json.dumps(CHAT).encode())
+    response = await http.post(PATH, content=content, headers=JSON | {"content-encoding": "gzip"})
+    error = error_of(response, 415)
+    assert error["param"] == "Content-Encoding"
+    assert error["message"] == 'Content-Encoding is "gzip"; bodies must not be compressed'
+    plain = JSON | {"content-encoding": "identity"}
+    assert (await http.post(PATH, json=CHAT, headers=plain)).status_code == 200
 
 
 async def test_options_and_head(http: httpx.AsyncClient) -> None:
