@@ -129,6 +129,7 @@ class Room:
                 Fault.OVERLOADED,
                 f"the events of responses in the background take up {self.num_bytes} bytes; "
                 f"it may be {self._max_bytes}",
+                retry_after_s=1,
             )
 
     def take(self, num_bytes: int) -> None:

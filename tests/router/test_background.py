@@ -219,6 +219,21 @@ async def test_events_that_run_are_bounded(
         assert (await http.get(f"{PATH}/{failed['response']['id']}")).status_code == 404
 
 
+async def test_there_may_be_no_room_for_another_now(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    async with (
+        start_router(max_stored_bytes=4000) as router,
+        httpx.AsyncClient(base_url=router.address) as http,
+    ):
+        router.backend.background._room.take(4000)
+        refused = await http.post(PATH, json=ASKED)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert scheduler.submits == []
+        router.backend.background._room.leave(4000)
+        assert (await http.post(PATH, json=ASKED)).status_code == 200
+
+
 async def test_one_that_runs_can_be_deleted(
     http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
 ) -> None:
