@@ -380,6 +380,31 @@ API_KEY_FILE: Flag[str | None] = Flag(
     None,
     "none",
 )
+SSL_CERTFILE: Flag[str | None] = Flag(
+    "ssl_certfile",
+    "Certificate that HTTP and gRPC are served with, in PEM, with those between it and its "
+    "authority.",
+    "FILE",
+    readable_file,
+    None,
+    "none: no TLS",
+)
+SSL_KEYFILE: Flag[str | None] = Flag(
+    "ssl_keyfile",
+    "Its private key, in PEM, without a password.",
+    "FILE",
+    readable_file,
+    None,
+    "in the file of the certificate",
+)
+SSL_CA_CERTS: Flag[str | None] = Flag(
+    "ssl_ca_certs",
+    "Clients must show a certificate of one of these authorities, in PEM.",
+    "FILE",
+    readable_file,
+    None,
+    "none is asked for",
+)
 SERVED_MODEL_NAME: Flag[str | None] = Flag(
     "served_model_name",
     "What clients put in `model`.",

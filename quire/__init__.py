@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quire.client import AsyncClient, Client
+    from quire.client import AsyncClient, Client, Tls
     from quire.errors import QuireError
     from quire.llm import LLM
     from quire.outputs import (
@@ -34,6 +34,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
+    "Tls",
     "ToolCall",
     "ToolCallDelta",
     "__version__",
@@ -52,6 +53,7 @@ _HOME = {
     "RequestOutput": "quire.outputs",
     "SamplingParams": "quire.sampling",
     "StructuredOutputsParams": "quire.sampling",
+    "Tls": "quire.client",
     "ToolCall": "quire.outputs",
     "ToolCallDelta": "quire.outputs",
 }

@@ -33,6 +33,8 @@ class Endpoint:
 
     url: str
     api_key: str | None = None
+    ca_certs: str | None = None
+    """Whose certificates it may have, a file in PEM; None: the system's authorities."""
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body. Raises Unreachable."""
@@ -92,6 +94,9 @@ class Endpoint:
                 session.request(method, base_url + path, json=payload, headers=headers) as response,
             ):
                 yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = getattr(error.certificate_error, "verify_message", "") or "it is not accepted"
+            raise Unreachable(f"the certificate of {self.url}: {reason}") from error
         except aiohttp.ClientConnectorError as error:
             raise Unreachable(f"nobody answers at {self.url}: {error.strerror}") from error
         except aiohttp.ClientError as error:
@@ -110,7 +115,7 @@ class Endpoint:
             return "http://localhost", aiohttp.UnixConnector(url.path, force_close=True)
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigurationError(f"url is {self.url!r}; it must be like http://host:port")
-        return self.url, aiohttp.TCPConnector(ssl=_trusted(), force_close=True)
+        return self.url, aiohttp.TCPConnector(ssl=_trusted(self.ca_certs), force_close=True)
 
 
 async def _event_data(content: "aiohttp.StreamReader") -> AsyncIterator[bytes]:
@@ -124,9 +129,9 @@ async def _event_data(content: "aiohttp.StreamReader") -> AsyncIterator[bytes]:
 
 
 @functools.cache
-def _trusted() -> ssl.SSLContext:
-    """The system's certificate authorities, read once: that takes milliseconds."""
-    return ssl.create_default_context()
+def _trusted(ca_certs: str | None) -> ssl.SSLContext:
+    """These certificate authorities, read once: that takes milliseconds."""
+    return ssl.create_default_context(cafile=ca_certs)
 
 
 def _error_message(status: int, body: bytes) -> str:

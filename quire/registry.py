@@ -107,7 +107,7 @@ def the_served_stack() -> StackRecord | None:
     Stacks on unix sockets alone belong to a program (`LLM`) that uses them itself.
     """
     stacks = running_stacks()
-    on_tcp = [stack for stack in stacks if stack.url.startswith("http://")]
+    on_tcp = [stack for stack in stacks if stack.url.startswith(("http://", "https://"))]
     candidates = on_tcp or stacks
     return candidates[0] if len(candidates) == 1 else None
 

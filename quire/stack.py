@@ -49,6 +49,25 @@ class TcpDoor:
     api_key_file: str | None = None
     share_prefix_cache: bool = False
     """Several keys have one prefix cache."""
+    ssl_certfile: str | None = None
+    """None: no TLS."""
+    ssl_keyfile: str | None = None
+    ssl_ca_certs: str | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """A router's."""
+        given = {
+            "--host": self.host,
+            "--port": str(self.port),
+            "--grpc-port": str(self.grpc_port),
+            "--api-key-file": self.api_key_file,
+            "--ssl-certfile": self.ssl_certfile,
+            "--ssl-keyfile": self.ssl_keyfile,
+            "--ssl-ca-certs": self.ssl_ca_certs,
+        }
+        words = [word for option, value in given.items() if value for word in (option, value)]
+        return [*words, *(["--share-prefix-cache"] if self.share_prefix_cache else [])]
 
     @property
     def environment(self) -> tuple[tuple[str, str], ...]:
@@ -60,7 +79,8 @@ class TcpDoor:
     @property
     def url(self) -> str:
         """Of the OpenAI API, from this machine."""
-        return f"http://{self.reachable_host}:{self.port}"
+        scheme = "http" if self.ssl_certfile is None else "https"
+        return f"{scheme}://{self.reachable_host}:{self.port}"
 
     @property
     def grpc(self) -> str:
@@ -91,15 +111,14 @@ def check_ports(options: StackOptions, door: TcpDoor | None) -> None:
             AskedPort(f"{_worker(index)}'s metrics port", LOOPBACK, first + 1 + index)
             for index in range(options.num_workers)
         ]
-        if options.router_processes > 1:
-            asked += [
-                AskedPort(
-                    f"{_router(index)}'s metrics port",
-                    LOOPBACK,
-                    first + 1 + options.num_workers + index,
-                )
-                for index in range(options.router_processes)
-            ]
+        asked += [
+            AskedPort(
+                f"{_router(index)}'s metrics port",
+                LOOPBACK,
+                first + 1 + options.num_workers + index,
+            )
+            for index in range(_num_own_ports(options, door))
+        ]
     check_free(asked)
 
 
@@ -142,10 +161,10 @@ class Stack:
         """Starts every process. Raises ConfigurationError if a port is taken."""
         check_ports(self._options, self._door)
         options = self._options
-        num_own = options.router_processes if options.router_processes > 1 else 0
+        num_own = _num_own_ports(options, self._door)
         ports = MetricsPorts(options.metrics_port, 1 + options.num_workers + num_own)
         self._on_end.callback(ports.close)
-        if num_own and self._door is not None:
+        if options.router_processes > 1 and self._door is not None:
             self._on_end.callback(hold_shared(self._door.ports).close)
         for spec in self._specs(ports.numbers):
             self._supervisor.add(spec)
@@ -167,8 +186,8 @@ class Stack:
         raise self.failed.result()
 
     def _router_urls(self) -> list[str]:
-        """Of each: where they share one, each has a port of its own beside it."""
-        if self._options.router_processes == 1:
+        """Of each: where it has a port of its own, that one."""
+        if not _num_own_ports(self._options, self._door):
             return [self.url]
         routers = [member for member in self.members if member.spec.role == "router"]
         metrics = [member.ready[0].metrics or "" for member in routers]
@@ -238,6 +257,8 @@ class Stack:
         """One, or as many as have ports of their own."""
         if not own_ports:
             return [self._router_spec("router")]
+        if self._options.router_processes == 1:
+            return [self._router_spec("router", "--metrics-port", str(own_ports[0]))]
         specs = (
             self._router_spec(_router(index), "--reuse-port", "--metrics-port", str(port))
             for index, port in enumerate(own_ports)
@@ -250,12 +271,7 @@ class Stack:
         if self._door is None:
             where = ["--uds", f"{self.run_dir}/http.sock", "--grpc-listen", self.grpc]
         else:
-            where = ["--host", self._door.host, "--port", str(self._door.port)]
-            where += ["--grpc-port", str(self._door.grpc_port)]
-            if self._door.api_key_file:
-                where += ["--api-key-file", self._door.api_key_file]
-            if self._door.share_prefix_cache:
-                where.append("--share-prefix-cache")
+            where = self._door.arguments
             environment = self._door.environment
         return self._spec("router", name, *where, *sharing, environment=environment)
 
@@ -276,6 +292,14 @@ def _worker(index: int) -> str:
 
 def _router(index: int) -> str:
     return f"router-{index}"
+
+
+def _num_own_ports(options: StackOptions, door: TcpDoor | None) -> int:
+    """Routers that answer on a port of their own on loopback, too: where they share one, to be told
+    apart; where theirs speaks TLS, because no certificate is for loopback."""
+    if options.router_processes > 1 or (door is not None and door.ssl_certfile is not None):
+        return options.router_processes
+    return 0
 
 
 def _check_routers(options: StackOptions, door: TcpDoor | None) -> None:

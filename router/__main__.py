@@ -17,6 +17,7 @@ from protos.trust import Trust
 from router.cors import parse_cors
 from router.listeners import ConfigurationError
 from router.server import Settings, serve
+from router.tls import TlsFiles
 
 Option = typer.Option
 
@@ -73,6 +74,9 @@ def main(
             "with several keys, each has its own.",
         ),
     ] = False,
+    ssl_certfile: Annotated[str | None, flags.SSL_CERTFILE.typer()] = None,
+    ssl_keyfile: Annotated[str | None, flags.SSL_KEYFILE.typer()] = None,
+    ssl_ca_certs: Annotated[str | None, flags.SSL_CA_CERTS.typer()] = None,
     max_body_bytes: Annotated[int, flags.MAX_BODY_BYTES.typer()] = flags.MAX_BODY_BYTES.default,
     limit: Annotated[
         list[str] | None,
@@ -109,6 +113,7 @@ def main(
     """
     _configure_log()
     keys = read_keys(api_key, api_key_file)
+    tls = TlsFiles.read(ssl_certfile, ssl_keyfile, ssl_ca_certs)
     if api_key_file is not None and (warning := exposure(api_key_file)):
         _log.warning("%s", warning)
     if keys:
@@ -137,6 +142,7 @@ def main(
             uds=uds,
             grpc_listen=grpc_listen or f"{f'[{host}]' if ':' in host else host}:{grpc_port}",
             keys=keys,
+            tls=tls,
             shares_prefixes=share_prefix_cache,
             max_body_bytes=max_body_bytes,
             max_in_flight=max_in_flight,

@@ -39,8 +39,12 @@ class Addresses:
     """Other processes that say so too answer on the same ports."""
     metrics_port: int | None = None
     """A port on loopback that is this process's own, beside the one that may be shared."""
+    tls: bool = False
+    """Spoken on the main port."""
 
     def __post_init__(self) -> None:
+        if self.tls and (self.uds is not None or self.grpc_listen.startswith("unix:")):
+            raise ConfigurationError("--ssl-certfile is for TCP ports, and no Unix sockets")
         if not self.reuse_port:
             return
         if self.uds is not None or self.grpc_listen.startswith("unix:"):
@@ -62,7 +66,7 @@ class HttpSockets:
 
     main: socket.socket
     address: str
-    """http://host:port or unix:/path."""
+    """http://host:port, https://host:port or unix:/path."""
     own: socket.socket | None
     metrics: str | None
     """Where this process alone answers /metrics; None: nowhere on TCP."""
@@ -84,7 +88,7 @@ def http_sockets(addresses: Addresses) -> Iterator[HttpSockets]:
         else:
             host, port, shared = addresses.host, addresses.port, addresses.reuse_port
             main = on_end.enter_context(_bind_tcp(host, port, shared=shared))
-            address = _url(host, main)
+            address = _url(host, main, "https" if addresses.tls else "http")
             metrics = None if shared else f"{address}/metrics"
         own = None
         if addresses.metrics_port is not None:
@@ -93,12 +97,18 @@ def http_sockets(addresses: Addresses) -> Iterator[HttpSockets]:
         yield HttpSockets(main, address, own, metrics)
 
 
-def bind_grpc(server: grpc.aio.Server, listen: str) -> str:
-    """The address it really listens on. Raises ConfigurationError."""
+def bind_grpc(
+    server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None = None
+) -> str:
+    """The address it really listens on; without credentials, no TLS. Raises ConfigurationError."""
     if listen.startswith("unix:"):
         _clear_unix(Path(listen.removeprefix("unix:")))  # gRPC takes it from whoever is there
     try:
-        port = server.add_insecure_port(listen)
+        port = (
+            server.add_insecure_port(listen)
+            if credentials is None
+            else server.add_secure_port(listen, credentials)
+        )
     except RuntimeError as error:
         raise ConfigurationError(f"cannot listen on {listen} for gRPC: is it in use?") from error
     if listen.startswith("unix:"):
@@ -116,8 +126,8 @@ def _bind_tcp(host: str, port: int, *, shared: bool) -> socket.socket:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _url(host: str, listener: socket.socket) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+def _url(host: str, listener: socket.socket, scheme: str = "http") -> str:
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 def _bind_unix(path: Path) -> socket.socket:

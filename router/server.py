@@ -45,6 +45,7 @@ from router.permits import Permits
 from router.readiness import Readiness
 from router.response_store import ResponseStore
 from router.service import create_server
+from router.tls import TlsFiles
 
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be read at once, per request that may be in flight: few are slow."""
@@ -93,6 +94,8 @@ class Settings:
     """What clients must send one of, by name; without any, everybody may ask."""
     shares_prefixes: bool = False
     """Several keys have one prefix cache."""
+    tls: TlsFiles | None = None
+    """Towards clients, on the main port and gRPC's."""
     trust: Trust = NO_TRUST
     """What the scheduler knows us by, and we it."""
     limits: RequestLimits = DEFAULT_LIMITS
@@ -113,7 +116,13 @@ class Settings:
     def addresses(self) -> Addresses:
         """Where it shall answer."""
         return Addresses(
-            self.host, self.port, self.uds, self.grpc_listen, self.reuse_port, self.metrics_port
+            self.host,
+            self.port,
+            self.uds,
+            self.grpc_listen,
+            self.reuse_port,
+            self.metrics_port,
+            tls=self.tls is not None,
         )
 
 
@@ -123,7 +132,7 @@ class Router:
 
     backend: Backend
     address: str
-    """http://host:port or unix:/path."""
+    """http://host:port, https://host:port or unix:/path."""
     metrics: str | None
     """Where this process alone answers /metrics; None: nowhere on TCP."""
     grpc_address: str
@@ -169,8 +178,12 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
     backend.engine.uplink = link
     with http_sockets(settings.addresses) as bound:
         grpc_server = create_server(backend, reuse_port=settings.reuse_port)
-        grpc_address = bind_grpc(grpc_server, settings.grpc_listen)
-        http_server = _HttpServer(backend, settings.cors)
+        grpc_address = bind_grpc(
+            grpc_server,
+            settings.grpc_listen,
+            settings.tls.credentials() if settings.tls else None,
+        )
+        http_server = _HttpServer(backend, settings.cors, settings.tls)
         await grpc_server.start()
         serving = asyncio.create_task(http_server.serve(sockets=bound.all), name="http")
         tasks = (
@@ -225,7 +238,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
 class _HttpServer(uvicorn.Server):
     """uvicorn, with the signals left to us, and quiet while nothing happens."""
 
-    def __init__(self, backend: Backend, cors: CorsPolicy | None) -> None:
+    def __init__(self, backend: Backend, cors: CorsPolicy | None, tls: TlsFiles | None) -> None:
         super().__init__(
             uvicorn.Config(
                 create_app(backend, cors),
@@ -243,6 +256,7 @@ class _HttpServer(uvicorn.Server):
         )
         self.listening = asyncio.Event()
         self._ending = asyncio.Event()
+        self._tls = tls.context() if tls else None
 
     def end(self) -> None:
         """No longer listens; what is being answered gets a moment."""
@@ -261,8 +275,15 @@ class _HttpServer(uvicorn.Server):
                     await self._ending.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen."""
-        await super().startup(sockets)
+        """Begins to listen: on the first with TLS, if there is any; this process's own port is
+        on loopback."""
+        assert sockets is not None
+        self.config.ssl = self._tls
+        await super().startup(sockets[:1])
+        main = self.servers
+        self.config.ssl = None
+        await super().startup(sockets[1:])
+        self.servers = main + self.servers
         self.listening.set()
 
     @contextlib.contextmanager

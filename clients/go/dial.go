@@ -7,8 +7,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+func plain() grpc.DialOption {
+	return grpc.WithTransportCredentials(insecure.NewCredentials())
+}
+
 func defaultDialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	return nil
 }
 
 func dial(target string, options ...grpc.DialOption) (*grpc.ClientConn, error) {

@@ -10,11 +10,12 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+func plain() grpc.DialOption {
+	return grpc.WithInsecure()
+}
+
 func defaultDialOptions() []grpc.DialOption {
-	return []grpc.DialOption{
-		grpc.WithInsecure(),
-		grpc.WithDefaultCallOptions(grpc.ForceCodec(codec{})),
-	}
+	return []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.ForceCodec(codec{}))}
 }
 
 func dial(target string, options ...grpc.DialOption) (*grpc.ClientConn, error) {

@@ -19,10 +19,12 @@ package quire
 
 import (
 	"context"
+	"crypto/tls"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
@@ -51,6 +53,7 @@ type settings struct {
 	maxRetries int
 	waits      bool
 	dial       []grpc.DialOption
+	security   grpc.DialOption
 }
 
 // WithAPIKey sends the key that the router was started with.
@@ -71,7 +74,13 @@ func WithWaitForReady() Option {
 	return func(s *settings) { s.waits = true }
 }
 
-// WithDialOptions adds options of gRPC, such as other transport credentials for a proxy with TLS.
+// WithTLS speaks TLS, to a router that was started with --ssl-certfile, or to a proxy. An empty
+// config is for a certificate of a public authority; RootCAs in it are for one of your own.
+func WithTLS(config *tls.Config) Option {
+	return func(s *settings) { s.security = grpc.WithTransportCredentials(credentials.NewTLS(config)) }
+}
+
+// WithDialOptions adds options of gRPC.
 func WithDialOptions(options ...grpc.DialOption) Option {
 	return func(s *settings) { s.dial = append(s.dial, options...) }
 }
@@ -79,11 +88,15 @@ func WithDialOptions(options ...grpc.DialOption) Option {
 // Dial makes a client of the router at target, "host:port" or "unix:///path". It connects when
 // first needed.
 func Dial(target string, options ...Option) (*Client, error) {
-	s := settings{maxRetries: DefaultMaxRetries, dial: append(defaultDialOptions(), habits()...)}
+	s := settings{
+		maxRetries: DefaultMaxRetries,
+		dial:       append(defaultDialOptions(), habits()...),
+		security:   plain(),
+	}
 	for _, option := range options {
 		option(&s)
 	}
-	conn, err := dial(target, s.dial...)
+	conn, err := dial(target, append(s.dial, s.security)...)
 	if err != nil {
 		return nil, err
 	}

@@ -2,5 +2,6 @@
 
 from quire.client.aio import AsyncClient, AsyncStream
 from quire.client.blocking import Client, Stream
+from quire.client.tls import Tls
 
-__all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
+__all__ = ["AsyncClient", "AsyncStream", "Client", "Stream", "Tls"]

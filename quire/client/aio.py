@@ -20,6 +20,7 @@ import numpy.typing as npt
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from quire.client.attempts import MAX_RETRIES, Acquaintance, Attempts
 from quire.client.pieces import chunk_of
+from quire.client.tls import Tls
 from quire.client.wire import (
     CHANNEL_OPTIONS,
     Terms,
@@ -53,17 +54,23 @@ class AsyncClient:
         timeout: float | None = None,
         max_retries: int = MAX_RETRIES,
         wait_for_ready: bool = False,
+        tls: Tls | None = None,
     ) -> None:
         """`target` is "host:port" or "unix:/path", and dialled when first needed.
 
         `timeout` is in seconds, of each call from its start to its end, attempts together; None:
         no limit. `max_retries` comes on top of the first attempt; they are 0.05 to 2 s apart.
         `wait_for_ready`: a router that is not there, or not ready, is waited for as long as
-        `timeout` allows, however many attempts that takes.
+        `timeout` allows, however many attempts that takes. `tls`: how to know a router that has a
+        certificate, see `Tls`. Raises ConfigurationError for files of it that cannot be read.
         """
         if max_retries < 0:
             raise ValueError(f"max_retries is {max_retries}; it must be at least 0")
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._channel = (
+            grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+            if tls is None
+            else grpc.aio.secure_channel(target, tls.credentials(), options=CHANNEL_OPTIONS)
+        )
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from quire.background import BackgroundLoop
 from quire.client.aio import AsyncClient, AsyncStream
 from quire.client.attempts import MAX_RETRIES
+from quire.client.tls import Tls
 from quire.outputs import Chunk, RequestOutput, ServedModel
 from quire.prompts import Chat, Conversation, Prompt
 from quire.sampling import SamplingParams
@@ -38,6 +39,7 @@ class Client:
         timeout: float | None = None,
         max_retries: int = MAX_RETRIES,
         wait_for_ready: bool = False,
+        tls: Tls | None = None,
     ) -> None:
         """See `AsyncClient`."""
         self._loop = BackgroundLoop("quire client")
@@ -49,6 +51,7 @@ class Client:
                 timeout=timeout,
                 max_retries=max_retries,
                 wait_for_ready=wait_for_ready,
+                tls=tls,
             )
 
         try:

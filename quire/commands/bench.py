@@ -47,6 +47,7 @@ def throughput(
     *,
     url: flags.UrlFlag = None,
     api_key: flags.ApiKey = None,
+    ssl_ca_certs: flags.CaCerts = None,
     num_prompts: _NumPrompts = 64,
     input_len: _InputLen = 256,
     output_len: _OutputLen = 128,
@@ -79,6 +80,7 @@ def serve(
     *,
     url: flags.UrlFlag = None,
     api_key: flags.ApiKey = None,
+    ssl_ca_certs: flags.CaCerts = None,
     num_prompts: _NumPrompts = 64,
     input_len: _InputLen = 256,
     output_len: _OutputLen = 128,
@@ -115,7 +117,8 @@ def _bench(context: typer.Context, *, latencies: bool) -> None:
 
     given = context.params
     options = StackOptions.among(given)
-    with server(given["model"], given["url"], given["api_key"], options) as target:
+    ca_certs = given["ssl_ca_certs"]
+    with server(given["model"], given["url"], given["api_key"], options, ca_certs) as target:
         run = _run(target, _load(given, target.model))
     report = Report.of(run)
     _print_report(run, report, latencies=latencies)

@@ -28,6 +28,7 @@ def chat(
     *,
     url: flags.UrlFlag = None,
     api_key: flags.ApiKey = None,
+    ssl_ca_certs: flags.CaCerts = None,
     system: Annotated[
         str | None, typer.Option(help="What the model is told first.", show_default=False)
     ] = None,
@@ -59,7 +60,8 @@ def chat(
 
     choices = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     sampling = {name: value for name, value in choices.items() if value is not None}
-    with server(model, url, api_key, StackOptions.among(context.params)) as answers:
+    options = StackOptions.among(context.params)
+    with server(model, url, api_key, options, ssl_ca_certs) as answers:
         check_converses(answers)
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         screen = Screen(is_terminal=is_terminal)

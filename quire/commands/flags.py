@@ -114,6 +114,9 @@ ApiKeys = Annotated[
     ),
 ]
 ApiKeyFile = Annotated[str | None, _router(flags.API_KEY_FILE)]
+SslCertfile = Annotated[str | None, _router(flags.SSL_CERTFILE)]
+SslKeyfile = Annotated[str | None, _router(flags.SSL_KEYFILE)]
+SslCaCerts = Annotated[str | None, _router(flags.SSL_CA_CERTS)]
 SharePrefixCache = Annotated[
     bool,
     typer.Option(
@@ -163,5 +166,11 @@ TlsCa = Annotated[str | None, flags.TLS_CA.typer()]
 
 UrlFlag = Annotated[
     str | None, typer.Option(metavar="URL", help="A running server, like http://127.0.0.1:8000.")
+]
+CaCerts = Annotated[
+    str | None,
+    flags.SSL_CA_CERTS.typer(
+        help="Authorities that the certificate of --url may be of, in PEM; else the system's."
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="For programs: print JSON.")]

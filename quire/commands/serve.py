@@ -26,6 +26,9 @@ def serve(
     api_key: flags.ApiKeys = None,
     api_key_file: flags.ApiKeyFile = None,
     share_prefix_cache: flags.SharePrefixCache = False,
+    ssl_certfile: flags.SslCertfile = None,
+    ssl_keyfile: flags.SslKeyfile = None,
+    ssl_ca_certs: flags.SslCaCerts = None,
     served_model_name: flags.ServedModelName = None,
     chat_template: flags.ChatTemplate = None,
     tool_call_parser: flags.ToolCallParser = None,
@@ -81,6 +84,7 @@ def serve(
     quire serve minilm
     """
     from gateway.keys import read_keys
+    from protos.trust import check_pair
     from quire.models import check, resolve
     from quire.options import StackOptions
     from quire.progress import announce
@@ -89,7 +93,19 @@ def serve(
     options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
     check(model, weights=options.needs_weights)
     keys = read_keys(api_key, api_key_file)
-    door = TcpDoor(host, port, grpc_port, keys, api_key_file, share_prefix_cache)
+    if ssl_certfile is not None:
+        check_pair("--ssl-certfile", ssl_certfile, "--ssl-keyfile", ssl_keyfile or ssl_certfile)
+    door = TcpDoor(
+        host,
+        port,
+        grpc_port,
+        keys,
+        api_key_file,
+        share_prefix_cache,
+        ssl_certfile,
+        ssl_keyfile,
+        ssl_ca_certs,
+    )
     check_ports(options, door)  # before minutes of downloading
     resolved = resolve(model, announce, weights=options.needs_weights)
 

@@ -23,7 +23,11 @@ class Server:
 
 @contextlib.contextmanager
 def server(
-    model: str | None, url: str | None, api_key: str | None, options: "StackOptions"
+    model: str | None,
+    url: str | None,
+    api_key: str | None,
+    options: "StackOptions",
+    ca_certs: str | None = None,
 ) -> Iterator[Server]:
     """A server to talk to; one that had to be started for MODEL ends with the block.
 
@@ -44,7 +48,7 @@ def server(
         return
     # With /v1, too, as other clients want it and `quire serve` prints it.
     base = url.rstrip("/").removesuffix("/v1") if url else _only_url()
-    endpoint = Endpoint(base, api_key)
+    endpoint = Endpoint(base, api_key, ca_certs)
     yield Server(endpoint, _served_model(endpoint))
 
 

@@ -1,0 +1,58 @@
+"""TLS towards clients: one certificate for both fronts."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from protos import flags
+from protos.flags import FlagError
+from protos.trust import check_authority, check_pair
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of files in PEM, which have been read once."""
+
+    certfile: str
+    keyfile: str
+    ca_certs: str | None = None
+    """Clients must show a certificate of one of these."""
+
+    @classmethod
+    def read(
+        cls, certfile: str | None, keyfile: str | None, ca_certs: str | None
+    ) -> "TlsFiles | None":
+        """None: no TLS. Raises FlagError for files that hold nothing of use."""
+        if certfile is None:
+            for flag, given in ((flags.SSL_KEYFILE, keyfile), (flags.SSL_CA_CERTS, ca_certs)):
+                if given is not None:
+                    raise FlagError(
+                        f"{flag.option} is {given!r}; it needs {flags.SSL_CERTFILE.option}"
+                    )
+            return None
+        keyfile = keyfile or certfile
+        check_pair(flags.SSL_CERTFILE.option, certfile, flags.SSL_KEYFILE.option, keyfile)
+        if ca_certs is not None:
+            check_authority(flags.SSL_CA_CERTS.option, ca_certs)
+        return cls(certfile, keyfile, ca_certs)
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTP/1.1."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(self.certfile, self.keyfile)
+        context.set_alpn_protocols(["http/1.1"])
+        if self.ca_certs is not None:
+            context.load_verify_locations(self.ca_certs)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For gRPC."""
+        authority = Path(self.ca_certs).read_bytes() if self.ca_certs else None
+        pair = (Path(self.keyfile).read_bytes(), Path(self.certfile).read_bytes())
+        return grpc.ssl_server_credentials(
+            [pair], authority, require_client_auth=authority is not None
+        )
