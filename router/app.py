@@ -131,11 +131,14 @@ async def _health(request: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    reason = _backend(request).readiness.why_not()
+    readiness = _backend(request).readiness
+    is_verbose = response_routes.flag_of(response_routes.query_of(request, ("verbose",)), "verbose")
+    reason = readiness.why_not()
+    details = {"details": readiness.details()} if is_verbose else {}
     if reason is None:
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", **details})
     error = RequestError(Fault.UNAVAILABLE, reason, retry_after_s=2)
-    return error_response(error, request.scope)
+    return error_response(error, request.scope, beside=details)
 
 
 async def _load(request: Request) -> Response:
@@ -329,6 +332,14 @@ ENDPOINTS = (
         path="/ready",
         handler=_ready,
         summary="Say whether a request would be answered; 503 and why, if not.",
+        query=(
+            Parameter(
+                "verbose",
+                {"type": "boolean", "default": False},
+                "Also say the numbers behind that, in the answer and beside the error; needs the "
+                "key, where one is asked for.",
+            ),
+        ),
         answer="It would.",
         shape=answers.Ready,
     ),

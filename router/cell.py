@@ -35,6 +35,12 @@ class Cell:
         """When it was last available."""
         self._away_since: float | None = None
         """Since when it is not; None while it is."""
+        self._counts: dict[tuple[str, int], tuple[int, int]] = {}
+        """Steps, and tokens and vectors, of each attached replica, by id and epoch."""
+        self.progressed_at: float | None = None
+        """When a step, a token or a vector was last heard of, on the monotonic clock."""
+        self.produced_at: float | None = None
+        """When a token or a vector was."""
 
     def welcomed(self, incarnation: int) -> None:
         """Connected; nothing is known yet."""
@@ -49,11 +55,28 @@ class Cell:
     def heard(self, status: CellStatus) -> None:
         """The cell as it is now."""
         self._status = status
+        self._note_progress(status)
         misfit = self._why_misfit(status)
         if misfit is not None and misfit != self._misfit:
             _log.error("%s", misfit)
         self._misfit = misfit
         self._note_availability()
+
+    def _note_progress(self, status: CellStatus) -> None:
+        counts = {
+            (replica.replica_id, replica.epoch): (
+                replica.num_steps,
+                replica.num_generated_tokens + replica.num_vectors,
+            )
+            for replica in status.replicas
+        }
+        for key, (num_steps, num_made) in counts.items():
+            known_steps, known_made = self._counts.get(key, (0, 0))
+            if num_made > known_made:
+                self.produced_at = status.received_at
+            if num_made > known_made or num_steps > known_steps:
+                self.progressed_at = status.received_at
+        self._counts = counts
 
     def _note_availability(self) -> None:
         try:
@@ -62,6 +85,11 @@ class Cell:
         except RequestError:
             if self._away_since is None:
                 self._away_since = time.monotonic()
+
+    @property
+    def status(self) -> CellStatus | None:
+        """What was heard last; None while there is no scheduler."""
+        return self._status
 
     @property
     def max_model_len(self) -> int | None:

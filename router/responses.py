@@ -18,9 +18,14 @@ _HANGS_UP = (Fault.BODY_TOO_LARGE, Fault.BODY_TOO_SLOW)
 
 
 def error_response(
-    error: RequestError, scope: Scope, headers: Mapping[str, str] | None = None
+    error: RequestError,
+    scope: Scope,
+    headers: Mapping[str, str] | None = None,
+    *,
+    beside: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """The error's body, with its status and the headers that belong to it."""
+    """The error's body, with its status and the headers that belong to it; `beside` is in the body,
+    too."""
     headers = dict(headers or {})
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
@@ -28,7 +33,8 @@ def error_response(
         headers.setdefault("www-authenticate", "Bearer")
     if error.fault in _HANGS_UP:
         headers["connection"] = "close"
-    return JSONResponse(_body(error, scope), openai.ERROR_KINDS[error.fault].status, headers)
+    body = _body(error, scope) | dict(beside or {})
+    return JSONResponse(body, openai.ERROR_KINDS[error.fault].status, headers)
 
 
 def _body(error: RequestError, scope: Scope) -> dict[str, Any]:

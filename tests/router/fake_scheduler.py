@@ -120,6 +120,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Sequence and number of tokens."""
     num_canaries: int = 0
     num_vectors: int = 0
+    num_steps: int = 0
     num_statuses: int = 0
     incarnation: int = 0
     running: dict[int, Running] = field(default_factory=dict)
@@ -166,6 +167,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 step_patience_s=self.step_patience_s,
                 num_generated_tokens=self.num_generated_tokens.get(replica_id, 0),
                 num_vectors=self.num_vectors,
+                num_steps=self.num_steps,
             )
             for replica_id in self.replica_ids
         ]
