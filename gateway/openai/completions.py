@@ -4,11 +4,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.body import checked_text, parse_body
-from gateway.errors import RequestError, invalid, wrong
+from gateway.body import parse_body
+from gateway.errors import invalid
 from gateway.limits import RequestLimits
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
+from gateway.openai.inputs import Input, texts_or_tokens
 from gateway.openai.logprobs import (
     TextOffsets,
     check_prompt_logprobs,
@@ -49,7 +50,7 @@ def parse_completion(
         max_tokens=1 if is_prompt_only else body.max_tokens,
         **_prompt_logprobs(body),
     )
-    prompts = _prompts(body.prompt, model.limits.prompts)
+    prompts = texts_or_tokens("prompt", body.prompt, model.limits.prompts)
     if len(prompts) * num_samples > model.limits.choices:
         name = "n" if body.best_of is None else "best_of"
         raise invalid(
@@ -176,34 +177,6 @@ class CompletionAnswer(Answer):
         }
 
 
-def _prompts(value: Any, most: int) -> list[str | list[int]]:
-    """A string, strings, tokens, or lists of tokens."""
-    if isinstance(value, str):
-        return [checked_text("prompt", value)]
-    if isinstance(value, list) and value:
-        if len(value) > most and not _is_token(value[0]):
-            raise invalid("prompt", f"prompt has {len(value)} entries; it must have at most {most}")
-        if all(map(_is_token, value)):
-            return [value]
-        if all(isinstance(prompt, str) for prompt in value):
-            return [checked_text("prompt", prompt) for prompt in value]
-        if all(isinstance(prompt, list) and all(map(_is_token, prompt)) for prompt in value):
-            return value
-    raise _wrong_prompt(value)
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _wrong_prompt(value: Any) -> RequestError:
-    return wrong(
-        "prompt",
-        value,
-        "a string, an array of strings, an array of tokens or an array of arrays of tokens",
-    )
-
-
 def _prompt_logprobs(body: CompletionBody) -> dict[str, Any]:
     """What is asked of the prompt's tokens: with echo they have logprobs like any others."""
     asked = [] if body.streams or body.prompt_logprobs is None else [body.prompt_logprobs]
@@ -232,7 +205,7 @@ def _num_samples(body: CompletionBody, limits: RequestLimits) -> int:
 
 def _prompt_texts(
     body: CompletionBody,
-    prompts: Sequence[str | list[int]],
+    prompts: Sequence[Input],
     requests: Sequence[GenerateRequest],
     model: Model,
 ) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, WithJsonSchema
 
-from gateway.body import Body, checked_text, parse_body
+from gateway.body import Body, parse_body
 from gateway.embedding import (
     EmbeddingCall,
     EmbeddingOptions,
@@ -15,10 +15,11 @@ from gateway.embedding import (
     embedding_call,
     shortened,
 )
-from gateway.errors import RequestError, invalid, wrong
+from gateway.errors import invalid
 from gateway.model import Model
 from gateway.openai import shapes
 from gateway.openai.call import compact
+from gateway.openai.inputs import Input, texts_or_tokens
 from gateway.request import check_request_id
 
 
@@ -129,35 +130,10 @@ def _base64(vector: Float32Column) -> str:
     return compact(base64.b64encode(vector.tobytes()).decode())
 
 
-def _inputs(value: Any, most: int) -> list[str | list[int]]:
-    """A string, strings, tokens, or lists of tokens."""
-    if isinstance(value, str):
-        return [_text("input", value)]
-    if isinstance(value, list) and value:
-        if all(map(_is_token, value)):
-            return [value]
-        if len(value) > most:
-            raise invalid("input", f"input has {len(value)} entries; it must have 1 to {most}")
-        if all(isinstance(each, str) for each in value):
-            return [_text(f"input[{index}]", each) for index, each in enumerate(value)]
-        if all(isinstance(each, list) and all(map(_is_token, each)) for each in value):
-            return value
-    raise _wrong_input(value)
-
-
-def _text(field: str, text: str) -> str:
-    if not text:
-        raise invalid(field, f'{field} is ""; it must have at least 1 character')
-    return checked_text(field, text)
-
-
-def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _wrong_input(value: Any) -> RequestError:
-    return wrong(
-        "input",
-        value,
-        "a string, an array of strings, an array of tokens or an array of arrays of tokens",
-    )
+def _inputs(value: Any, most: int) -> list[Input]:
+    inputs = texts_or_tokens("input", value, most)
+    for index, each in enumerate(inputs):
+        if each == "":
+            field = "input" if isinstance(value, str) else f"input[{index}]"
+            raise invalid(field, f'{field} is ""; it must have at least 1 character')
+    return inputs

@@ -100,7 +100,7 @@ CASES: list[tuple[str, int, Parse, dict[str, Any], str]] = [
         {"prompt": ["a", "b"], "n": 2},
         "n is 2 and prompt has 2 entries; together they must make at most 3 choices",
     ),
-    ("inputs", 1, embedding, {"input": ["a", "b"]}, "input has 2 entries; it must have 1 to 1"),
+    ("inputs", 1, embedding, {"input": ["a", "b"]}, "input has 2 entries; it must have at most 1"),
     ("tools", 1, chat, {"tools": [tool("f"), tool("g")]}, "tools has 2 entries; it must have at"),
     (
         "tool_bytes",

@@ -716,7 +716,7 @@ ROWS: Mapping[str, list[Row]] = {
             400,
             "input",
             None,
-            "input has 2049 entries; it must have 1 to 2048",
+            "input has 2049 entries; it must have at most 2048",
         ),
         (
             {"encoding_format": "int8"},

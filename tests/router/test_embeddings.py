@@ -124,7 +124,7 @@ async def test_truncation_keeps_the_beginning(http: httpx.AsyncClient) -> None:
         ({"input": [True]}, "input", "it must be a string"),
         ({"input": [[]]}, "input", "input has 0 tokens"),
         ({"input": [400]}, "input", "token ids of this model are 0 to 399"),
-        ({"input": ["x"] * 2049}, "input", "input has 2049 entries; it must have 1 to 2048"),
+        ({"input": ["x"] * 2049}, "input", "input has 2049 entries; it must have at most 2048"),
         ({"input": [5] * 257}, "input", "257 tokens; this model embeds at most 256"),
         ({"input": "x", "dimensions": 0}, "dimensions", "at least 1"),
         ({"input": "x", "dimensions": 5}, "dimensions", "at most 4"),
