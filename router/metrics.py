@@ -5,7 +5,7 @@ operations without a lock; they take the client library's form only when scraped
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -59,9 +59,15 @@ class Histogram:
         return family
 
 
+MAX_TENANTS = 100
+"""Tenants that clients name, and that have rows of their own: who names more adds to one for all
+others, which no client can name."""
+OTHERS = "*"
+
+
 @dataclass(slots=True)
-class KeyTotals:
-    """What was asked for with one key."""
+class Totals:
+    """What was asked for with one key, or on one tenant's behalf."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -105,7 +111,9 @@ class Metrics(Collector):
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FinishReason, 0)
         """Requests: each prompt of a call, however many samples it has."""
-        self.of_key = {name: KeyTotals() for name in key_names}
+        self.of_key = {name: Totals() for name in key_names}
+        self.of_tenant: dict[str, Totals] = {}
+        """Of those that have no key."""
         self.resubmitted = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -133,13 +141,9 @@ class Metrics(Collector):
         for reason, count in self.finished.items():
             finished.add_metric([self._model_name, reason.value], count)
         yield finished
-        yield self._key_counter(
-            "quire:key_requests", "Requests that ended, by the name of their key.", "requests"
-        )
-        yield self._key_counter("quire:key_prompt_tokens", "Their prompt tokens.", "prompt_tokens")
-        yield self._key_counter(
-            "quire:key_generation_tokens", "Their output tokens.", "generation_tokens"
-        )
+        yield from self._totals("key", "key_name", "by the name of their key", self.of_key)
+        says = f"by X-Tenant, where no key is asked for; after {MAX_TENANTS} the rest is {OTHERS}"
+        yield from self._totals("tenant", "tenant", says, self.of_tenant)
         yield self._gauge(
             "quire:requests_in_flight", "Requests being answered.", self._permits.num_taken
         )
@@ -158,17 +162,31 @@ class Metrics(Collector):
         )
 
     def count_for(self, tenant: str, *, prompt_tokens: int, generation_tokens: int) -> None:
-        """One request has ended; what it cost, if its tenant is a key's name."""
-        if (totals := self.of_key.get(tenant)) is not None:
-            totals.requests += 1
-            totals.prompt_tokens += prompt_tokens
-            totals.generation_tokens += generation_tokens
+        """One request has ended, and what it cost, if it had a tenant."""
+        if not tenant:
+            return
+        totals = self.of_key.get(tenant) or self.of_tenant.get(tenant)
+        if totals is None:
+            name = tenant if len(self.of_tenant) < MAX_TENANTS else OTHERS
+            totals = self.of_tenant.setdefault(name, Totals())
+        totals.requests += 1
+        totals.prompt_tokens += prompt_tokens
+        totals.generation_tokens += generation_tokens
 
-    def _key_counter(self, name: str, documentation: str, field: str) -> CounterMetricFamily:
-        family = CounterMetricFamily(name, documentation, labels=["model_name", "key_name"])
-        for key_name, totals in self.of_key.items():
-            family.add_metric([self._model_name, key_name], getattr(totals, field))
-        return family
+    def _totals(
+        self, kind: str, label: str, says: str, known: Mapping[str, Totals]
+    ) -> Iterator[CounterMetricFamily]:
+        for field, what in (
+            ("requests", "Requests that ended"),
+            ("prompt_tokens", "Prompt tokens"),
+            ("generation_tokens", "Output tokens"),
+        ):
+            family = CounterMetricFamily(
+                f"quire:{kind}_{field}", f"{what}, {says}.", labels=["model_name", label]
+            )
+            for name, totals in known.items():
+                family.add_metric([self._model_name, name], getattr(totals, field))
+            yield family
 
     def _gauge(self, name: str, documentation: str, value: int) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, documentation, labels=["model_name"])

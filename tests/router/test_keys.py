@@ -63,9 +63,20 @@ async def test_what_is_counted_by_key_bears_its_name_and_never_itself(
         assert not any(key in text for key in KEYS.values())
 
 
-async def test_names_that_clients_choose_are_no_labels(http: httpx.AsyncClient) -> None:
-    await http.post("/v1/completions", json=XYZ, headers={"x-tenant": "whoever"})
-    assert "whoever" not in (await http.get("/metrics")).text
+async def test_who_has_a_key_asks_on_nobody_elses_behalf(start_router: StartRouter) -> None:
+    async with (
+        start_router(keys=KEYS) as router,
+        httpx.AsyncClient(base_url=router.address, headers=bearer("sk-b")) as http,
+    ):
+        for tenant in ("alice", "whoever"):
+            refused = await http.post("/v1/completions", json=XYZ, headers={"x-tenant": tenant})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["message"] == (
+                f'X-Tenant is "{tenant}"; the key that was sent makes it "bob"'
+            )
+        same = await http.post("/v1/completions", json=XYZ, headers={"x-tenant": "bob"})
+        assert same.status_code == 200
+        assert "quire:tenant_requests_total{" not in (await http.get("/metrics")).text
 
 
 async def salts(

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from protos.quire.v1 import scheduler_pb2
+from router import metrics
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
 
@@ -38,7 +40,7 @@ async def ends(http: httpx.AsyncClient) -> dict[str, float]:
     value = await scrape(http)
     counts = {
         reason: value(ENDS, finished_reason=reason)
-        for reason in ("stop", "length", "abort", "error")
+        for reason in ("stop", "length", "abort", "timeout", "error")
     }
     return {reason: count for reason, count in counts.items() if count}
 
@@ -98,3 +100,28 @@ async def test_what_the_scheduler_refuses_was_never_a_request(
     scheduler.refusal = scheduler_pb2.Refusal(code=code, message="why not")
     assert (await http.post(PATH, json=XYZ | {"n": 2})).status_code == 400
     assert await ends(http) == {}
+
+
+async def test_tenants_have_rows_of_their_own_up_to_a_number(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_TENANTS", 2)
+    for tenant in ("a", "b", "c", "a", "d", ""):
+        headers = {"X-Tenant": tenant} if tenant else {}
+        assert (await http.post(PATH, json=XYZ | {"n": 2}, headers=headers)).status_code == 200
+    value = await scrape(http)
+    for tenant, count in (("a", 2), ("b", 1), ("*", 2)):
+        assert value("quire:tenant_requests_total", tenant=tenant) == count
+        assert value("quire:tenant_prompt_tokens_total", tenant=tenant) == 3 * count
+        assert value("quire:tenant_generation_tokens_total", tenant=tenant) == 8 * count
+    text = (await http.get("/metrics")).text
+    assert text.count("quire:tenant_requests_total{") == 3
+    assert "quire:key_requests_total{" not in text
+
+
+async def test_a_request_whose_time_is_over_is_counted_as_such(
+    http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    scheduler.hold_at = 2
+    assert (await http.post(PATH, json=XYZ | {"timeout": 0.1})).status_code == 504
+    assert await ends(http) == {"timeout": 1}
