@@ -100,7 +100,9 @@ async def test_a_wrong_method(
     assert sorted(response.headers["allow"].split(", ")) == allowed.split(", ")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat/completions/", "/v2/models", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/chat/completions/", "/v1/models/", "/v2/models", "/%00"]
+)
 async def test_an_unknown_path(http: httpx.AsyncClient, path: str) -> None:
     assert error_of(await http.get(path), 404)["code"] == "unknown_url"
 

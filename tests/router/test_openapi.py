@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from router import documents, openapi
-from router.app import ENDPOINTS
+from router.routes import ENDPOINTS
 from tests.router.conftest import StartRouter
 from tests.router.fake_scheduler import FakeScheduler
 
