@@ -16,6 +16,8 @@ const (
 	firstBackoff    = 50 * time.Millisecond
 	lastBackoff     = 2 * time.Second
 	pushbackTrailer = "grpc-retry-pushback-ms"
+	// longestPushback: who is told to come back later than this decides for themselves whether to.
+	longestPushback = time.Minute
 	// strangerWait: where nobody has ever answered, nobody is waited for longer.
 	strangerWait = 2 * time.Second
 )
@@ -70,7 +72,7 @@ func (a *attempts) wait(ctx context.Context, err *Error) bool {
 
 func (a *attempts) worthWaiting(ctx context.Context, err *Error, isStranger bool) bool {
 	counts := !(a.router.waits && err.Code == codes.Unavailable)
-	if !err.Retryable || a.final || (counts && a.left == 0) {
+	if !err.Retryable || a.final || (counts && a.left == 0) || err.RetryAfter > longestPushback {
 		return false
 	}
 	if counts {

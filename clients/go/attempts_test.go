@@ -65,6 +65,9 @@ func TestAttemptsEnd(t *testing.T) {
 	if of(2).wait(soon, notNow("60000")) {
 		t.Error("waits beyond the deadline")
 	}
+	if of(2).wait(ctx, notNow("60001")) {
+		t.Error("waits for more than a minute")
+	}
 	cancel()
 	if of(2).wait(ctx, notNow("60000")) {
 		t.Error("tried again for nobody")

@@ -20,6 +20,8 @@ from quire.errors import Cancelled, Unavailable
 
 MAX_RETRIES = 29
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
+LONGEST_PUSHBACK_S = 60.0
+"""Who is told to come back later than this decides for themselves whether to."""
 STRANGER_S = 2.0
 """Where nobody has ever answered, nobody is waited for longer."""
 
@@ -104,6 +106,8 @@ class Attempts:
         pushback_s = pushback_of(error)
         counts = not (self._acquaintance.waits and error.code() == grpc.StatusCode.UNAVAILABLE)
         if pushback_s is None or self.final or (counts and not self._retries_left):
+            return None
+        if pushback_s > LONGEST_PUSHBACK_S:
             return None
         # Clients that were refused together shall not come back together.
         wait_s = max(pushback_s, self._backoff_s) * random.uniform(1.0, 1.25)

@@ -229,6 +229,15 @@ async def test_the_routers_pause_is_kept_and_told() -> None:
     assert caught.value.retry_after_s == 0.3
 
 
+async def test_nobody_waits_for_minutes_without_having_been_asked() -> None:
+    router = Router(Code.UNAVAILABLE, (("grpc-retry-pushback-ms", "60001"),))
+    async with dialled(router) as client:
+        with pytest.raises(Unavailable, match="not now") as caught:
+            await client.generate("x")
+    assert router.num_calls == 1
+    assert caught.value.retry_after_s == 60.001
+
+
 async def test_a_message_that_is_too_large_is_not_sent_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
