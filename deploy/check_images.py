@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPONENTS = ("scheduler", "worker", "router")
-PORTS = ("8000", "50050", "50051", "9401", "9402")
+PORTS = ("8000", "50050", "50051", "50052", "9401", "9402")
 WITHOUT_TORCH = ("router", "scheduler")
 MODEL = "smollm2"
 HEALTHY_WITHIN_S = 300.0

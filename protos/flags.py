@@ -231,6 +231,14 @@ TLS_CA: Flag[str | None] = Flag(
 
 # Scheduler.
 
+ADMIN_LISTEN = Flag(
+    "admin_listen",
+    "Where operators call (quire drain, quire cache reset): HOST:PORT, of any free port with 0, or "
+    "unix:PATH.",
+    "ADDR",
+    text,
+    "127.0.0.1:0",
+)
 SCHEDULING_POLICY: Flag[Literal["fcfs", "priority"]] = Flag(
     "scheduling_policy",
     "Who is next: first come first served, or by priority with aging.",

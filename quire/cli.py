@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from protos.flags import FlagError
-from quire.commands import bench, chat, doctor, generate, processes, ps, pull, serve, state
+from quire.commands import admin, bench, chat, doctor, generate, processes, ps, pull, serve, state
 from quire.errors import ConfigurationError, QuireError
 
 _SERVE, _ASK, _LOOK = "Serve", "Ask", "Look"
@@ -59,6 +59,8 @@ app.command(rich_help_panel=_SERVE)(pull.pull)
 app.command(rich_help_panel=_ASK)(chat.chat)
 app.command(rich_help_panel=_ASK)(generate.generate)
 app.add_typer(bench.app, name="bench", rich_help_panel=_ASK)
+app.command(rich_help_panel=_SERVE)(admin.drain)
+app.add_typer(admin.cache, name="cache", rich_help_panel=_SERVE)
 app.command(rich_help_panel=_LOOK)(ps.ps)
 app.command(rich_help_panel=_LOOK)(state.state)
 app.command(rich_help_panel=_LOOK)(doctor.doctor)

@@ -47,6 +47,8 @@ class StackRecord:
     """Target of its InferenceService."""
     scheduler: str
     """Target of its SchedulerService."""
+    admin: str
+    """Target of its AdminService."""
     run_dir: str
     started_at: float
     """Unix time, seconds."""

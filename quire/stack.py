@@ -140,6 +140,7 @@ class Stack:
         self.url = door.url if door else f"http+unix://{self.run_dir}/http.sock"
         self.grpc = door.grpc if door else f"unix:{self.run_dir}/grpc.sock"
         self.scheduler = f"unix:{self.run_dir}/scheduler.sock"
+        self.admin = f"unix:{self.run_dir}/admin.sock"
         self.started_at = time.time()
         self._model = model
         self._options = options
@@ -223,6 +224,7 @@ class Stack:
             url=self.url,
             grpc=self.grpc,
             scheduler=self.scheduler,
+            admin=self.admin,
             run_dir=str(self.run_dir),
             started_at=self.started_at,
             processes=tuple(
@@ -251,6 +253,7 @@ class Stack:
     def _scheduler_spec(self, metrics_port: int) -> ChildSpec:
         arguments = self._options.arguments("scheduler")
         listen = ("--listen", self.scheduler, "--metrics-port", str(metrics_port))
+        listen += ("--admin-listen", self.admin)
         return ChildSpec("scheduler", "scheduler", quire_command("scheduler", *listen, *arguments))
 
     def _router_specs(self, own_ports: Sequence[int]) -> list[ChildSpec]:

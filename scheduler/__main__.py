@@ -30,6 +30,7 @@ def main(
             show_default=_LISTEN,
         ),
     ] = None,
+    admin_listen: Annotated[str, flags.ADMIN_LISTEN.typer()] = flags.ADMIN_LISTEN.default,
     max_num_seqs: Annotated[int, flags.MAX_NUM_SEQS.typer()] = _CORE.max_num_seqs,
     max_num_batched_tokens: Annotated[
         int, flags.MAX_NUM_BATCHED_TOKENS.typer()
@@ -70,6 +71,7 @@ def main(
     try:
         config = ProcessConfig(
             listen=tuple(listen or [_LISTEN]),
+            admin_listen=admin_listen,
             metrics_host=metrics_host,
             metrics_port=metrics_port,
             drain_timeout_s=drain_timeout,

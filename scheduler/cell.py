@@ -358,6 +358,13 @@ class Cell:
         """Returns when nothing accepted is left."""
         await self._idle.wait()
 
+    def reset_prefixes(self) -> int:
+        """Every cached prefix is forgotten; returns how many blocks held one."""
+        num_blocks = self._core.reset_prefixes()
+        logger.info("an operator had the prefix cache forgotten: %d blocks", num_blocks)
+        self._push_status()
+        return num_blocks
+
     def dismiss_workers(self) -> None:
         """The cell is given up: every worker is told to leave for good."""
         for attachment in self._replicas:

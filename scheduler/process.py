@@ -36,6 +36,7 @@ class ProcessConfig:
     """What the command line says."""
 
     listen: tuple[str, ...]
+    admin_listen: str
     metrics_host: str
     metrics_port: int
     drain_timeout_s: float
@@ -47,24 +48,29 @@ class ProcessConfig:
         """Raises FlagError for an address that strangers could dial."""
         for address in self.listen:
             self.trust.check_reach("--listen", address)
+        self.trust.check_reach("--admin-listen", self.admin_listen)
 
 
 async def run(config: ProcessConfig) -> None:
     """Serves until told to stop. Raises PortTaken when an address is not to be had."""
     stop = _stop_on_signals()
     cell = Cell(Scheduler(config.core), step_timeout_s=config.step_timeout_s)
-    server = GrpcServer(cell, config.trust)
+    server = GrpcServer.of_cell(cell, config.trust)
     addresses = [_listen(server, address) for address in config.listen]
+    admin_server = GrpcServer.of_admin(cell, config.trust)
+    admin = _listen(admin_server, config.admin_listen)
     metrics = _serve_metrics(cell, config)
     await server.start()
+    await admin_server.start()
     ticking = asyncio.create_task(_tick(cell))
     _freeze()
-    _say_ready(addresses[0], metrics.url)
-    logger.info("listening on %s", ", ".join(addresses))
+    _say_ready(addresses[0], admin, metrics.url)
+    logger.info("listening on %s; for operators on %s", ", ".join(addresses), admin)
     await stop.wait()
     await _drain(cell, server, config.drain_timeout_s)
     ticking.cancel()
     cell.end_streams()
+    await admin_server.stop(0)
     await server.stop(_FAREWELL_S)  # takes no new stream from now on
     await asyncio.to_thread(metrics.close)
     logger.info("stopped")
@@ -117,8 +123,14 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def _say_ready(address: str, metrics_url: str) -> None:
-    ready = {"role": "scheduler", "pid": os.getpid(), "address": address, "metrics": metrics_url}
+def _say_ready(address: str, admin: str, metrics_url: str) -> None:
+    ready = {
+        "role": "scheduler",
+        "pid": os.getpid(),
+        "address": address,
+        "admin": admin,
+        "metrics": metrics_url,
+    }
     sys.stdout.write(f"quire-ready {json.dumps(ready)}\n")
     sys.stdout.flush()
 

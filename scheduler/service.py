@@ -4,7 +4,7 @@ Both streams move bytes, not messages: a message that does not parse is then our
 plan is serialised once for all ranks. Whoever opens a stream says hello first.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 from grpc_health.v1 import (
@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from protos import channels
 from protos.quire.v1 import scheduler_pb2, worker_pb2
 from protos.trust import NO_TRUST, Trust
+from scheduler.admin import ADMIN_SERVICE, AdminService
 from scheduler.cell import Cell
 from scheduler.core.events import Refused
 from scheduler.replicas import Misfit, Rank
@@ -180,15 +181,6 @@ class Services:
         """SchedulerService.GetState."""
         return frames.state_of(self._cell.view(), self._cell.state())
 
-    async def drain(
-        self, _request: scheduler_pb2.DrainRequest, _context: object
-    ) -> scheduler_pb2.DrainResponse:
-        """SchedulerService.Drain."""
-        self._cell.start_draining()
-        await self._cell.wait_drained()
-        self._cell.dismiss_workers()
-        return scheduler_pb2.DrainResponse()
-
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What to register: streams in bytes, calls in messages."""
         return (
@@ -200,11 +192,6 @@ class Services:
                         self.get_state,
                         request_deserializer=scheduler_pb2.GetStateRequest.FromString,
                         response_serializer=scheduler_pb2.GetStateResponse.SerializeToString,
-                    ),
-                    "Drain": grpc.unary_unary_rpc_method_handler(
-                        self.drain,
-                        request_deserializer=scheduler_pb2.DrainRequest.FromString,
-                        response_serializer=scheduler_pb2.DrainResponse.SerializeToString,
                     ),
                 },
             ),
@@ -219,18 +206,35 @@ class PortTaken(Exception):
 
 
 class GrpcServer:
-    """Both services, health and reflection, on every address given."""
+    """A gRPC server with health and reflection, on every address given."""
 
-    def __init__(self, cell: Cell, trust: Trust = NO_TRUST) -> None:
+    def __init__(
+        self,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        names: Sequence[str],
+        trust: Trust = NO_TRUST,
+    ) -> None:
+        """`names` are those of the services that the handlers are of."""
         self._trust = trust
+        self._names = names
         self._server = grpc.aio.server(
             interceptors=channels.interceptors(self._trust), options=_OPTIONS
         )
-        self._server.add_generic_rpc_handlers(Services(cell).handlers())
+        self._server.add_generic_rpc_handlers(tuple(handlers))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SCHEDULER_SERVICE, WORKER_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        told = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(told, self._server)
+
+    @classmethod
+    def of_cell(cls, cell: Cell, trust: Trust = NO_TRUST) -> "GrpcServer":
+        """What routers and workers dial."""
+        return cls(Services(cell).handlers(), (SCHEDULER_SERVICE, WORKER_SERVICE), trust)
+
+    @classmethod
+    def of_admin(cls, cell: Cell, trust: Trust = NO_TRUST) -> "GrpcServer":
+        """What operators dial."""
+        return cls(AdminService(cell).handlers(), (ADMIN_SERVICE,), trust)
 
     def listen(self, address: str) -> str:
         """Binds HOST:PORT (port 0: any free one) or unix:PATH; returns it with the port bound.
@@ -248,7 +252,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Serves, and says so to whoever asks for its health."""
         await self._server.start()
-        for name in (SCHEDULER_SERVICE, WORKER_SERVICE):
+        for name in self._names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def announce_end(self) -> None:

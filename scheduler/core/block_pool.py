@@ -122,6 +122,15 @@ class BlockPool:
         for block in blocks:
             self._index.remove(block)
 
+    def forget_all(self) -> int:
+        """Forget every name, of cached and of used blocks; returns how many there were."""
+        named = self._index.named()
+        for block in named:
+            self._index.remove(block)
+        self._free += self._cached
+        self._cached.clear()
+        return len(named)
+
     def check_integrity(self, mentions: dict[int, int]) -> None:
         """Raises AssertionError unless references equal `mentions` and each block has one state."""
         self._index.check_integrity()

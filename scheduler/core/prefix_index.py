@@ -63,6 +63,10 @@ class PrefixIndex:
         self._named, self._unnamed = {}, []
         return changes
 
+    def named(self) -> list[int]:
+        """Every block that has a name."""
+        return list(self._block_of.values())
+
     def check_integrity(self) -> None:
         """Raises AssertionError unless the two directions agree."""
         named = {name: block for block, name in enumerate(self._name_of) if name is not None}

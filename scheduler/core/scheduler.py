@@ -186,6 +186,10 @@ class Scheduler:
         self._place(self._unplaced.take_all())
         return keeps
 
+    def reset_prefixes(self) -> int:
+        """Forgets every cached prefix of every replica; returns how many blocks held one."""
+        return sum(replica.pool.forget_all() for replica in self._replicas.values())
+
     def hash_seed(self, replica: str) -> bytes:
         """Under which this replica's blocks are named: for the scheduler after this one. Raises
         KeyError if it is not attached."""

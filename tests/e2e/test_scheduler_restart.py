@@ -55,10 +55,12 @@ async def only_replica(address: str) -> scheduler_pb2.ReplicaStatus:
     return replica
 
 
-async def drain(address: str) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        await stub.Drain(scheduler_pb2.DrainRequest(), timeout=PATIENCE_S)
+async def drain(admin: str) -> None:
+    """As an operator does."""
+    command = (sys.executable, "-m", "quire", "drain", "--address", admin)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert (process.returncode, out) == (0, b"drained\n")
 
 
 async def test_a_worker_outlives_its_scheduler_and_leaves_when_the_cell_is_given_up(
@@ -76,11 +78,12 @@ async def test_a_worker_outlives_its_scheduler_and_leaves_when_the_cell_is_given
         first.send_signal(signal.SIGTERM)
         assert await end_of(first) == 0
 
-        async with running("scheduler", "--listen", address):
+        admin = f"unix:{tmp_path}/admin.sock"
+        async with running("scheduler", "--listen", address, "--admin-listen", admin):
             assert await tokens_of_one_request(address) == tokens
             after = await only_replica(address)
             assert list(after.pids) == list(before.pids) == [worker.pid]
             assert after.epoch > before.epoch
 
-            await drain(address)
+            await drain(admin)
             assert await end_of(worker) == 0

@@ -12,6 +12,7 @@ from quire import Client, SamplingParams, Tls
 from tests.certificates import signed
 from tests.e2e.server import serve
 
+PROMPT = "The capital of Italy is Rome. " * 4 + "The capital of France is"
 TOKEN = "a-token-that-the-processes-share"
 
 
@@ -29,7 +30,7 @@ def test_a_stack_with_certificate_keys_and_token(
         url = f"https://127.0.0.1:{server.port}"
         assert f"{url}/v1" in "".join(server.lines)
         with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=files.ca)) as http:
-            asked = {"model": "smollm2", "prompt": "The capital of France is", "max_tokens": 2}
+            asked = {"model": "smollm2", "prompt": PROMPT, "max_tokens": 2}
             for key, code in (("sk-a", 200), ("sk-b", 200), ("sk-c", 200), ("sk-d", 401)):
                 headers = {"authorization": f"Bearer {key}"}
                 answer = http.post("/v1/completions", json=asked, headers=headers, timeout=60)
@@ -37,12 +38,17 @@ def test_a_stack_with_certificate_keys_and_token(
             text = http.get("/metrics", headers={"x-api-key": "sk-a"}).text
         for name in ("alice", "bob", "default"):
             assert f'quire:key_requests_total{{key_name="{name}",model_name="smollm2"}} 1.0' in text
+        # Three keys' requests began alike; none found what another's had left.
+        assert server.state()["prefix_hit_tokens"] == 0
         target = f"localhost:{server.grpc_port}"
         with Client(target, api_key="sk-b", tls=Tls(ca_certs=files.ca), timeout=60) as client:
             params = SamplingParams(max_tokens=2, temperature=0)
-            assert "Paris" in client.generate("The capital of France is", params).outputs[0].text
-        # Four keys' requests began alike; none found what another's had left.
-        assert server.state()["prefix_hit_tokens"] == 0
+            assert "Paris" in client.generate(PROMPT, params).outputs[0].text
+        # The second time it was the same key's prompt.
+        assert server.state()["prefix_hit_tokens"] > 0
+        forgotten = server.quire("cache", "reset").split()
+        assert int(forgotten[0]) > 0
+        assert server.state()["blocks"]["cached"] == 0
         scheduler = next(row for row in server.rows() if row["role"] == "scheduler")["address"]
         monkeypatch.delenv("QUIRE_CLUSTER_TOKEN")
         refused = subprocess.run(

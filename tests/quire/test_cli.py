@@ -17,7 +17,8 @@ from quire.registry import ProcessRecord, StackRecord
 from quire.version import __version__
 
 COMMANDS = [
-    "serve", "router", "scheduler", "worker", "chat", "generate", "bench", "ps", "state", "doctor",
+    "serve", "router", "scheduler", "worker", "drain", "cache",
+    "chat", "generate", "bench", "ps", "state", "doctor",
 ]  # fmt: skip
 
 
@@ -38,7 +39,9 @@ def test_help_names_every_command_and_where_to_start() -> None:
     assert "quire serve smollm2" in shown
 
 
-@pytest.mark.parametrize("command", ["serve", "pull", "chat", "generate", "ps", "state", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["serve", "pull", "chat", "generate", "ps", "state", "doctor", "drain"]
+)
 def test_every_command_teaches_by_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -307,6 +310,7 @@ def _publish_a_stack(
             url=url,
             grpc="127.0.0.1:50050",
             scheduler="unix:/s",
+            admin="unix:/a",
             run_dir=str(run_dir),
             started_at=1.0 if model == "tiny" else 2.0,
             processes=(

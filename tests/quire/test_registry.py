@@ -21,6 +21,7 @@ def record(tmp_path: Path, **changes: Any) -> StackRecord:
         url="http://127.0.0.1:8000",
         grpc="127.0.0.1:50050",
         scheduler="unix:/run/scheduler.sock",
+        admin="unix:/run/admin.sock",
         run_dir=str(run_dir),
         started_at=1.0,
         processes=(ProcessRecord("worker-0", "worker", 17, "unix:/w", None, "ready", 0, 2.0),),

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.quire.v1 import scheduler_pb2_grpc
+from protos.quire.v1 import admin_pb2_grpc, scheduler_pb2_grpc
 from scheduler.cell import Cell
 from scheduler.core.config import CoreConfig
 from scheduler.core.scheduler import Scheduler
@@ -23,6 +23,7 @@ class Served:
     cell: Cell
     address: str
     stub: scheduler_pb2_grpc.SchedulerServiceStub
+    admin: admin_pb2_grpc.AdminServiceStub
 
 
 Serve = Callable[..., Awaitable[Served]]
@@ -38,14 +39,23 @@ async def serve() -> AsyncIterator[Serve]:
     async def start(*, step_timeout_s: float = 60.0, **config: Any) -> Served:
         core = Scheduler(CoreConfig(**{"hash_seed": b"test"} | config))
         cell = Cell(core, step_timeout_s=step_timeout_s)
-        server = GrpcServer(cell)
+        server = GrpcServer.of_cell(cell)
         address = server.listen("127.0.0.1:0")
         await server.start()
+        operators = GrpcServer.of_admin(cell)
+        admin_address = operators.listen("127.0.0.1:0")
+        await operators.start()
         channel = grpc.aio.insecure_channel(address)
-        servers.append(server)
-        channels.append(channel)
+        admin_channel = grpc.aio.insecure_channel(admin_address)
+        servers.extend((server, operators))
+        channels.extend((channel, admin_channel))
         cells.append(cell)
-        return Served(cell, address, scheduler_pb2_grpc.SchedulerServiceStub(channel))
+        return Served(
+            cell,
+            address,
+            scheduler_pb2_grpc.SchedulerServiceStub(channel),
+            admin_pb2_grpc.AdminServiceStub(admin_channel),
+        )
 
     yield start
     await Peer.hang_up_all()

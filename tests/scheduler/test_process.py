@@ -63,7 +63,7 @@ async def processes() -> AsyncIterator[list[Process]]:
 async def test_it_says_where_it_serves_and_sigterm_ends_it(processes: list[Process]) -> None:
     scheduler = await Process.started(*FREE)
     processes.append(scheduler)
-    assert scheduler.ready.keys() == {"role", "pid", "address", "metrics"}
+    assert scheduler.ready.keys() == {"role", "pid", "address", "admin", "metrics"}
     assert scheduler.ready["role"] == "scheduler"
     assert scheduler.ready["pid"] == scheduler.process.pid
 

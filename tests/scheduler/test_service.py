@@ -1,13 +1,14 @@
 """The calls beside the two streams: state, drain, health, reflection."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from protos.quire.v1 import scheduler_pb2
+from protos.quire.v1 import admin_pb2, scheduler_pb2
 from scheduler.service import GrpcServer, PortTaken
 from tests.scheduler.conftest import Serve, Served
 from tests.scheduler.peers import FakeRank, FakeRouter, eventually, token_at, within_time
@@ -86,7 +87,36 @@ async def test_a_draining_cell_finishes_and_admits_nothing(served: Served) -> No
 
 
 async def _drain(served: Served) -> None:
-    await served.stub.Drain(scheduler_pb2.DrainRequest())
+    await served.admin.Drain(admin_pb2.DrainRequest())
+
+
+async def test_an_operator_has_the_prefix_cache_forgotten(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    working = asyncio.create_task(rank.work())
+    prompt = list(range(1, 40))
+    for sequence_id in (1, 2):
+        await router.submit(sequence_id, prompt, max_tokens=1)
+        await router.until_finished(sequence_id)
+    assert router.finished[2].num_cached_tokens > 0
+    cached = (await _state(served)).status.replicas[0].num_blocks_cached
+    answer = await served.admin.ResetPrefixCache(admin_pb2.ResetPrefixCacheRequest())
+    assert answer.num_blocks == cached > 0
+    assert (await _state(served)).status.replicas[0].num_blocks_cached == 0
+    await router.submit(3, prompt, max_tokens=1)
+    await router.until_finished(3)
+    assert router.finished[3].num_cached_tokens == 0
+    working.cancel()
+
+
+async def test_nothing_that_an_operator_may_do_is_on_the_port_of_routers(served: Served) -> None:
+    async with grpc.aio.insecure_channel(served.address) as channel:
+        for method in ("AdminService/Drain", "AdminService/ResetPrefixCache"):
+            ask: Any = channel.unary_unary(f"/quire.v1.{method}")
+            assert await ask(b"").code() is grpc.StatusCode.UNIMPLEMENTED
+        ask = channel.unary_unary("/quire.v1.SchedulerService/Drain")
+        assert await ask(b"").code() is grpc.StatusCode.UNIMPLEMENTED
+    assert not served.cell.draining
 
 
 async def test_an_idle_cell_drains_at_once(served: Served) -> None:
@@ -106,7 +136,7 @@ async def test_a_dismissed_router_gets_its_last_news_first(served: Served) -> No
 
 async def test_two_schedulers_do_not_share_a_port(served: Served) -> None:
     with pytest.raises(PortTaken, match=served.address):
-        GrpcServer(served.cell).listen(served.address)
+        GrpcServer.of_cell(served.cell).listen(served.address)
 
 
 async def test_health_is_told_per_service(served: Served) -> None:

@@ -35,7 +35,9 @@ METHODS = (
 @contextlib.asynccontextmanager
 async def cell(trust: Trust, address: str = "localhost:0") -> AsyncIterator[str]:
     """A scheduler that listens there; yields the address with its port."""
-    server = GrpcServer(Cell(Scheduler(CoreConfig(hash_seed=b"test")), step_timeout_s=60), trust)
+    server = GrpcServer.of_cell(
+        Cell(Scheduler(CoreConfig(hash_seed=b"test")), step_timeout_s=60), trust
+    )
     bound = server.listen(address)
     await server.start()
     try:

@@ -259,11 +259,3 @@ class GetStateResponse(_message.Message):
     num_expired: int
     num_distrusted: int
     def __init__(self, status: _Optional[_Union[CellStatus, _Mapping]] = ..., incarnation: _Optional[int] = ..., num_routers: _Optional[int] = ..., uptime_s: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_overrun_tokens: _Optional[int] = ..., num_replays: _Optional[int] = ..., num_suspects: _Optional[int] = ..., num_convicted: _Optional[int] = ..., num_expired: _Optional[int] = ..., num_distrusted: _Optional[int] = ...) -> None: ...
-
-class DrainRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class DrainResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...

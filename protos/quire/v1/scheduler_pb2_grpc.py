@@ -45,11 +45,6 @@ class SchedulerServiceStub:
                 request_serializer=quire_dot_v1_dot_scheduler__pb2.GetStateRequest.SerializeToString,
                 response_deserializer=quire_dot_v1_dot_scheduler__pb2.GetStateResponse.FromString,
                 _registered_method=True)
-        self.Drain = channel.unary_unary(
-                '/quire.v1.SchedulerService/Drain',
-                request_serializer=quire_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
-                response_deserializer=quire_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
-                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -72,16 +67,6 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Drain(self, request, context):
-        """Gives the cell up: stop admitting, finish what runs, then tell the workers to leave for good.
-        Answers when nothing is in flight and they have been told. A scheduler that is only restarted
-        (SIGTERM) does not tell them: they keep their weights and attach to the next one.
-        DEADLINE_EXCEEDED: the caller's deadline passed first.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,11 +79,6 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetState,
                     request_deserializer=quire_dot_v1_dot_scheduler__pb2.GetStateRequest.FromString,
                     response_serializer=quire_dot_v1_dot_scheduler__pb2.GetStateResponse.SerializeToString,
-            ),
-            'Drain': grpc.unary_unary_rpc_method_handler(
-                    servicer.Drain,
-                    request_deserializer=quire_dot_v1_dot_scheduler__pb2.DrainRequest.FromString,
-                    response_serializer=quire_dot_v1_dot_scheduler__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -156,33 +136,6 @@ class SchedulerService:
             '/quire.v1.SchedulerService/GetState',
             quire_dot_v1_dot_scheduler__pb2.GetStateRequest.SerializeToString,
             quire_dot_v1_dot_scheduler__pb2.GetStateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Drain(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/quire.v1.SchedulerService/Drain',
-            quire_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
-            quire_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -158,3 +158,33 @@ def test_the_cache_of_a_lost_replica_is_gone() -> None:
     cell.detach()
     cell.attach()
     assert cached_tokens(cell) == 0
+
+
+def test_a_reset_forgets_what_is_cached_and_what_is_in_use() -> None:
+    cell = Cell()
+    cell.attach(block_size=4)
+    cached_tokens(cell)
+    running = cell.submit([*PROMPT, 1, 1, 1], 4)
+    cell.plan()
+    before = cell.scheduler.state()
+    assert cell.scheduler.reset_prefixes() == 3  # two were shared, the third is its own
+    cell.scheduler.check_integrity()
+    assert cell.scheduler.reset_prefixes() == 0
+    cell.deliver()
+    cell.run()
+    assert cell.end(running).num_output_tokens == 4
+    assert cell.scheduler.state().num_running == 0
+    assert before.num_running == 1
+    assert cached_tokens(cell) == 0
+    assert cached_tokens(cell) == 8
+
+
+def test_a_reset_gives_cached_blocks_back() -> None:
+    cell = Cell()
+    cell.attach(block_size=4, num_blocks=16)
+    cached_tokens(cell)
+    [replica] = cell.scheduler.state().replicas
+    assert (replica.num_blocks_cached, replica.num_blocks_free) == (2, 14)
+    cell.scheduler.reset_prefixes()
+    [replica] = cell.scheduler.state().replicas
+    assert (replica.num_blocks_cached, replica.num_blocks_free) == (0, 16)
