@@ -24,7 +24,7 @@ def main() -> None:
     step = HostRunner.step
 
     def deadly_step(runner: HostRunner, plan: BatchPlan, wait_us: int = 0) -> StepResult:
-        if any(_holds(admission.token_ids, poison) for admission in plan.admit):
+        if any(holds(admission.token_ids, poison) for admission in plan.admit):
             os.kill(os.getpid(), signal.SIGKILL)
         return step(runner, plan, wait_us)
 
@@ -32,7 +32,8 @@ def main() -> None:
     app()
 
 
-def _holds(tokens: Int32Column, poison: Int32Column) -> bool:
+def holds(tokens: Int32Column, poison: Int32Column) -> bool:
+    """Whether they stand side by side in these."""
     if len(tokens) < len(poison):
         return False
     windows = np.lib.stride_tricks.sliding_window_view(tokens, len(poison))

@@ -1,0 +1,60 @@
+"""A step fails for want of memory, or because the model raises: only the culprit notices."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.by_hand import MODEL, Way, laid_out
+from tests.chaos.checker import check_ended, check_nothing_left
+from tests.chaos.failing_worker import FAILURE, NOTE, TOKENS
+from tests.chaos.small import small_model
+from tests.chaos.streams import Load, told
+from tests.chaos.traffic import Asked
+
+pytestmark = pytest.mark.chaos
+
+CULPRIT = (391, 392, 393)
+
+
+def streams(salt: str) -> list[Asked]:
+    """Long enough to be there when it happens."""
+    body = {
+        "model": MODEL,
+        "max_tokens": 200,
+        "temperature": 0.8,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        "cache_salt": salt,
+    }
+    return [
+        Asked("stream", "/v1/completions", body | {"prompt": [5, 6, 7 + number], "seed": number})
+        for number in range(12)
+    ]
+
+
+@pytest.mark.parametrize("failure", ["memory", pytest.param("error", marks=pytest.mark.slow)])
+async def test_a_step_fails(tmp_path: Path, failure: str) -> None:
+    note = tmp_path / "note"
+    environment = {TOKENS: ",".join(map(str, CULPRIT)), FAILURE: failure, NOTE: str(note)}
+    failing = Way(module="tests.chaos.failing_worker", environment=environment)
+    ways = {"worker-0": failing, "worker-1": failing}
+    async with laid_out(small_model(tmp_path / "small"), ways) as stack:
+        reference = await told(stack.url, streams("peace"))
+        load = Load(stack.url, streams("failure"))
+        await load.begun()
+        whole = {"prompt": list(CULPRIT), "stream": False, "stream_options": None}
+        culprit = Asked("culprit", "/v1/completions", streams("culprit")[0].body | whole)
+        [ended] = await told(stack.url, [culprit])
+        assert note.exists()
+        if failure == "memory":
+            assert ended.status == 200, ended
+        else:
+            assert ended.status == 500, ended
+            assert "the worker was lost" in ended.errors[0]
+        for history, expected in zip(await load.ended(), reference, strict=True):
+            check_ended(history)
+            assert history.choices[0].tokens == expected.choices[0].tokens
+        await stack.until_whole()
+        await check_nothing_left(stack, num_errors=int(failure == "error"))
