@@ -145,6 +145,8 @@ class BeamGeneration:
         reason = FinishReason.ABORT
         if self._error is None or self._error.fault is Fault.INTERNAL:
             reason = FinishReason.ERROR
+        elif self._error.fault is Fault.TIMED_OUT:
+            reason = FinishReason.TIMEOUT
         self._engine.metrics.finished[reason] += self._num_accepted - self._num_found
 
     def _count(self, request: GenerateRequest, pieces: Sequence[Piece]) -> None:
@@ -172,6 +174,8 @@ class BeamGeneration:
             try:
                 return await self._ask(requests)
             except RequestError as error:
+                if error.fault is Fault.TIMED_OUT:
+                    self.fail(error)
                 is_first = len(beams[0].tokens) == 0
                 is_final = error.fault not in _LATER or self._engine.over is not None
                 if is_first or is_final or time.monotonic() > deadline:

@@ -126,6 +126,20 @@ async def test_a_search_has_one_time_for_all_its_steps(
     assert {submit.tenant for submit in scheduler.submits} == {"team-a"}
 
 
+async def test_a_search_that_takes_too_long_is_one_request_that_did(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    body = {"prompt": "xyz", "max_tokens": 200, "timeout": 1.5, "use_beam_search": True, "n": 2}
+    asking = asyncio.create_task(http.post("/v1/completions", json=body))
+    await until(lambda: len(scheduler.submits) > 2)
+    scheduler.hold_at = 0
+    response = await asking
+    assert response.status_code == 504
+    ends = {reason: count for reason, count in router.backend.metrics.finished.items() if count}
+    assert ends == {FinishReason.TIMEOUT: 1}
+    assert router.backend.engine._samples == {}
+
+
 async def test_vectors_have_a_time_too(start_router: StartRouter, scheduler: FakeScheduler) -> None:
     scheduler.embedding_dim = 4
     scheduler.hold_vectors = True
