@@ -30,6 +30,7 @@ from router.backend import Backend
 from router.caller import Caller, grpc_caller
 from router.embeddings import gather_vectors
 from router.generation import SEND_S, Generation
+from router.malformed import MalformedRefused
 from router.wait_limit import WaitLimit
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -225,8 +226,9 @@ def create_server(backend: Backend, *, reuse_port: bool) -> grpc.aio.Server:
 
     `reuse_port`: other processes may listen where it does.
     """
+    keys = (_KeyInterceptor(backend.keys),) if backend.keys else ()
     server = grpc.aio.server(
-        interceptors=(_KeyInterceptor(backend.keys),) if backend.keys else (),
+        interceptors=(*keys, MalformedRefused(_abort)),
         options=(
             *_SERVER_OPTIONS,
             ("grpc.so_reuseport", int(reuse_port)),

@@ -59,14 +59,14 @@ async def test_prompts_and_forged_lines_stay_out_of_the_log(
 async def test_metrics_have_no_more_lines_for_whatever_clients_name(
     http: httpx.AsyncClient,
 ) -> None:
-    body = {"prompt": "xyz", "max_tokens": 1}
+    body: dict[str, object] = {"prompt": "xyz", "max_tokens": 1}
     assert (await http.post("/v1/completions", json=body)).status_code == 200
     assert (await http.post("/v1/completions", json=body | {"model": "x"})).status_code == 404
     before = await _names(http)
     dice = random.Random(0)
     for _ in range(100):
         name = dice.randbytes(6).hex()
-        said = dice.choice(
+        said: dict[str, object] = dice.choice(
             [{"model": name}, {"user": name}, {"metadata": {name: name}}, {"cache_salt": name}]
         )
         headers = {"user-agent": name, "x-request-id": name, f"x-{name}": name}
