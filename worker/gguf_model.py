@@ -16,6 +16,8 @@ import numpy.typing as npt
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
+from worker.gguf_header import HeaderError, check_header
+
 _PLAIN_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -32,6 +34,7 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_MAX_WIDTH, _MAX_HEADS, _MAX_LAYERS, _MAX_CONTEXT = 1 << 20, 1 << 12, 1 << 12, 1 << 31
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
@@ -74,9 +77,9 @@ class GGUFModel:
             if file.read(4) != b"GGUF":
                 raise ConvertError(f"{path}: not a GGUF file")
         try:
+            check_header(path)
             self._reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-            # The reader slices the mapped file: a range beyond its end shows as a bad reshape.
+        except (HeaderError, ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
             size = path.stat().st_size
             raise ConvertError(f"{path}: truncated or damaged ({size} bytes): {error}") from error
         architecture = self.get("general.architecture")
@@ -86,7 +89,10 @@ class GGUFModel:
     def get(self, key: str, default: Any = None) -> Any:
         """A metadata value, or the default where the key is absent."""
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except ValueError as error:
+            raise ConvertError(f"{self.path}: {key} cannot be read: {error}") from error
 
     def require(self, key: str) -> Any:
         """A metadata value.
@@ -99,40 +105,135 @@ class GGUFModel:
             raise ConvertError(f"{self.path}: no {key} in its metadata")
         return value
 
+    def whole(self, key: str, least: int, most: int, default: int | None = None) -> int:
+        """A whole number within limits; one that must be there where there is no default.
+
+        Raises:
+            ConvertError: it is absent, or something else.
+        """
+        value = self.require(key) if default is None else self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ConvertError(
+                f"{self.path}: {key} is {str(value)[:80]!r}; it must be a whole number, {least} to "
+                f"{most}"
+            )
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """The same for a number above 0, as it was meant."""
+        value = self.require(key) if default is None else self.get(key, default)
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ConvertError(f"{self.path}: {key} is {str(value)[:80]!r}; it must be above 0")
+        return _shortest(value)
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts."""
+        values = self.require(key)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ConvertError(f"{self.path}: {key} must be a list of texts")
+        return values
+
+    def token_id(self, kind: str) -> int | None:
+        """Of a special token (bos, eos, unknown, padding); None where there is none."""
+        key = f"tokenizer.ggml.{kind}_token_id"
+        if self.get(key) is None:
+            return None
+        return self.whole(key, 0, len(self.texts("tokenizer.ggml.tokens")) - 1)
+
     def config(self) -> dict[str, Any]:
         """What config.json will say.
 
         Raises:
             ConvertError: the metadata lacks a field or asks for what is not supported.
         """
-        heads = self.require("llama.attention.head_count")
-        hidden = self.require("llama.embedding_length")
-        head_dim = self.get("llama.attention.key_length", hidden // heads)
+        heads, hidden = self._num_heads, self.whole("llama.embedding_length", 1, _MAX_WIDTH)
+        head_dim = self.whole("llama.attention.key_length", 1, _MAX_WIDTH, max(1, hidden // heads))
         names = {tensor.name for tensor in self._reader.tensors}
         self._refuse_unsupported(head_dim, names)
-        return {
+        config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "vocab_size": len(self.require("tokenizer.ggml.tokens")),
+            "vocab_size": len(self.texts("tokenizer.ggml.tokens")),
             "hidden_size": hidden,
-            "intermediate_size": self.require("llama.feed_forward_length"),
-            "num_hidden_layers": self.require("llama.block_count"),
+            "intermediate_size": self.whole("llama.feed_forward_length", 1, _MAX_WIDTH),
+            "num_hidden_layers": self.whole("llama.block_count", 1, _MAX_LAYERS),
             "num_attention_heads": heads,
-            "num_key_value_heads": self.get("llama.attention.head_count_kv", heads),
+            "num_key_value_heads": self._num_kv_heads,
             "head_dim": head_dim,
             "hidden_act": "silu",
-            "max_position_embeddings": self.require("llama.context_length"),
-            "rms_norm_eps": _shortest(self.require("llama.attention.layer_norm_rms_epsilon")),
-            "rope_theta": _shortest(self.get("llama.rope.freq_base", 10000.0)),
+            "max_position_embeddings": self.whole("llama.context_length", 1, _MAX_CONTEXT),
+            "rms_norm_eps": self.real("llama.attention.layer_norm_rms_epsilon"),
+            "rope_theta": self.real("llama.rope.freq_base", 10000.0),
             "rope_scaling": self._rope_scaling(),
             "attention_bias": "blk.0.attn_q.bias" in names,
             "mlp_bias": "blk.0.ffn_gate.bias" in names,
             "tie_word_embeddings": "output.weight" not in names,
-            "bos_token_id": self.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self.get("tokenizer.ggml.eos_token_id"),
-            "pad_token_id": self.get("tokenizer.ggml.padding_token_id"),
+            "bos_token_id": self.token_id("bos"),
+            "eos_token_id": self.token_id("eos"),
+            "pad_token_id": self.token_id("padding"),
             "dtype": "float32",
         }
+        self._check_shapes(config)
+        return config
+
+    @property
+    def _num_heads(self) -> int:
+        return self.whole("llama.attention.head_count", 1, _MAX_HEADS)
+
+    @property
+    def _num_kv_heads(self) -> int:
+        key, heads = "llama.attention.head_count_kv", self._num_heads
+        count = self.whole(key, 1, heads, heads)
+        if heads % count:
+            raise ConvertError(f"{self.path}: {key} is {count}; it must divide {heads}")
+        return count
+
+    def _check_shapes(self, config: dict[str, Any]) -> None:
+        """Raises ConvertError unless every tensor is there, in the shape that the rest says."""
+        hidden, mlp = config["hidden_size"], config["intermediate_size"]
+        rows = config["num_attention_heads"] * config["head_dim"]
+        kv_rows = config["num_key_value_heads"] * config["head_dim"]
+        expected = {
+            "token_embd.weight": (config["vocab_size"], hidden),
+            "output_norm.weight": (hidden,),
+        }
+        if not config["tie_word_embeddings"]:
+            expected["output.weight"] = (config["vocab_size"], hidden)
+        for layer in range(config["num_hidden_layers"]):
+            weights = {
+                "attn_norm": (hidden,),
+                "ffn_norm": (hidden,),
+                "attn_q": (rows, hidden),
+                "attn_k": (kv_rows, hidden),
+                "attn_v": (kv_rows, hidden),
+                "attn_output": (hidden, rows),
+                "ffn_gate": (mlp, hidden),
+                "ffn_up": (mlp, hidden),
+                "ffn_down": (hidden, mlp),
+            }
+            for kind, shape in weights.items():
+                expected[f"blk.{layer}.{kind}.weight"] = shape
+        shapes = {
+            tensor.name: tuple(int(size) for size in reversed(tensor.shape))
+            for tensor in self._reader.tensors
+        }
+        for name, shape in expected.items():
+            if name not in shapes:
+                raise ConvertError(f"{self.path}: tensor {name} is missing")
+            if shapes[name] != shape:
+                raise ConvertError(
+                    f"{self.path}: tensor {name} has the shape {shapes[name]}; it must be {shape}"
+                )
+        for name, shape in shapes.items():
+            if name.endswith(".bias"):
+                weight = expected.get(f"{name.removesuffix('.bias')}.weight", ())
+                if shape != weight[:1]:
+                    raise ConvertError(
+                        f"{self.path}: tensor {name} has the shape {shape}; it must be {weight[:1]}"
+                    )
+            elif name not in expected:
+                self._hugging_face_name(name)  # or it has no place at all
+                raise ConvertError(f"{self.path}: tensor {name} is of no layer that there is")
 
     def tensors(self) -> list[FloatTensor]:
         """All tensors, in file order.
@@ -140,9 +241,7 @@ class GGUFModel:
         Raises:
             ConvertError: a tensor has no place in a llama model.
         """
-        heads = self.require("llama.attention.head_count")
-        kv_heads = self.get("llama.attention.head_count_kv", heads)
-        permuted = {"attn_q": heads, "attn_k": kv_heads}
+        permuted = {"attn_q": self._num_heads, "attn_k": self._num_kv_heads}
         converted = []
         for tensor in self._reader.tensors:
             name, kind = self._hugging_face_name(tensor.name)
@@ -180,7 +279,7 @@ class GGUFModel:
             return None
         if kind != "linear":
             raise ConvertError(f"{self.path}: rope scaling {kind!r}; only 'linear' is supported")
-        return {"rope_type": "linear", "factor": self.require("llama.rope.scaling.factor")}
+        return {"rope_type": "linear", "factor": self.real("llama.rope.scaling.factor")}
 
 
 def _reader_of(tensor: Any, permuted_heads: int | None) -> Callable[[], npt.NDArray[np.float32]]:

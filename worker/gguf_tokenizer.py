@@ -35,21 +35,36 @@ def build_tokenizer(model: GGUFModel) -> Tokenizer:
     if cut not in _KNOWN_CUTS:
         known = ", ".join(_KNOWN_CUTS)
         raise ConvertError(f"{model.path}: tokenizer.ggml.pre is {cut!r}; known: {known}")
-    tokens = model.require("tokenizer.ggml.tokens")
-    merges = [tuple(pair.split(" ", 1)) for pair in model.require("tokenizer.ggml.merges")]
+    tokens = model.texts("tokenizer.ggml.tokens")
     vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        raise ConvertError(
+            f"{model.path}: tokenizer.ggml.tokens has {len(tokens) - len(vocab)} twice"
+        )
+    merges = []
+    for pair in model.texts("tokenizer.ggml.merges"):
+        first, _, second = pair.partition(" ")
+        if not {first, second, first + second} <= vocab.keys():
+            raise ConvertError(
+                f"{model.path}: tokenizer.ggml.merges has {pair[:80]!r}, which are no tokens"
+            )
+        merges.append((first, second))
     bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=cut in _LLAMA3_NAMES)
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = _pre_tokenizer(cut)
     tokenizer.decoder = decoders.ByteLevel()
     types = model.get("tokenizer.ggml.token_type", [])
+    if not isinstance(types, list):
+        raise ConvertError(f"{model.path}: tokenizer.ggml.token_type must be a list")
     for token, token_type in zip(tokens, types, strict=False):
         if token_type == _CONTROL:
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif token_type == _USER_DEFINED:
             tokenizer.add_tokens([AddedToken(token, normalized=False)])
     if _adds_bos(model, cut):
-        bos = model.require("tokenizer.ggml.bos_token_id")
+        bos = model.token_id("bos")
+        if bos is None:
+            raise ConvertError(f"{model.path}: no tokenizer.ggml.bos_token_id in its metadata")
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
         )
@@ -58,7 +73,7 @@ def build_tokenizer(model: GGUFModel) -> Tokenizer:
 
 def tokenizer_config(model: GGUFModel) -> dict[str, Any]:
     """What tokenizer_config.json will say: named tokens and the chat template."""
-    tokens = model.require("tokenizer.ggml.tokens")
+    tokens = model.texts("tokenizer.ggml.tokens")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.require("llama.context_length"),
@@ -66,10 +81,12 @@ def tokenizer_config(model: GGUFModel) -> dict[str, Any]:
         "add_bos_token": _adds_bos(model, model.get("tokenizer.ggml.pre", "")),
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token_id = model.get(f"tokenizer.ggml.{key}_token_id")
+        token_id = model.token_id(key)
         if token_id is not None:
             config[f"{name}_token"] = tokens[token_id]
     template = model.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ConvertError(f"{model.path}: tokenizer.chat_template must be a text")
     if template is not None:
         config["chat_template"] = template
     return config
