@@ -44,6 +44,9 @@ from gateway.request import (
 from gateway.template import ChatTemplate
 from gateway.tokenizer import Tokenizer
 
+_MAX_VOCAB = 1 << 24
+"""Beyond it, it is a mistake, and tables of it fit nowhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
@@ -237,6 +240,10 @@ def load_model(
     vocab_size = config.get("vocab_size")
     if not isinstance(vocab_size, int):
         raise ModelError(f"{directory / 'config.json'}: vocab_size is {vocab_size}; not an integer")
+    if not 1 <= vocab_size <= _MAX_VOCAB:
+        raise ModelError(
+            f"{directory / 'config.json'}: vocab_size is {vocab_size}; it must be 1 to {_MAX_VOCAB}"
+        )
     tokenizer = Tokenizer(directory / "tokenizer.json", vocab_size)
     variables = {
         role: text
@@ -304,8 +311,13 @@ def _template_sources(
             raise ModelError(f"{path} cannot be read: {error}") from error
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        by_name = {entry.get("name"): entry.get("template") for entry in template}
-        return {name: source for name, source in by_name.items() if isinstance(source, str)}
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        named = [(entry.get("name"), entry.get("template")) for entry in entries]
+        return {
+            name: source
+            for name, source in named
+            if isinstance(name, str) and isinstance(source, str)
+        }
     return {"default": template} if isinstance(template, str) else {}
 
 
@@ -318,9 +330,9 @@ def _eos_token_ids(
     said = generation.get("eos_token_id")
     if said is None:
         said = config.get("eos_token_id")
-    tokens = set(said) if isinstance(said, list) else {said}
+    tokens = list(said) if isinstance(said, list) else [said]
     if eos_token is not None:
-        tokens.add(tokenizer.token_id(eos_token))
+        tokens.append(tokenizer.token_id(eos_token))
     return frozenset(
         token for token in tokens if isinstance(token, int) and 0 <= token < tokenizer.vocab_size
     )

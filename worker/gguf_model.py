@@ -284,7 +284,11 @@ class GGUFModel:
 
 def _reader_of(tensor: Any, permuted_heads: int | None) -> Callable[[], npt.NDArray[np.float32]]:
     def read() -> npt.NDArray[np.float32]:
-        values: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+        try:
+            with np.errstate(all="ignore"):  # whatever the bytes are, they are numbers
+                values: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ConvertError(f"tensor {tensor.name}: {error}") from error
         if permuted_heads is not None:
             values = unpermute(values, permuted_heads)
         return np.ascontiguousarray(values, dtype="<f4")

@@ -123,13 +123,14 @@ def parse_common(
     fields.refuse("quantization_config", "only unquantized weights are supported")
     hidden_size = fields.positive_int("hidden_size")
     num_heads = fields.positive_int("num_attention_heads")
-    head_dim = fields.positive_int("head_dim", head_dim or hidden_size // num_heads)
+    head_dim = fields.positive_int("head_dim", head_dim or hidden_size // num_heads, most=8192)
     config = ModelConfig(
         architecture=fields.raw["architectures"][0],
         vocab_size=fields.positive_int("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.positive_int("intermediate_size"),
-        layers=(LayerKind(Rope.parse(fields)),) * fields.positive_int("num_hidden_layers"),
+        layers=(LayerKind(Rope.parse(fields)),)
+        * fields.positive_int("num_hidden_layers", most=4096),
         num_heads=num_heads,
         num_kv_heads=fields.positive_int("num_key_value_heads", num_kv_heads or num_heads),
         head_dim=head_dim,

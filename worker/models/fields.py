@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MAX_INT = 1 << 24
+"""Of any number in a configuration: beyond it, it is a mistake, and its tables fit nowhere."""
+
 
 class UnsupportedModelError(ValueError):
     """The model directory asks for something Quire does not compute; the message names it."""
@@ -26,11 +29,13 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return name in self.raw
 
-    def positive_int(self, name: str, default: int | None = None) -> int:
+    def positive_int(self, name: str, default: int | None = None, most: int = MAX_INT) -> int:
         """A whole number of at least 1."""
         value = self._present(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UnsupportedModelError(f"{name} is {value!r}; it must be a positive integer")
+        if value > most:
+            raise UnsupportedModelError(f"{name} is {value}; it must be at most {most}")
         return value
 
     def whole_number(self, name: str, default: int | None = None) -> int:
