@@ -83,7 +83,7 @@ def parse_completion(
         wants_token_ids=body.return_token_ids,
         prompts=_prompt_texts(body, prompts, requests, model) if body.echo else None,
         num_kept=body.n if num_samples > body.n else None,
-        num_prompt_logprobs=None if body.streams else body.prompt_logprobs,
+        num_prompt_logprobs=body.prompt_logprobs,
         is_prompt_only=bool(is_prompt_only),
     )
 
@@ -179,7 +179,7 @@ class CompletionAnswer(Answer):
 
 def _prompt_logprobs(body: CompletionBody) -> dict[str, Any]:
     """What is asked of the prompt's tokens: with echo they have logprobs like any others."""
-    asked = [] if body.streams or body.prompt_logprobs is None else [body.prompt_logprobs]
+    asked = [] if body.prompt_logprobs is None else [body.prompt_logprobs]
     if body.echo and body.logprobs is not None:
         asked.append(body.logprobs)
     field = "prompt_logprobs" if body.prompt_logprobs == max(asked, default=None) else "logprobs"

@@ -22,7 +22,7 @@ def check_stream(body: SamplingBody) -> None:
     """Raises RequestError for what only a stream has, or no stream has."""
     if body.stream_options is not None and not body.streams:
         raise invalid("stream_options", "stream_options is given; it needs stream to be true")
-    if body.streams and isinstance(body, GenerationBody) and body.prompt_logprobs:
+    if body.streams and isinstance(body, GenerationBody) and body.prompt_logprobs is not None:
         raise invalid(
             "prompt_logprobs",
             f"prompt_logprobs is {body.prompt_logprobs}; it needs stream to be false",
@@ -107,7 +107,7 @@ def generation_options(body: GenerationBody, **said: Any) -> Options:
         "max_tokens": body.max_tokens,
         "truncate_prompt_tokens": body.truncate_prompt_tokens,
         "beams": _beams(body),
-        "num_prompt_logprobs": None if body.streams else body.prompt_logprobs,
+        "num_prompt_logprobs": body.prompt_logprobs,
     }
     return sampling_options(body, **(options | said))
 

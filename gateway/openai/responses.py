@@ -83,7 +83,7 @@ class ResponsesBody(SamplingBody):
         # What chats and completions have, and a response has no use for.
         "n": (1,),
         "return_token_ids": (False,),
-        "prompt_logprobs": (0,),
+        "prompt_logprobs": (),
         "use_beam_search": (False,),
         **UNSERVED,
     }

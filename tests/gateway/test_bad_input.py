@@ -114,6 +114,7 @@ def test_json_that_is_not_an_object(model: Model, content: bytes) -> None:
         ({"prompt_logprobs": 21}, "prompt_logprobs is 21; it must be at most 20"),
         ({"prompt_logprobs": True}, "prompt_logprobs is true; it must be an integer"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs is 1; it needs stream to be f"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs is 0; it needs stream to be f"),
         ({"stream_options": {}}, "stream_options is given; it needs stream to be true"),
         ({"tools": [{"type": "function"}]}, "tools[0].function is missing"),
         ({"tools": ["f"]}, 'tools[0] is "f"; it must be an object'),

@@ -596,8 +596,22 @@ ROWS: Mapping[str, list[Row]] = {
             None,
             "prompt_logprobs is 21; it must be at most 20",
         ),
+        (
+            {"prompt_logprobs": 0, "stream": True},
+            400,
+            "prompt_logprobs",
+            None,
+            "prompt_logprobs is 0; it needs stream to be false",
+        ),
     ],
     "completion": [
+        (
+            {"prompt_logprobs": 0, "stream": True},
+            400,
+            "prompt_logprobs",
+            None,
+            "prompt_logprobs is 0; it needs stream to be false",
+        ),
         ({"prompt": None}, 400, "prompt", MISSING, "prompt is missing"),
         ({"prompt": ""}, 400, "prompt", None, "prompt has 0 tokens; it must have at least 1"),
         ({"prompt": []}, 400, "prompt", None, f"prompt is []; it must be {TEXTS}"),

@@ -89,7 +89,6 @@ def test_everything_said_arrives(model: Model) -> None:
         stream=True,
         stream_options={"include_usage": True},
         metadata={"a": "label"},
-        prompt_logprobs=0,
     )
     request = call.requests[0]
     assert (request.n, request.max_tokens, request.seed) == (3, 7, (1 << 64) - 1)
@@ -191,7 +190,6 @@ def test_the_best_of_several_samples_needs_their_logprobs(model: Model) -> None:
         ({"prompt_logprobs": 0}, 0, None),
         ({"prompt_logprobs": 5, "logprobs": 1, "echo": True}, 5, 1),
         ({"prompt_logprobs": 0, "logprobs": 4, "echo": True}, 4, 4),
-        ({"prompt_logprobs": 0, "stream": True}, None, None),
     ],
 )
 def test_prompts_have_logprobs_where_they_are_asked_for_or_echoed(

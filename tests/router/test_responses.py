@@ -304,6 +304,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 2}, "n", "n is 2; it is not supported"),
     ({"use_beam_search": True}, "use_beam_search", "use_beam_search is true; it is not supported"),
     ({"prompt_logprobs": 2}, "prompt_logprobs", "prompt_logprobs is 2; it is not supported"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs", "prompt_logprobs is 0; it is not supported"),
     (
         {"stream": True, "stream_options": {"continuous_usage_stats": True}},
         "stream_options.continuous_usage_stats",
