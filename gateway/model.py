@@ -43,6 +43,7 @@ from gateway.request import (
 )
 from gateway.template import ChatTemplate
 from gateway.tokenizer import Tokenizer
+from protos.limits import MAX_BAD_WORD_TOKENS
 
 _MAX_VOCAB = 1 << 24
 """Beyond it, it is a mistake, and tables of it fit nowhere."""
@@ -178,7 +179,15 @@ class Model:
         check_bad_words(words, self.limits)
         spellings = (text for word in words for text in (word.strip(), f" {word.strip()}"))
         tokens = (self.tokenizer.encode(text, add_special_tokens=False) for text in spellings)
-        return tuple(dict.fromkeys(map(tuple, tokens)))
+        spelled = tuple(dict.fromkeys(map(tuple, tokens)))
+        num_tokens = sum(map(len, spelled))
+        if num_tokens > MAX_BAD_WORD_TOKENS:
+            raise invalid(
+                "bad_words",
+                f"bad_words has {num_tokens} tokens in all spellings; "
+                f"it must have at most {MAX_BAD_WORD_TOKENS}",
+            )
+        return spelled
 
     def _tools(self, conversation: Conversation) -> Sequence[Tool]:
         """Those that may be called. Raises RequestError if the model has no way to do that."""

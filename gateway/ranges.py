@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gateway.errors import invalid, quote
 from gateway.limits import RequestLimits
+from protos.limits import MAX_REPETITION_PENALTY
 
 MAX_UINT64 = (1 << 64) - 1
 MAX_TIMEOUT_S = 86_400
@@ -54,7 +55,7 @@ RANGES: Mapping[str, Range] = {
     "top_p": Range(above=0, high=1),
     "top_k": Range(low=-1, high=_MAX_INT32),
     "min_p": Range(low=0, high=1),
-    "repetition_penalty": Range(above=0, high=100),
+    "repetition_penalty": Range(above=0, high=MAX_REPETITION_PENALTY),
     "presence_penalty": Range(low=-2, high=2),
     "frequency_penalty": Range(low=-2, high=2),
     "seed": Range(low=-(1 << 63), high=MAX_UINT64),

@@ -8,3 +8,6 @@ MAX_LOGPROBS = 20
 MAX_STOP_TOKENS = 160
 """The model's own and the client's together."""
 MAX_BIASED_TOKENS = 1024
+MAX_BAD_WORD_TOKENS = 16_384
+"""Of all words that must not come together, in each of their spellings."""
+MAX_REPETITION_PENALTY = 100

@@ -1,12 +1,17 @@
 """What routers say: Submit to the core's Request, checked field by field."""
 
-import math
-
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from protos.grammar import MAX_GRAMMAR_BYTES
-from protos.limits import MAX_BIASED_TOKENS, MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_TOKENS
+from protos.limits import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BIASED_TOKENS,
+    MAX_LOGPROBS,
+    MAX_REPETITION_PENALTY,
+    MAX_SAMPLES,
+    MAX_STOP_TOKENS,
+)
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from scheduler.core.events import Int32Column, Refused, Request
 from scheduler.messages import ModelCard, Pooling
@@ -131,9 +136,7 @@ def _check_sampling(
     _check_range("top_p", sampling.top_p, 0, 1, above=True)
     _check_range("min_p", sampling.min_p, 0, 1)
     penalty = sampling.repetition_penalty
-    if not (penalty > 0 and math.isfinite(penalty)):
-        message = f"repetition_penalty is {penalty:g}; it must be above 0 and finite"
-        raise Refused(message, field="repetition_penalty")
+    _check_range("repetition_penalty", penalty, 0, MAX_REPETITION_PENALTY, above=True)
     _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
     _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
     _check_range("min_tokens", sampling.min_tokens, 0, max_tokens)
@@ -166,7 +169,7 @@ def _check_constraints(sampling: sampling_pb2.SamplingParams, model: ModelCard) 
     allowed = _request_column("allowed_token_id", sampling.allowed_token_id)
     _check_ids("allowed_token_id", allowed, model, most=model.vocab_size)
     words = _request_column("bad_word_token_id", sampling.bad_word_token_id)
-    _check_ids("bad_word_token_id", words, model, most=model.vocab_size)
+    _check_ids("bad_word_token_id", words, model, most=MAX_BAD_WORD_TOKENS)
     lengths = _request_column("bad_word_length", sampling.bad_word_length)
     if lengths.size and int(lengths.min()) < 1:
         _check_range("bad_word_length", int(lengths.min()), 1, words.size)

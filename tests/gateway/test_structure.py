@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gateway.model import Model, load_model
 from gateway.openai.completions import parse_completion
 from gateway.request import GenerateRequest
 from gateway.wire import parse_generate
+from protos.limits import MAX_BAD_WORD_TOKENS
 from protos.quire.v1 import inference_pb2
 from tests.gateway import tiny_model
 from tests.gateway.tiny_model import EOS, MAX_MODEL_LEN
@@ -248,6 +250,22 @@ def test_allowed_tokens_and_bad_words_arrive_as_tokens(model: Model) -> None:
     assert sampling.allowed_token_ids == (7, 9)
     texts = {model.tokenizer.decode(word, skip_special_tokens=False) for word in sampling.bad_words}
     assert texts == {"the", " the", "fox", " fox"}
+
+
+def test_bad_words_have_so_many_tokens_in_all_spellings(model: Model) -> None:
+    words = [f"{number:03d}" + "-7" * 40 for number in range(120)]
+    each = [sum(map(len, completion(model, bad_words=[w]).sampling.bad_words)) for w in words]
+    counts = list(accumulate(each))
+    fitting = sum(count <= MAX_BAD_WORD_TOKENS for count in counts)
+    assert fitting < len(words)
+    taken = completion(model, bad_words=words[:fitting]).sampling.bad_words
+    assert sum(map(len, taken)) == counts[fitting - 1]
+    field, message = refusal(model, bad_words=words[: fitting + 1])
+    assert field == "bad_words"
+    assert message == (
+        f"bad_words has {counts[fitting]} tokens in all spellings; "
+        f"it must have at most {MAX_BAD_WORD_TOKENS}"
+    )
 
 
 def test_the_same_over_grpc(model: Model) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from protos.grammar import MAX_GRAMMAR_BYTES
+from protos.limits import MAX_BAD_WORD_TOKENS, MAX_REPETITION_PENALTY
 from protos.quire.v1 import sampling_pb2, scheduler_pb2
 from tests.scheduler.conftest import Serve, Served
 from tests.scheduler.peers import FakeRank, FakeRouter, column, eventually, ints, token_at
@@ -236,6 +237,7 @@ def floats(*values: float) -> bytes:
         (sampling(min_p=-0.5), "min_p", "min_p is -0.5"),
         (sampling(min_p=math.nan), "min_p", "min_p is nan"),
         (sampling(repetition_penalty=0), "repetition_penalty", "is 0; it must be above 0"),
+        (sampling(repetition_penalty=101), "repetition_penalty", "above 0 and at most 100"),
         (sampling(repetition_penalty=math.inf), "repetition_penalty", "is inf"),
         (sampling(repetition_penalty=math.nan), "repetition_penalty", "is nan"),
         (sampling(presence_penalty=2.5), "presence_penalty", "presence_penalty is 2.5"),
@@ -315,6 +317,14 @@ def floats(*values: float) -> bytes:
             "has 2 entries; bad_word_length counts 6442450941",
         ),
         (sampling(bad_word_length=column(-1)), "bad_word_length", "bad_word_length is -1; it must"),
+        (
+            sampling(
+                bad_word_token_id=column(1) * (MAX_BAD_WORD_TOKENS + 1),
+                bad_word_length=column(MAX_BAD_WORD_TOKENS + 1),
+            ),
+            "bad_word_token_id",
+            f"has {MAX_BAD_WORD_TOKENS + 1} entries; it may have at most {MAX_BAD_WORD_TOKENS}",
+        ),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, str) else "",
 )
@@ -354,8 +364,9 @@ async def test_every_value_at_its_limit_is_accepted(serve: Serve) -> None:
         logit_bias=floats(-100, 100),
         grammar="x" * MAX_GRAMMAR_BYTES,
         allowed_token_id=column(0, 999),
-        bad_word_token_id=column(0, 999, 1),
-        bad_word_length=column(1, 2),
+        repetition_penalty=MAX_REPETITION_PENALTY,
+        bad_word_token_id=column(999) * MAX_BAD_WORD_TOKENS,
+        bad_word_length=column(1, MAX_BAD_WORD_TOKENS - 1),
     )
     await router.submit(
         2**32 - 1, [0, 999, 1], max_tokens=125, seed=2**64 - 1, priority=-(2**31), **limits

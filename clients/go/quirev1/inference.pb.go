@@ -855,7 +855,7 @@ type SamplingOptions struct {
 	TopP *float32 `protobuf:"fixed32,4,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
 	// 0 to 1 (0).
 	MinP *float32 `protobuf:"fixed32,5,opt,name=min_p,json=minP,proto3,oneof" json:"min_p,omitempty"`
-	// Above 0 (1).
+	// Above 0, at most 100 (1).
 	RepetitionPenalty *float32 `protobuf:"fixed32,6,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
 	// -2 to 2 (0).
 	PresencePenalty *float32 `protobuf:"fixed32,7,opt,name=presence_penalty,json=presencePenalty,proto3,oneof" json:"presence_penalty,omitempty"`
@@ -881,7 +881,7 @@ type SamplingOptions struct {
 	Grammar *Grammar `protobuf:"bytes,17,opt,name=grammar,proto3,oneof" json:"grammar,omitempty"`
 	// Tokens that may be chosen (all).
 	AllowedTokenIds []uint32 `protobuf:"varint,18,rep,packed,name=allowed_token_ids,json=allowedTokenIds,proto3" json:"allowed_token_ids,omitempty"`
-	// Words that the output must not contain.
+	// Words that the output must not contain; at most 16,384 tokens, with and without a space before.
 	BadWords []string `protobuf:"bytes,19,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
 	// Alternatives per token of the prompt, 0 to 20 (no logprobs of the prompt).
 	NumPromptLogprobs *uint32 `protobuf:"varint,20,opt,name=num_prompt_logprobs,json=numPromptLogprobs,proto3,oneof" json:"num_prompt_logprobs,omitempty"`

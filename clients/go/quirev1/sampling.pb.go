@@ -104,7 +104,8 @@ type SamplingParams struct {
 	TopP float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3" json:"top_p,omitempty"`
 	// Keep tokens at least this share as likely as the likeliest. Range 0 to 1.
 	MinP float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3" json:"min_p,omitempty"`
-	// Divides (positive) or multiplies (negative) logits of tokens in prompt or output. Above 0; 1 is off.
+	// Divides (positive) or multiplies (negative) logits of tokens in prompt or output.
+	// Above 0, at most 100; 1 is off.
 	RepetitionPenalty float32 `protobuf:"fixed32,5,opt,name=repetition_penalty,json=repetitionPenalty,proto3" json:"repetition_penalty,omitempty"`
 	// Subtracted once from the logit of every token in the output. Range -2 to 2.
 	PresencePenalty float32 `protobuf:"fixed32,6,opt,name=presence_penalty,json=presencePenalty,proto3" json:"presence_penalty,omitempty"`
@@ -125,7 +126,8 @@ type SamplingParams struct {
 	Grammar string `protobuf:"bytes,13,opt,name=grammar,proto3" json:"grammar,omitempty"`
 	// int32 column: tokens that may be chosen; empty: all of them.
 	AllowedTokenId []byte `protobuf:"bytes,14,opt,name=allowed_token_id,json=allowedTokenId,proto3" json:"allowed_token_id,omitempty"`
-	// int32 column: token sequences that the output must not contain, one after another.
+	// int32 column: token sequences that the output must not contain, one after another. At most
+	// 16,384.
 	BadWordTokenId []byte `protobuf:"bytes,15,opt,name=bad_word_token_id,json=badWordTokenId,proto3" json:"bad_word_token_id,omitempty"`
 	// int32 column: how many entries of bad_word_token_id each of them has, at least 1.
 	BadWordLength []byte `protobuf:"bytes,16,opt,name=bad_word_length,json=badWordLength,proto3" json:"bad_word_length,omitempty"`
