@@ -10,7 +10,7 @@ chat_template.jinja      the chat template, if it is not in tokenizer_config.jso
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from gateway.parsing.formats import (
     thoughts_format,
 )
 from gateway.parsing.parser import AnswerParser
+from gateway.ranges import check_known_range
 from gateway.request import (
     GenerateRequest,
     Limits,
@@ -271,7 +272,7 @@ def load_model(
         tokenizer=tokenizer,
         template=template,
         eos_token_ids=_eos_token_ids(config, generation, tokenizer, variables.get("eos_token")),
-        defaults=_defaults(generation),
+        defaults=_defaults(generation, directory / "generation_config.json"),
         call_format=call_format(tool_call_parser, shown),
         thoughts=thoughts_format(reasoning_parser, shown),
         matryoshka_dimensions=_matryoshka_dimensions(config),
@@ -347,7 +348,21 @@ def _eos_token_ids(
     )
 
 
-def _defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    said = {name: generation[name] for name in names if generation.get(name) is not None}
+def _defaults(generation: Mapping[str, Any], path: Path) -> SamplingDefaults:
+    """Raises ModelError for a value that no client may say either."""
+    said: dict[str, Any] = {}
+    for each in fields(SamplingDefaults):
+        value = generation.get(each.name)
+        if value is None:
+            continue
+        if not isinstance(value, int if each.type is int else int | float) or isinstance(
+            value, bool
+        ):
+            kind = "an integer" if each.type is int else "a number"
+            raise ModelError(f"{path}: {each.name} is {quote(value)}; it must be {kind}")
+        try:
+            check_known_range(each.name, value, DEFAULT_LIMITS)
+        except RequestError as error:
+            raise ModelError(f"{path}: {error.message}") from error
+        said[each.name] = value
     return SamplingDefaults(**said)

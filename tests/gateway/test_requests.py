@@ -1,6 +1,7 @@
 """What a valid body turns into."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,29 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         load_model(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("recommended", "message"),
+    [
+        ({"temperature": 2.5}, "temperature is 2.5; it must be at most 2"),
+        ({"temperature": "hot"}, 'temperature is "hot"; it must be a number'),
+        ({"temperature": math.nan}, "temperature is nan; it must be at least 0"),
+        ({"top_k": 1.5}, "top_k is 1.5; it must be an integer"),
+        ({"top_k": True}, "top_k is true; it must be an integer"),
+        ({"top_k": -2}, "top_k is -2; it must be at least -1"),
+        ({"top_p": 0}, "top_p is 0; it must be above 0"),
+        ({"min_p": 1.5}, "min_p is 1.5; it must be at most 1"),
+        ({"repetition_penalty": 101}, "repetition_penalty is 101; it must be at most 100"),
+    ],
+)
+def test_recommended_sampling_that_no_client_could_ask_for_is_refused_at_the_start(
+    tmp_path: Path, recommended: dict[str, object], message: str
+) -> None:
+    directory = tiny_model.build(tmp_path / "tiny", **recommended)
+    with pytest.raises(ModelError) as refused:
+        load_model(directory)
+    assert str(refused.value) == f"{directory / 'generation_config.json'}: {message}"
 
 
 def test_a_template_file_comes_before_the_configured_one(tmp_path: Path) -> None:
