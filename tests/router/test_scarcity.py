@@ -114,12 +114,12 @@ async def test_many_large_bodies_at_once(
         before = process.memory_info().rss
         url = httpx.URL(router.ready["address"])
         writers = []
-        for _ in range(128):
+        for _ in range(64):
             _, writer = await asyncio.open_connection(url.host, url.port)
             writers.append(writer)
             writer.write(UPLOAD % BODY_BYTES + bytes(BODY_BYTES - 1))
         most = 0
-        for _ in range(40):
+        for _ in range(20):
             most = max(most, process.memory_info().rss - before)
             await asyncio.sleep(0.1)
         print(f"\n{len(writers)} bodies of {BODY_BYTES / MIB:g} MiB: {most / MIB:.0f} MiB more")
