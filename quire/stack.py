@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from gateway.keys import KEY_VARIABLE, KEYS_VARIABLE, read_keys
 from quire.errors import ConfigurationError, RequestFailed, StackFailed
+from quire.hangs import Patience
 from quire.http import Endpoint
 from quire.models import ResolvedModel
 from quire.options import StackOptions
@@ -145,7 +146,8 @@ class Stack:
         self._model = model
         self._options = options
         self._door = door
-        self._supervisor = Supervisor(log=log, on_change=self._publish)
+        patience = Patience.of(options.hang_timeout)
+        self._supervisor = Supervisor(log=log, on_change=self._publish, patience=patience)
         self._on_end = contextlib.ExitStack()
 
     @property
@@ -252,9 +254,10 @@ class Stack:
 
     def _scheduler_spec(self, metrics_port: int) -> ChildSpec:
         arguments = self._options.arguments("scheduler")
-        listen = ("--listen", self.scheduler, "--metrics-port", str(metrics_port))
-        listen += ("--admin-listen", self.admin)
-        return ChildSpec("scheduler", "scheduler", quire_command("scheduler", *listen, *arguments))
+        listen = ("--listen", self.scheduler, "--admin-listen", self.admin)
+        ports = ("--metrics-port", str(metrics_port))
+        command = quire_command("scheduler", *listen, *ports, *arguments)
+        return ChildSpec("scheduler", "scheduler", command)
 
     def _router_specs(self, own_ports: Sequence[int]) -> list[ChildSpec]:
         """One, or as many as have ports of their own."""

@@ -1,16 +1,25 @@
 """`quire serve` with all its locks: TLS, keys from a file, and a token between its processes."""
 
+import contextlib
+import functools
+import json
+import os
 import ssl
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from quire import Client, SamplingParams, Tls
 from tests.certificates import signed
-from tests.e2e.server import serve
+from tests.e2e.server import free_port, serve
+from tests.gateway import tiny_model
+from tests.worker.builders import write_tiny_llama
 
 PROMPT = "The capital of Italy is Rome. " * 4 + "The capital of France is"
 TOKEN = "a-token-that-the-processes-share"
@@ -68,3 +77,69 @@ def test_a_stack_with_certificate_keys_and_token(
 def _command_lines(pids: list[int]) -> str:
     """What everybody on this machine can read of processes."""
     return " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in pids)
+
+
+@contextlib.contextmanager
+def process(directory: Path, *arguments: str) -> Iterator[Path]:
+    """A process by itself, without anything in its environment; yields its log."""
+    log = directory / f"{len(list(directory.iterdir()))}.log"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("QUIRE_")}
+    command = [sys.executable, "-m", *arguments, "--metrics-port", "0"]
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as running,
+    ):
+        try:
+            yield log
+        finally:
+            running.kill()
+
+
+def has_said(log: Path, words: str) -> bool:
+    return words in log.read_text()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_processes_over_tcp_know_each_other_by_certificate_and_token(tmp_path: Path) -> None:
+    ours, theirs = signed(tmp_path / "ours"), signed(tmp_path / "theirs")
+    token, logs = tmp_path / "token", tmp_path / "logs"
+    token.write_text(TOKEN)
+    logs.mkdir()
+    address = f"localhost:{free_port()}"
+    shown = [*ours.arguments, "--cluster-token-file", str(token)]
+    tiny = str(write_tiny_llama(tmp_path / "tiny"))
+    model = str(tiny_model.build(tmp_path / "text"))
+    worker = ["worker", "--device", "cpu", "--threads", "1", "--model", tiny]
+    worker += ["--scheduler", address]
+    router = ["router", "--model", model, "--scheduler", address, "--port", "0"]
+    router += ["--grpc-port", "0"]
+
+    def state() -> dict[str, Any]:
+        command = [sys.executable, "-m", "quire", "state", "--json", "--address", address]
+        said = subprocess.run([*command, *shown], capture_output=True, text=True, check=False)
+        found: dict[str, Any] = json.loads(said.stdout) if said.returncode == 0 else {}
+        return found
+
+    def everybody_is_here() -> bool:
+        found = state()
+        return bool(found) and len(found["replicas"]) == found["routers"] == 1
+
+    with (
+        process(logs, "scheduler", "--listen", address, *shown),
+        process(logs, *worker, *shown),
+        process(logs, *router, *shown),
+    ):
+        until(everybody_is_here)
+        for stranger, says in (
+            (theirs.arguments, "its certificate, or ours, is not accepted"),
+            (ours.arguments, "the cluster token is missing or wrong"),
+        ):
+            with process(logs, *router, *stranger) as log:
+                until(functools.partial(has_said, log, says))
+        assert everybody_is_here()
