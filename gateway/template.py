@@ -225,6 +225,11 @@ def _call_fields(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
+def check_source(source: str) -> None:
+    """Raises ModelError if it is not a template; the message has the line."""
+    _compiled(source)
+
+
 def _compiled(source: str) -> tuple[jinja2.Template, frozenset[str]]:
     """The template, and the names of the variables that it reads. Raises ModelError."""
     environment = _environment()
@@ -233,6 +238,9 @@ def _compiled(source: str) -> tuple[jinja2.Template, frozenset[str]]:
         names = frozenset(meta.find_undeclared_variables(tree))
         _add_ticks(tree)
         code = environment.compile(tree)
+    except jinja2.TemplateSyntaxError as error:
+        where = f"line {error.lineno}: {error.message}"
+        raise ModelError(f"the chat template is not valid: {where}") from error
     except (jinja2.TemplateError, RecursionError) as error:
         raise ModelError(f"the chat template is not valid: {error}") from error
     return jinja2.Template.from_code(environment, code, environment.globals), names

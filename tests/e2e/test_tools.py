@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,7 +10,6 @@ from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolPara
 
 from tests.e2e.server import Server, serve
 
-TEMPLATE = Path(__file__).parents[1] / "gateway" / "templates" / "hermes.jinja"
 CITIES = ["Paris", "London", "Rome"]
 TOOLS: list[ChatCompletionToolParam] = [
     {
@@ -46,7 +44,7 @@ QUESTION: list[ChatCompletionMessageParam] = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     runtime_dir = tmp_path_factory.mktemp("run")
-    flags = ("--max-model-len", "2048", "--chat-template", str(TEMPLATE))
+    flags = ("--max-model-len", "2048", "--chat-template", "hermes")
     with serve("smollm2", runtime_dir, *flags) as running:
         yield running
 

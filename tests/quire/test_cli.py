@@ -157,7 +157,8 @@ def test_a_chat_template_that_is_not_there_is_told_once_and_at_once() -> None:
     assert finished.returncode == 2
     assert finished.stderr == (
         "error: --chat-template is '/no/such.jinja'; it must be a file that can be read: "
-        "No such file or directory\n"
+        "No such file or directory; or one of hermes, llama3_json, mistral, pythonic, "
+        "qwen3_coder\n"
     )
 
 

@@ -1,7 +1,7 @@
 // Tools lets the model call a function of this program, and answer with what that returned. The
 // model's chat template has to know tools:
 //
-//	quire serve Qwen/Qwen3-0.6B
+//	quire serve smollm2 --chat-template hermes
 //	go run ./examples/tools -target 127.0.0.1:50050 "What is 1234 times 5678?"
 package main
 
@@ -51,7 +51,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		var failed *quire.Error
 		if errors.As(err, &failed) && strings.HasPrefix(failed.Field, "chat.tools") {
-			fmt.Fprintln(os.Stderr, "serve a model that calls tools, or give it a template that does")
+			fmt.Fprintln(os.Stderr, "the model's chat template knows no tools; for ChatML: quire serve MODEL --chat-template hermes")
 		}
 		os.Exit(1)
 	}
