@@ -4,6 +4,7 @@ In a network namespace of its own whose link is taken down; skipped where there 
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.chaos.namespaces import host
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
 
+ROOT = Path(__file__).parents[2]
 GONE_S = 2
 CLIENT = """
 import json, socket, sys, time
@@ -51,6 +53,43 @@ async def test_a_machine_without_power(
                 away.unplug()
                 scheduler.hold_at = 6
                 await until(lambda: bool(scheduler.aborted), timeout_s=10 * GONE_S)
+                await until(lambda: router.backend.permits.num_taken == 0)
+            finally:
+                client.kill()
+                await client.wait()
+
+
+CALLER = """
+import sys
+import grpc
+from protos.quire.v1 import inference_pb2, inference_pb2_grpc
+request = inference_pb2.GenerateRequest(text="xyz")
+request.sampling.max_tokens = 200
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    for _ in inference_pb2_grpc.InferenceServiceStub(channel).Generate(request):
+        pass
+"""
+
+
+@pytest.mark.slow
+async def test_a_caller_without_power(
+    start_router: StartRouter, scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    """Over gRPC, whose pings notice within ten seconds."""
+    scheduler.hold_at = 3
+    program = tmp_path / "caller.py"
+    program.write_text(CALLER)
+    with host(0) as away:
+        async with start_router(grpc_listen="0.0.0.0:0") as router:
+            port = router.grpc_address.rpartition(":")[2]
+            client = await asyncio.create_subprocess_exec(
+                *(*away.within, sys.executable, str(program), f"{away.gateway}:{port}"),
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+            try:
+                await until(lambda: bool(scheduler.submits))
+                away.unplug()
+                await until(lambda: bool(scheduler.aborted))
                 await until(lambda: router.backend.permits.num_taken == 0)
             finally:
                 client.kill()
