@@ -6,6 +6,7 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import pytest
@@ -80,7 +81,7 @@ async def test_a_message_that_is_too_large(
 async def test_a_call_that_is_none(served: Served, others: Others, method: str) -> None:
     """The worst that may come of it is an error for who called."""
     async with grpc.aio.insecure_channel(served.address) as channel:
-        call = channel.unary_unary(f"/quire.v1.SchedulerService/{method}")
+        call: Any = channel.unary_unary(f"/quire.v1.SchedulerService/{method}")
         with pytest.raises(grpc.aio.AioRpcError):
             await call(b"\xff" * 64)
     assert not served.cell.draining
