@@ -15,7 +15,8 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar, NoReturn, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -76,6 +77,7 @@ _SAME = (
     ("system", "instructions"),
     ("response_format", "text", "output_config"),
 )
+_NONE: Mapping[str, Sequence[Any]] = MappingProxyType({})
 _WORD = re.compile(r"'([^']*)'")
 
 
@@ -92,24 +94,35 @@ def parse_body(content: bytes, schema: type[Read]) -> Read:
     try:
         return schema.model_validate(said)
     except ValidationError as error:
-        raise _wrong_body(error.errors(include_url=False)[0], schema.model_fields) from error
+        raise _wrong_body(error.errors(include_url=False)[0], schema) from error
 
 
-def refuse_unserved(
-    body: BaseModel, unserved: Mapping[str, Sequence[Any]], prefix: str = ""
+def refuse_extra(
+    body: BaseModel,
+    prefix: str,
+    unserved: Mapping[str, Sequence[Any]],
+    unread: Collection[str] = (),
 ) -> None:
-    """Raises RequestError if a part that takes other fields, too, asks with one of these for
-    something that would have to be ignored."""
-    for name, value in (body.model_extra or {}).items():
-        if name in unserved and value is not None:
-            _check_unserved(prefix + name, value, unserved[name])
+    """Raises RequestError if a part has fields beside its own: but for those that change nothing,
+    which are `unread`, and those in `unserved` whose values ask for nothing."""
+    if body.model_extra:
+        known = [*type(body).model_fields, *unread]
+        refuse_unknown(body.model_extra, known, prefix, unserved)
 
 
-def refuse_unknown(said: Mapping[str, Any], known: Collection[str], prefix: str) -> None:
-    """Raises RequestError if a part that is read by hand says anything but these fields."""
+def refuse_unknown(
+    said: Mapping[str, Any],
+    known: Collection[str],
+    prefix: str,
+    unserved: Mapping[str, Sequence[Any]] = _NONE,
+) -> None:
+    """The same for a part that is read by hand, and may say these fields."""
     for name, value in said.items():
-        if value is not None and name not in known:
+        if value is None or name in known:
+            continue
+        if name not in unserved:
             raise _unknown(prefix + quote_field(name), known, prefix)
+        _check_unserved(prefix + name, value, unserved[name])
 
 
 def checked_text(field: str, text: str) -> str:
@@ -164,7 +177,7 @@ def _unknown(field: str, names: Collection[str], prefix: str = "") -> RequestErr
     )
 
 
-def _wrong_body(details: ErrorDetails, known: Mapping[str, Any]) -> RequestError:
+def _wrong_body(details: ErrorDetails, schema: type[BaseModel]) -> RequestError:
     field = ""
     expected = _expected(details)
     for step in details["loc"]:
@@ -180,10 +193,26 @@ def _wrong_body(details: ErrorDetails, known: Mapping[str, Any]) -> RequestError
             expected = _EXPECTED_OF_FIELD[field]
             break  # what follows names members of a union
     if details["type"] == "extra_forbidden":
-        return _unknown(field, known if len(details["loc"]) == 1 else ())
+        name = quote_field(str(details["loc"][-1]))
+        return _unknown(field, _names_at(schema, details["loc"][:-1]), field.removesuffix(name))
     if details["type"] == "missing":
         return missing(field)
     return wrong(field, details["input"], expected)
+
+
+def _names_at(schema: type[BaseModel], path: Sequence[int | str]) -> Collection[str]:
+    """The fields of a part of a body."""
+    for step in path:
+        if isinstance(step, str) and step in schema.model_fields:
+            schema = _part_in(schema.model_fields[step].annotation) or schema
+    return schema.model_fields
+
+
+def _part_in(annotation: Any) -> type[BaseModel] | None:
+    """The part that a field is, or has several of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_part_in, get_args(annotation))), None)
 
 
 def _expected(details: ErrorDetails) -> str:

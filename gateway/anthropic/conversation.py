@@ -16,7 +16,7 @@ from gateway.anthropic.schema import (
     ToolBody,
     ToolChoiceBody,
 )
-from gateway.body import checked_text, refuse_unserved
+from gateway.body import checked_text, refuse_extra, refuse_unknown
 from gateway.conversation import (
     ChatMessage,
     Conversation,
@@ -26,7 +26,7 @@ from gateway.conversation import (
     ToolMode,
     check_results,
 )
-from gateway.errors import Fault, RequestError, invalid, missing, quote, quote_field, wrong
+from gateway.errors import invalid, missing, quote, wrong
 from gateway.model import Model
 from gateway.ranges import check_range
 from gateway.thinking import effort_arguments, thinking_arguments
@@ -38,6 +38,19 @@ _MODES = {
     "none": ToolMode.NONE,
 }
 
+# What may be said of a block of each type. Citations and signatures come back from answers; with
+# hints about caching they change nothing.
+_IN_BLOCK: Mapping[str, Sequence[str]] = {
+    "text": ("type", "text", "citations", "parsed_output", "cache_control"),
+    "thinking": ("type", "thinking", "signature", "cache_control"),
+    "tool_use": ("type", "id", "name", "input", "cache_control"),
+    "tool_result": ("type", "tool_use_id", "content", "is_error", "cache_control"),
+}
+_UNSERVED_IN_BLOCK: Mapping[str, Sequence[Any]] = {
+    # the values that ask for nothing
+    "caller": ({"type": "direct"},),
+    "toolset_name": (),
+}
 _BUDGET = "thinking.budget_tokens"
 
 
@@ -83,6 +96,7 @@ def _user_turns(field: str, content: str | Sequence[Mapping[str, Any]]) -> Itera
     words: list[str] = []
     for index, block in enumerate(content):
         where = f"{field}[{index}]"
+        _check_block(where, block)
         match block.get("type"):
             case "text":
                 words.append(_string(where, block, "text"))
@@ -118,6 +132,7 @@ def _assistant_turn(field: str, content: str | Sequence[Mapping[str, Any]]) -> C
     calls: list[ToolCall] = []
     for index, block in enumerate(content):
         where = f"{field}[{index}]"
+        _check_block(where, block)
         match block.get("type"):
             case "text":
                 words.append(_string(where, block, "text"))
@@ -155,10 +170,7 @@ def _tool(field: str, body: ToolBody) -> Tool:
             f"{field}.type",
             f"{field}.type is {quote(body.type)}; this server runs no tools of its own",
         )
-    refuse_unserved(body, UNSERVED_IN_TOOL, prefix=f"{field}.")
-    for name in (body.model_extra or {}).keys() - UNSERVED_IN_TOOL.keys():
-        where = f"{field}.{quote_field(name)}"
-        raise RequestError(Fault.UNKNOWN_FIELD, f"{where} is not a field of a tool", field=where)
+    refuse_extra(body, f"{field}.", UNSERVED_IN_TOOL)
     return Tool(body.name, body.description, body.input_schema, body.strict, field)
 
 
@@ -212,7 +224,14 @@ def _text_block(field: str, block: Any) -> str:
     kind = block.get("type") if isinstance(block, Mapping) else None
     if kind != "text":
         raise _not_served(field, kind, "text")
+    _check_block(field, block)
     return _string(field, block, "text")
+
+
+def _check_block(field: str, block: Mapping[str, Any]) -> None:
+    """Raises RequestError if it has fields that nobody reads."""
+    if (known := _IN_BLOCK.get(block.get("type", ""))) is not None:
+        refuse_unknown(block, known, f"{field}.", _UNSERVED_IN_BLOCK)
 
 
 def _string(field: str, block: Mapping[str, Any], name: str) -> str:

@@ -13,7 +13,7 @@ from gateway.anthropic.conversation import conversation_of
 from gateway.anthropic.errors import error_body
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
 from gateway.blocks import Added, Block, BlockEvent, BlockKind, Blocks, Closed, Opened
-from gateway.body import checked_text, parse_body
+from gateway.body import checked_text, parse_body, refuse_unknown
 from gateway.errors import RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
 from gateway.model import Model
@@ -88,6 +88,7 @@ def _grammar(body: MessagesBody) -> GrammarSpec | None:
         raise invalid(
             f"{field}.type", f"{field}.type is {quote(said.get('type'))}; it must be json_schema"
         )
+    refuse_unknown(said, ("type", "schema"), f"{field}.")
     schema = said.get("schema")
     if not isinstance(schema, dict):
         raise invalid(f"{field}.schema", f"{field}.schema is {quote(schema)}; it must be an object")

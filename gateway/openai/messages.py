@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.body import checked_text, refuse_unserved
+from gateway.body import checked_text, refuse_extra, refuse_unknown
 from gateway.conversation import ChatMessage, ToolCall
 from gateway.errors import invalid, missing, one_of, quote, wrong
 from gateway.openai.schema import MessageBody
@@ -18,10 +18,16 @@ _ROLES = {
 }
 
 _MAX_CALLS = 128
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "function_call": (None,),
-    "audio": (None,),
-}
+_UNSERVED: dict[str, tuple[Any, ...]] = {"function_call": (), "audio": ()}
+# What answers have, here or from other servers and through other libraries, and clients send back;
+# and hints about caching. It changes nothing.
+_UNREAD = (
+    *("annotations", "parsed", "provider_specific_fields", "reasoning_details", "thinking_blocks"),
+    "cache_control",
+)
+_IN_CALL = ("id", "type", "function", "index", "provider_specific_fields")
+_IN_CALLED = ("name", "arguments", "parsed_arguments", "provider_specific_fields")
+_IN_PART = ("type", "text", "annotations", "cache_control", "prompt_cache_breakpoint")
 
 
 def chat_message(index: int, body: MessageBody) -> ChatMessage:
@@ -32,7 +38,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
         raise invalid(
             f"{field}.role", f"{field}.role is {quote(body.role)}; it must be {one_of(_ROLES)}"
         )
-    refuse_unserved(body, _REFUSED, prefix=f"{field}.")
+    refuse_extra(body, f"{field}.", _UNSERVED, _UNREAD)
     reasoning = body.reasoning_content if body.reasoning is None else body.reasoning
     _only(role, "assistant", f"{field}.tool_calls", body.tool_calls)
     _only(role, "assistant", f"{field}.reasoning", reasoning)
@@ -82,9 +88,11 @@ def _call(field: str, call: Any) -> ToolCall:
             f"{field}.type",
             f"{field}.type is {quote(call['type'])}; this server has only functions",
         )
+    refuse_unknown(call, _IN_CALL, f"{field}.")
     function = call.get("function")
     if not isinstance(function, Mapping):
         raise wrong(f"{field}.function", function, "an object")
+    refuse_unknown(function, _IN_CALLED, f"{field}.function.")
     texts = []
     for name, value in (
         ("id", call.get("id")),
@@ -114,6 +122,7 @@ def _text_part(field: str, part: Any) -> str:
         raise invalid(
             f"{field}.type", f"{field}.type is {quote(kind)}; this server accepts only text parts"
         )
+    refuse_unknown(part, _IN_PART, f"{field}.")
     text = part.get("text")
     if not isinstance(text, str):
         raise wrong(f"{field}.text", text, "a string")

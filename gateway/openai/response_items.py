@@ -9,13 +9,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.blocks import Block, BlockKind
-from gateway.body import checked_text
+from gateway.body import checked_text, refuse_unknown
 from gateway.conversation import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
-from gateway.errors import invalid, one_of, quote, wrong
+from gateway.errors import invalid, missing, one_of, quote, wrong
 
 _ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _SERVED = "message, function_call, function_call_output, reasoning"
 _TEXTS = ("input_text", "output_text", "text")
+# What may be said: of an item of each type, a part of text, a tool. Some of it only comes back from
+# an answer, and changes nothing.
+_IN_ITEM: Mapping[str, Sequence[str]] = {
+    "message": ("type", "role", "content", "id", "status", "phase"),
+    "function_call": (
+        *("type", "call_id", "name", "arguments", "id", "status", "created_by"),
+        "parsed_arguments",
+    ),
+    "function_call_output": ("type", "call_id", "output", "id", "status", "created_by", "name"),
+    "reasoning": ("type", "summary", "content", "id", "status", "encrypted_content"),
+}
+_IN_TEXT = ("type", "text", "annotations", "logprobs", "parsed", "prompt_cache_breakpoint")
+_IN_TOOL = ("type", "name", "description", "parameters", "strict", "cache_control")
+_UNSERVED: Mapping[str, Sequence[Any]] = {
+    # the values that ask for nothing
+    "allowed_callers": (["direct"],),
+    "caller": ({"type": "direct"},),
+    "defer_loading": (False,),
+    "namespace": ("",),
+    "output_schema": (),
+}
 _MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
 
 
@@ -46,6 +67,8 @@ def input_turns(said: str | Sequence[Mapping[str, Any]] | None) -> list[ChatMess
     open_turn: _Turn | None = None
     for index, item in enumerate(said):
         where = f"input[{index}]"
+        if (known := _IN_ITEM.get(item.get("type", "message"))) is not None:
+            refuse_unknown(item, known, f"{where}.", _UNSERVED)
         if not _is_assistants(item):
             if open_turn is not None:
                 turns.append(open_turn.message())
@@ -102,6 +125,7 @@ def response_tool_choice(choice: Any) -> ToolChoice:
     if isinstance(choice, str) and choice in _MODES:
         return ToolChoice(_MODES[choice])
     if isinstance(choice, Mapping) and choice.get("type") == "function":
+        refuse_unknown(choice, ("type", "name"), "tool_choice.")
         return ToolChoice(ToolMode.NAMED, _string("tool_choice", choice, "name"))
     raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
 
@@ -193,11 +217,14 @@ def _thoughts(where: str, item: Mapping[str, Any]) -> list[str]:
         if not isinstance(parts, list):
             raise wrong(f"{where}.{name}", parts, "an array")
         if parts:
-            return [
-                _string(f"{where}.{name}[{index}]", part, "text")
-                for index, part in enumerate(parts)
-            ]
+            return [_thought(f"{where}.{name}[{index}]", part) for index, part in enumerate(parts)]
     return []
+
+
+def _thought(where: str, part: Any) -> str:
+    text = _string(where, part, "text")
+    refuse_unknown(part, ("type", "text"), f"{where}.")
+    return text
 
 
 def _text(where: str, content: Any) -> str:
@@ -212,20 +239,25 @@ def _text(where: str, content: Any) -> str:
 def _part(where: str, part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "refusal":
+        refuse_unknown(part, ("type", "refusal"), f"{where}.")
         return _string(where, part, "refusal")
     if kind not in _TEXTS:
         raise invalid(
             f"{where}.type", f"{where}.type is {quote(kind)}; this server accepts only text parts"
         )
+    refuse_unknown(part, _IN_TEXT, f"{where}.")
     return _string(where, part, "text")
 
 
 def _tool(where: str, tool: Mapping[str, Any]) -> Tool:
-    if tool.get("type") != "function":
+    if tool.get("type") is None:
+        raise missing(f"{where}.type")
+    if tool["type"] != "function":
         raise invalid(
             f"{where}.type",
-            f"{where}.type is {quote(tool.get('type'))}; this server has only functions",
+            f"{where}.type is {quote(tool['type'])}; this server has only functions",
         )
+    refuse_unknown(tool, _IN_TOOL, f"{where}.", _UNSERVED)
     description, parameters, strict = map(tool.get, ("description", "parameters", "strict"))
     if not isinstance(description, str | None):
         raise wrong(f"{where}.description", description, "a string")

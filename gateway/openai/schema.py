@@ -167,8 +167,7 @@ class GenerationBody(SamplingBody, StructuredBody):
 
 
 class MessageBody(Part):
-    """One turn of a conversation. Other fields, such as answers of other servers have, are not
-    read."""
+    """One turn of a conversation. What else answers have may be sent back, and is not read."""
 
     model_config = ConfigDict(title="ChatMessage", extra="allow")
 

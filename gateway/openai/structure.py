@@ -19,6 +19,11 @@ from gateway.grammar import ANY_OBJECT, GrammarKind, GrammarSpec, checked_schema
 from gateway.openai import shapes
 
 _NAMED_SCHEMA = ("name", "description", "schema", "strict")
+_UNSERVED = (
+    # vLLM's
+    *("structural_tag", "whitespace_pattern", "disable_fallback", "disable_any_whitespace"),
+    "disable_additional_properties",
+)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -118,8 +123,9 @@ def _structured_outputs(field: str, value: Mapping[str, Any] | None) -> list[Gra
     for name, said in (value or {}).items():
         if _is_nothing(said):
             continue
-        if name not in _KINDS:
+        if name in _UNSERVED:
             raise not_supported(f"{field}.{name}", said)
+        refuse_unknown({name: said}, _KINDS.keys(), f"{field}.")
         specs.append(_KINDS[name](f"{field}.{name}", said))
     return specs
 

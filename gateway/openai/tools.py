@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.body import checked_text
+from gateway.body import checked_text, refuse_unknown
 from gateway.conversation import Tool, ToolChoice, ToolMode
-from gateway.errors import invalid, one_of, quote, wrong
+from gateway.errors import invalid, missing, one_of, quote, wrong
 
+_IN_TOOL = ("type", "function", "cache_control")
+_IN_FUNCTION = ("name", "description", "parameters", "strict")
 _MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
 
 
@@ -22,7 +24,10 @@ def chat_tool_choice(choice: Any) -> ToolChoice:
     if isinstance(choice, str) and choice in _MODES:
         return ToolChoice(_MODES[choice])
     if isinstance(choice, Mapping) and choice.get("type") == "function":
+        refuse_unknown(choice, ("type", "function"), "tool_choice.")
         function = choice.get("function")
+        if isinstance(function, Mapping):
+            refuse_unknown(function, ("name",), "tool_choice.function.")
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(name, str):
             raise wrong("tool_choice.function.name", name, "a string")
@@ -33,15 +38,19 @@ def chat_tool_choice(choice: Any) -> ToolChoice:
 def _tool(field: str, tool: Any) -> Tool:
     if not isinstance(tool, Mapping):
         raise wrong(field, tool, "an object")
-    if tool.get("type") != "function":
+    if tool.get("type") is None:
+        raise missing(f"{field}.type")
+    if tool["type"] != "function":
         raise invalid(
             f"{field}.type",
-            f"{field}.type is {quote(tool.get('type'))}; this server has only functions",
+            f"{field}.type is {quote(tool['type'])}; this server has only functions",
         )
+    refuse_unknown(tool, _IN_TOOL, f"{field}.")
     function = tool.get("function")
     if not isinstance(function, Mapping):
         raise wrong(f"{field}.function", function, "an object")
     field = f"{field}.function"
+    refuse_unknown(function, _IN_FUNCTION, f"{field}.")
     name, description = function.get("name"), function.get("description")
     parameters, strict = function.get("parameters"), function.get("strict")
     if not isinstance(name, str):

@@ -322,7 +322,10 @@ ROWS: Mapping[str, list[Row]] = {
             400,
             "stream_options.include_usages",
             UNKNOWN,
-            "stream_options.include_usages is not a field of this endpoint",
+            (
+                "stream_options.include_usages is not a field of this endpoint; did you mean "
+                "stream_options.include_usage?"
+            ),
         ),
         (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -873,7 +876,7 @@ ROWS: Mapping[str, list[Row]] = {
             400,
             "reasoning.efort",
             UNKNOWN,
-            "reasoning.efort is not a field of this endpoint",
+            "reasoning.efort is not a field of this endpoint; did you mean reasoning.effort?",
         ),
         (
             {"tools": [{"type": "web_search"}]},

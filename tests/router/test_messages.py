@@ -233,7 +233,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"service_tier": "fast"}, "service_tier is"),
     ({"user_profile_id": "u"}, 'user_profile_id is "u"; it is not supported'),
     ({"tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
-    ({"tools": [{"name": "a", "colour": 1}]}, "tools[0].colour is not a field of a tool"),
+    ({"tools": [{"name": "a", "colour": 1}]}, "tools[0].colour is not a field of this endpoint"),
     ({"tools": [{"name": "a", "defer_loading": True}]}, "tools[0].defer_loading is true"),
     ({"tools": [{"name": "a", "input_examples": [{}]}]}, "tools[0].input_examples is [{}]"),
     ({"output_config": {"effort": "none"}}, 'output_config.effort is "none"'),
