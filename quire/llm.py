@@ -12,10 +12,11 @@ directory, and speaks to the router as any gRPC client would: there is no second
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from quire.models import resolve
 from quire.options import StackOptions
 from quire.outputs import RequestOutput
 from quire.progress import announce, progress
-from quire.prompts import Chat, Conversation, Prompt, is_conversation
+from quire.prompts import Chat, Conversation, Prompt, is_conversation, read_prompt, read_raw_prompt
 from quire.sampling import SamplingParams
 
 MAX_IN_FLIGHT = 256
@@ -35,7 +36,7 @@ MAX_IN_FLIGHT = 256
 EMBEDDED_TOGETHER = 64
 """Prompts of one call for vectors."""
 
-Prompts = str | Sequence[int] | Sequence[str | Sequence[int]]
+Prompts = Prompt | Sequence[Prompt]
 Params = SamplingParams | Sequence[SamplingParams] | None
 
 
@@ -67,11 +68,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continues prompts; the answers are in the order of the prompts.
 
-        `prompts` is a text, a list of token ids, or a list of these; `sampling_params` is for all
-        of them, or one for each. `use_tqdm` shows a progress bar on a terminal. Raises
-        RequestFailed if any of them is refused (the others are then aborted).
+        `prompts` is a text, a list of token ids, a dict with one of them as `prompt` or
+        `prompt_token_ids`, or a list of these; `sampling_params` is for all of them, or one for
+        each. `use_tqdm` shows a progress bar on a terminal. Raises RequestFailed if any of them is
+        refused (the others are then aborted); ValueError for what is no prompt.
         """
-        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        batch = [read_prompt(each, name) for name, each in _named(prompts)]
         return self._stack.run(self._answer_all(batch, sampling_params, use_tqdm))
 
     def chat(
@@ -98,7 +100,7 @@ class LLM:
         `prompts` are as for `generate`. `dimensions` keeps the first numbers of each vector, of
         models that were trained for it. Raises RequestFailed.
         """
-        batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        batch = [read_raw_prompt(each, name) for name, each in _named(prompts)]
         return self._stack.run(self._embed_all(batch, dimensions))
 
     def state(self) -> dict[str, Any]:
@@ -186,5 +188,13 @@ def _with_seed(params: SamplingParams, dice: random.Random) -> SamplingParams:
     return params if params.seed is not None else replace(params, seed=dice.getrandbits(64))
 
 
-def _is_one_prompt(prompts: Prompts) -> TypeGuard[Prompt]:
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+def _named(prompts: Any) -> list[tuple[str, Any]]:
+    """Each prompt of one or of several, and how an error calls it. Raises ValueError."""
+    if isinstance(prompts, str | Mapping):
+        return [("prompts", prompts)]
+    if not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts is {prompts!r:.60}; it must be a prompt or a list of them")
+    several = list(prompts)
+    if several and isinstance(several[0], Integral):
+        return [("prompts", several)]
+    return [(f"prompts[{number}]", each) for number, each in enumerate(several)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from quire.prompts import Chat, Conversation, Prompt, is_conversation
+from quire.prompts import Chat, Conversation, Prompt, read_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +150,10 @@ def output_of(
     samples = [[chunk for chunk in chunks if chunk.index == i] for i in range(num_samples)]
     first, usage = samples[0][0], samples[0][-1].usage
     assert usage is not None
-    token_ids = first.prompt_token_ids
-    if not isinstance(prompt, str | Chat) and not is_conversation(prompt):
-        token_ids = [int(token) for token in prompt]  # type: ignore[arg-type]
+    said = read_prompt(prompt)
     return RequestOutput(
-        prompt=prompt if isinstance(prompt, str) else None,
-        prompt_token_ids=token_ids,
+        prompt=said if isinstance(said, str) else None,
+        prompt_token_ids=said if isinstance(said, list) else first.prompt_token_ids,
         outputs=[_sample_of(index, sample) for index, sample in enumerate(samples)],
         num_prompt_tokens=usage.num_prompt_tokens,
         num_cached_tokens=usage.num_cached_tokens,

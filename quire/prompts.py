@@ -1,11 +1,12 @@
 """What can be asked for: a text, token ids, or a conversation with tools."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, or token ids; or, as vLLM has them, {"prompt": text} or {"prompt_token_ids": ids}."""
 Conversation = Sequence[Mapping[str, Any]]
 """OpenAI's messages, oldest first: {"role": ..., "content": ...}, and for an assistant
 `tool_calls` and `reasoning`, for a tool `tool_call_id`."""
@@ -34,3 +35,38 @@ class Chat:
 def is_conversation(prompt: object) -> bool:
     """Whether it is a list of messages; a list of nothing is no prompt at all."""
     return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def read_prompt(prompt: Any, name: str = "prompt") -> str | list[int] | Chat:
+    """What a prompt says, however it is said. Raises ValueError, which calls it `name`."""
+    if isinstance(prompt, Chat):
+        return prompt
+    if is_conversation(prompt):
+        return Chat(prompt)
+    return read_raw_prompt(prompt, name)
+
+
+def read_raw_prompt(prompt: Any, name: str = "prompt") -> str | list[int]:
+    """A text or token ids. Raises ValueError, which calls it `name`."""
+    if isinstance(prompt, Mapping):
+        return _read_dict(prompt, name)
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Iterable) and not isinstance(prompt, bytes):
+        try:
+            return [index(token_id) for token_id in prompt]
+        except TypeError:
+            pass  # told below
+    raise ValueError(f"{name} is {prompt!r:.60}; it must be a text, token ids or messages")
+
+
+def _read_dict(prompt: Mapping[str, Any], name: str) -> str | list[int]:
+    said = {field: value for field, value in prompt.items() if value is not None}
+    if set(said) not in ({"prompt"}, {"prompt_token_ids"}):
+        has = " and ".join(map(str, said)) or "nothing"
+        raise ValueError(f"{name} has {has}; a dict must have either prompt or prompt_token_ids")
+    [(field, value)] = said.items()
+    if isinstance(value, str) != (field == "prompt") or isinstance(value, Mapping):
+        kind = "a text" if field == "prompt" else "token ids"
+        raise ValueError(f"{name}.{field} is {value!r:.60}; it must be {kind}")
+    return read_raw_prompt(value, f"{name}.{field}")

@@ -84,8 +84,8 @@ class SamplingParams:
     """Alternatives per token, 0 to 20; None: no logprobs."""
     prompt_logprobs: int | None = None
     """Likewise, for the tokens of the prompt."""
-    structured_outputs: StructuredOutputsParams | None = None
-    """What the whole output must be; None: anything."""
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
+    """What the whole output must be; None: anything. A dict of the fields becomes the object."""
     allowed_token_ids: Sequence[int] | None = None
     """Tokens that may be chosen; None: all."""
     bad_words: Sequence[str] = ()
@@ -103,6 +103,9 @@ class SamplingParams:
         for name, nothing in (empty | {"logit_bias": {}}).items():
             if getattr(self, name) is None:  # which is how vLLM says it
                 object.__setattr__(self, name, nothing)
+        if isinstance(self.structured_outputs, Mapping):
+            structure = _structure_of(self.structured_outputs)
+            object.__setattr__(self, "structured_outputs", structure)
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         if any(not text for text in self.stop):
@@ -134,7 +137,7 @@ class SamplingParams:
         if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
             raise ValueError(
                 f"structured_outputs is {self.structured_outputs!r:.60}; "
-                "it must be StructuredOutputsParams"
+                "it must be StructuredOutputsParams or a dict of its fields"
             )
 
     def _check_reals(self) -> None:
@@ -146,6 +149,15 @@ class SamplingParams:
         _check_real("repetition_penalty", self.repetition_penalty, 0, math.inf, open_below=True)
         for bias in self.logit_bias.values():
             _check_real("logit_bias", bias, -100, 100)
+
+
+def _structure_of(said: Mapping[str, Any]) -> StructuredOutputsParams:
+    known = [each.name for each in fields(StructuredOutputsParams)]
+    if unknown := [name for name in said if name not in known]:
+        raise ValueError(
+            f"structured_outputs has {unknown[0]}; it must have one of {', '.join(known)}"
+        )
+    return StructuredOutputsParams(**said)
 
 
 def _check_truncation(kept: object) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from protos.quire.v1 import inference_pb2
 from quire.client.chats import chat_prompt
-from quire.prompts import Chat, Conversation, Prompt, is_conversation
+from quire.prompts import Chat, Conversation, Prompt, read_prompt, read_raw_prompt
 from quire.sampling import SamplingParams, StructuredOutputsParams
 
 CHANNEL_OPTIONS = (
@@ -48,14 +48,13 @@ def generate_request(
         cache_salt=terms.cache_salt,
         whole=whole,
     )
-    if isinstance(prompt, str):
-        request.text = prompt
-    elif isinstance(prompt, Chat):
-        request.chat.CopyFrom(chat_prompt(prompt))
-    elif is_conversation(prompt):
-        request.chat.CopyFrom(chat_prompt(Chat(prompt)))  # type: ignore[arg-type]
+    said = read_prompt(prompt)
+    if isinstance(said, str):
+        request.text = said
+    elif isinstance(said, Chat):
+        request.chat.CopyFrom(chat_prompt(said))
     else:
-        request.tokens.ids.extend(int(token_id) for token_id in prompt)  # type: ignore[arg-type]
+        request.tokens.ids.extend(said)
     knows_them = request.WhichOneof("prompt") == "tokens"
     request.return_prompt_token_ids = params.prompt_logprobs is not None or (
         whole and not knows_them
@@ -66,18 +65,19 @@ def generate_request(
 def embed_request(
     inputs: Sequence[Prompt], dimensions: int | None, terms: Terms
 ) -> inference_pb2.EmbedRequest:
-    """Texts and lists of token ids may be mixed."""
+    """Texts and lists of token ids may be mixed. Raises ValueError for what is neither."""
     request = inference_pb2.EmbedRequest(
         model=terms.model,
         dimensions=dimensions,
         priority=terms.priority,
         cache_salt=terms.cache_salt,
     )
-    for each in inputs:
-        if isinstance(each, str):
-            request.inputs.add(text=each)
+    for number, each in enumerate(inputs):
+        said = read_raw_prompt(each, f"inputs[{number}]")
+        if isinstance(said, str):
+            request.inputs.add(text=said)
         else:
-            request.inputs.add(tokens=inference_pb2.TokenIds(ids=each))
+            request.inputs.add(tokens=inference_pb2.TokenIds(ids=said))
     return request
 
 
@@ -114,9 +114,9 @@ def _sampling_options(params: SamplingParams) -> inference_pb2.SamplingOptions:
     )
 
 
-def _grammar(said: StructuredOutputsParams | None) -> inference_pb2.Grammar | None:
-    if said is None:
-        return None
+def _grammar(said: object) -> inference_pb2.Grammar | None:
+    if not isinstance(said, StructuredOutputsParams):
+        return None  # then it is None: a dict became the object when the parameters were made
     if said.choice is not None:
         kind = inference_pb2.GRAMMAR_KIND_CHOICE
         return inference_pb2.Grammar(kind=kind, choices=said.choice)

@@ -6,6 +6,7 @@ import random
 import select
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,27 @@ def test_token_ids_and_their_text_give_the_same(llm: LLM) -> None:
     [ids] = llm.generate(text.prompt_token_ids, GREEDY)
     assert ids.outputs == text.outputs
     assert ids.prompt is None
+
+
+def test_a_prompt_may_be_a_dict(llm: LLM) -> None:
+    text = "The capital of France is"
+    [plain] = llm.generate(text, GREEDY)
+    assert plain.prompt_token_ids is not None
+    of_ids: dict[str, Any] = {"prompt_token_ids": plain.prompt_token_ids}
+    [one] = llm.generate(of_ids, GREEDY)
+    [two, three] = llm.generate([of_ids, {"prompt": text}], GREEDY)
+    assert one.outputs == two.outputs == three.outputs == plain.outputs
+    assert np.array_equal(llm.embed(of_ids), llm.embed([{"prompt": text}]))
+
+
+def test_what_is_no_prompt_is_named(llm: LLM) -> None:
+    nonsense: Any = 5
+    with pytest.raises(ValueError, match="prompts is 5; it must be a prompt or a list of them"):
+        llm.generate(nonsense, GREEDY)
+    with pytest.raises(ValueError, match=r"prompts\[1\] is None; it must be a text, token ids or"):
+        llm.generate(["fine", None], GREEDY)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"prompts\[0\].prompt is 5; it must be a text"):
+        llm.embed([{"prompt": 5}])
 
 
 def test_answers_are_in_the_order_of_the_prompts(llm: LLM) -> None:

@@ -10,7 +10,7 @@ import pytest
 from protos.quire.v1 import inference_pb2, sampling_pb2
 from quire import Chat, SamplingParams, StructuredOutputsParams, ToolCall
 from quire.client.pieces import chunk_of
-from quire.client.wire import Terms, generate_request
+from quire.client.wire import Terms, embed_request, generate_request
 from quire.outputs import Logprob, output_of
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -106,6 +106,55 @@ def test_what_cannot_be_sent_is_named(fields: dict[str, Any], message: str) -> N
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
         sent(Chat(**({"messages": [{"role": "user", "content": "x"}]} | fields)))
     assert str(refused.value) == message
+
+
+def test_a_prompt_may_be_a_dict_as_vllm_has_it() -> None:
+    assert sent({"prompt": "hi"}) == sent("hi")
+    assert sent({"prompt_token_ids": [1, 2], "prompt": None}) == sent([1, 2]) == sent((1, 2))
+    assert sent(np.array([1, 2])) == sent([1, 2])
+    inputs = embed_request([{"prompt_token_ids": [3]}, {"prompt": "x"}], None, Terms()).inputs
+    assert ([*inputs[0].tokens.ids], inputs[1].text) == ([3], "x")
+    piece = inference_pb2.GenerateResponse(
+        finish_reason=sampling_pb2.FINISH_REASON_LENGTH, usage=inference_pb2.Usage()
+    )
+    chunk = chunk_of(piece, SamplingParams())
+    answered = [
+        output_of(said, [chunk], 1) for said in ({"prompt": "hi"}, {"prompt_token_ids": [1]})
+    ]
+    assert [(each.prompt, each.prompt_token_ids) for each in answered] == [
+        ("hi", None),
+        (None, [1]),
+    ]
+
+
+_KINDS = "it must be a text, token ids or messages"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (5, f"prompt is 5; {_KINDS}"),
+        (None, f"prompt is None; {_KINDS}"),
+        (b"hi", f"prompt is b'hi'; {_KINDS}"),
+        ([1, "a"], f"prompt is [1, 'a']; {_KINDS}"),
+        ({}, "prompt has nothing; a dict must have either prompt or prompt_token_ids"),
+        (
+            {"prompt": "a", "multi_modal_data": {}},
+            "prompt has prompt and multi_modal_data; a dict must have either prompt or "
+            "prompt_token_ids",
+        ),
+        ({"prompt": [1]}, "prompt.prompt is [1]; it must be a text"),
+        ({"prompt_token_ids": "a"}, "prompt.prompt_token_ids is 'a'; it must be token ids"),
+        ({"prompt_token_ids": {1: 2}}, "prompt.prompt_token_ids is {1: 2}; it must be token ids"),
+    ],
+)
+def test_what_is_no_prompt_is_named(prompt: Any, message: str) -> None:
+    with pytest.raises(ValueError, match="prompt") as refused:
+        sent(prompt)
+    assert str(refused.value) == message
+    if prompt is not None:
+        with pytest.raises(ValueError, match=re.escape(message.replace("prompt", "inputs[1]", 1))):
+            embed_request(["fine", prompt], None, Terms())
 
 
 def test_every_sampling_parameter_is_sent() -> None:

@@ -41,8 +41,9 @@ from quire import SamplingParams, StructuredOutputsParams
         ),
         (
             "structured_outputs",
-            {"regex": "a"},
-            "structured_outputs is {'regex': 'a'}; it must be StructuredOutputsParams",
+            {"regexp": "a"},
+            "structured_outputs has regexp; it must have one of json, regex, choice, grammar, "
+            "json_object",
         ),
     ],
 )
@@ -77,6 +78,17 @@ def test_an_output_has_one_structure(said: dict[str, Any], message: str) -> None
     with pytest.raises(ValueError, match="must") as refusal:
         StructuredOutputsParams(**said)
     assert str(refusal.value).startswith(message)
+
+
+def test_a_structure_may_be_a_dict_of_its_fields() -> None:
+    said = SamplingParams(structured_outputs={"choice": ["a"]})
+    assert said.structured_outputs == StructuredOutputsParams(choice=["a"])
+    assert said == SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"]))
+    with pytest.raises(ValueError, match="structured_outputs has none; it must have one of json"):
+        SamplingParams(structured_outputs={})
+    nonsense: Any = "a"
+    with pytest.raises(ValueError, match="structured_outputs is 'a'; it must be Structured"):
+        SamplingParams(structured_outputs=nonsense)
 
 
 def test_what_vllm_says_for_nothing_is_nothing() -> None:
