@@ -119,6 +119,8 @@ class Model:
             conversation, tools, content, starts_thinking=starts_thinking, limit=limit
         )
         holds_calls = binding.holds_calls
+        choice = conversation.tool_choice
+        only_calls = bool(tools) and choice.mode in (ToolMode.REQUIRED, ToolMode.NAMED)
         make_parser = partial(
             AnswerParser,
             thoughts=thoughts,
@@ -127,9 +129,10 @@ class Model:
             tools={tool.name: tool.parameters for tool in tools},
             parallel=conversation.parallel_tool_calls,
             exact=holds_calls,
+            only_calls=only_calls,
             at_start=holds_calls and (content is not None or not (calls and calls.opening)),
         )
-        parsing = Parsing(make_parser, self._shown_tokens(thoughts, calls))
+        parsing = Parsing(make_parser, self._shown_tokens(thoughts, calls), only_calls)
         return ChatPrompt(tokens, parsing, binding.grammar)
 
     def text_prompt(self, text: str, max_model_len: int) -> list[int]:

@@ -119,6 +119,7 @@ class ChatAnswer(Answer):
 
     def __init__(self, call: Call, tokenizer: Tokenizer) -> None:
         super().__init__(call, tokenizer)
+        self._only_calls = call.parsing is not None and call.parsing.only_calls
         self._is_plain = call.parsing is None and not (call.wants_logprobs or call.wants_token_ids)
 
     def chunk(self, choice: Choice, piece: Piece) -> str | None:
@@ -147,7 +148,8 @@ class ChatAnswer(Answer):
         if not (says or piece.finish or (shows and piece.token_ids)):
             return None
         if not choice.opened:
-            fields = f'"role":"assistant",{fields or _NO_CONTENT}'
+            nothing = _NULL_CONTENT if self._only_calls else _NO_CONTENT
+            fields = f'"role":"assistant",{fields or nothing}'
         extra = ',"logprobs":null'
         if call.wants_logprobs:
             extra = f',"logprobs":{compact(self._logprobs(piece.logprobs or ()))}'
@@ -184,7 +186,7 @@ class ChatAnswer(Answer):
         reason = _tool_reason(choice.finish, len(said.calls))
         whole: dict[str, Any] = {
             "index": index,
-            "message": _message_fields(said),
+            "message": _message_fields(said, only_calls=self._only_calls),
             "logprobs": self._logprobs(choice.logprobs) if self.call.wants_logprobs else None,
             "finish_reason": reason or choice.finish.reason.value,
             "stop_reason": choice.finish.stop_reason,
@@ -202,6 +204,7 @@ class ChatAnswer(Answer):
 
 
 _NO_CONTENT = '"content":""'
+_NULL_CONTENT = '"content":null'
 
 
 def _written(deltas: Sequence[Delta]) -> str:
@@ -247,11 +250,12 @@ def _delta_fields(deltas: Sequence[Delta]) -> dict[str, Any]:
     return fields
 
 
-def _message_fields(said: Said) -> dict[str, Any]:
-    """A whole answer; content is null where the model has said something else instead."""
+def _message_fields(said: Said, *, only_calls: bool) -> dict[str, Any]:
+    """A whole answer; content is null where the model has said something else instead, or had
+    to."""
     fields: dict[str, Any] = {
         "role": "assistant",
-        "content": said.content or (None if said.calls or said.reasoning else ""),
+        "content": said.content or (None if only_calls or said.calls or said.reasoning else ""),
         "refusal": None,
     }
     if said.reasoning:

@@ -77,6 +77,8 @@ class Parsing:
     """A parser for one sample."""
     shown_tokens: frozenset[int] = frozenset()
     """Special tokens that the parser needs to see, though clients do not."""
+    only_calls: bool = False
+    """They must be calls, after thoughts perhaps: there is never any content."""
 
 
 class ContentParser:

@@ -21,14 +21,17 @@ class AnswerParser:
         tools: Schemas = _NO_TOOLS,
         parallel: bool = True,
         exact: bool = False,
+        only_calls: bool = False,
         at_start: bool = False,
     ) -> None:
         """`starts_thinking` if the prompt ends inside thoughts; `calls` is None where none are to
         be read. Unless `parallel`, calls after the first are left out. With `exact` the answer
-        keeps to `answer_grammar`, and what is no call there is none here; with `at_start` calls
-        are only what it begins with."""
+        keeps to `answer_grammar`, and what is no call there is none here; with `only_calls` that
+        has no words; with `at_start` calls are only what it begins with."""
         make_id = short_call_id if calls is not None and calls.short_ids else call_id
-        self._reader = Reader(parallel=parallel, exact=exact, make_id=make_id)
+        self._reader = Reader(
+            parallel=parallel, exact=exact, only_calls=only_calls, make_id=make_id
+        )
         self._steps = read_answer(self._reader, thoughts, starts_thinking, calls, tools, at_start)
 
     @property

@@ -75,14 +75,17 @@ class Reader:
         *,
         parallel: bool = True,
         exact: bool = False,
+        only_calls: bool = False,
         make_id: Callable[[], str] = call_id,
     ) -> None:
         """Unless `parallel`, only the first call is told of. With `exact` calls are only what a
-        grammar of calls lets through as such."""
+        grammar of calls lets through as such; with `only_calls` it lets nothing else through, so
+        what is none is a call that was cut, and no content."""
         self.deltas: list[Delta] = []
         self.num_calls = 0
         self.ended = False
         self.exact = exact
+        self._only_calls = only_calls
         self._parallel = parallel
         self._make_id = make_id
         self._muted = False
@@ -152,7 +155,7 @@ class Reader:
     def release(self) -> None:
         """What was held is content."""
         held, self._held = self._held, None
-        if held and (text := "".join(held)):
+        if held and not self._only_calls and (text := "".join(held)):
             self.deltas.append(Content(text, self._held_from))
 
     # Calls.
@@ -257,7 +260,8 @@ class Reader:
 
     def _say(self, kind: type[Content] | type[Reasoning], end: int) -> None:
         if end > self._at:
-            self.deltas.append(kind(self._text[self._at : end], self._num_dropped + self._at))
+            if kind is Reasoning or not self._only_calls:
+                self.deltas.append(kind(self._text[self._at : end], self._num_dropped + self._at))
             self._at = end
 
     def _take(self, end: int) -> str:
