@@ -200,17 +200,19 @@ class Model:
         if not tools or choice.mode is ToolMode.NONE:
             return ()
         assert self.template is not None
+        said = f"tools has {len(tools)} {'entry' if len(tools) == 1 else 'entries'}"
         if not self.template.knows_tools:
             raise invalid(
                 "tools",
-                f"tools has {len(tools)} entries; "
-                f"the chat template of model {quote(self.name)} knows no tools",
+                f"{said}; the chat template of model {quote(self.name)} knows no tools; the server "
+                "can be started with one that does: --chat-template FILE, or one of its own, such "
+                "as --chat-template hermes",
             )
         if self.call_format is None:
             raise invalid(
                 "tools",
-                f"tools has {len(tools)} entries; this server does not know how model "
-                f"{quote(self.name)} writes calls: it knows {', '.join(CALL_FORMATS)}",
+                f"{said}; this server does not know how model {quote(self.name)} writes calls: it "
+                f"knows {', '.join(CALL_FORMATS)}; see --tool-call-parser",
             )
         return tools
 

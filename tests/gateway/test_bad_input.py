@@ -144,7 +144,13 @@ def test_json_that_is_not_an_object(model: Model, content: bytes) -> None:
         ),
         (
             {"tools": [tool("f")]},
-            'tools has 1 entries; the chat template of model "tiny" knows no tools',
+            'tools has 1 entry; the chat template of model "tiny" knows no tools; the server can '
+            "be started with one that does: --chat-template FILE, or one of its own, such as "
+            "--chat-template hermes",
+        ),
+        (
+            {"tools": [tool("f"), tool("g")]},
+            'tools has 2 entries; the chat template of model "tiny" knows no tools; ',
         ),
         ({"tool_choice": "required"}, "tool_choice asks for a call, and tools has 0 entries"),
         ({"tool_choice": "perhaps"}, 'tool_choice is "perhaps"; it must be one of'),
