@@ -28,3 +28,29 @@ class Detokenizer:
     def close(self) -> str:
         """What is held back; nothing may be fed after it."""
         return self._utf8.decode(b"", final=True)
+
+
+class TextOffsets:
+    """Where each token begins in a text that grows, in characters.
+
+    A token that goes on with a character begins where that character does.
+    """
+
+    def __init__(self, bytes_of: Sequence[bytes], start: int) -> None:
+        """`bytes_of[token]` is what the token adds to the text; `start`: the first one's offset."""
+        self._bytes_of = bytes_of
+        self._utf8 = _Utf8Decoder("replace")
+        self._next = start
+
+    @property
+    def end(self) -> int:
+        """Where the next token begins."""
+        return self._next
+
+    def feed(self, token_ids: Iterable[int]) -> list[int]:
+        """The offsets of these tokens."""
+        offsets = []
+        for token in token_ids:
+            offsets.append(self._next)
+            self._next += len(self._utf8.decode(self._bytes_of[token]))
+        return offsets

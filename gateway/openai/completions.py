@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.body import parse_body
+from gateway.detokenizer import TextOffsets
 from gateway.errors import invalid
 from gateway.limits import RequestLimits
 from gateway.model import Model
 from gateway.openai.call import Answer, Call, Choice, compact, ending
 from gateway.openai.inputs import Input, texts_or_tokens
 from gateway.openai.logprobs import (
-    TextOffsets,
     check_prompt_logprobs,
     prompt_logprobs,
     prompt_offsets,

@@ -1,11 +1,11 @@
 """How logprobs are written where tokens are told by their text: in completions, and of prompts."""
 
-import codecs
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from gateway.detokenizer import TextOffsets
 from gateway.errors import invalid
 from gateway.output import TokenLogprob
 from gateway.request import GenerateRequest
@@ -16,8 +16,6 @@ LEAST_LOGPROB = -9999.0
 
 MAX_PROMPT_LOGPROBS = 1 << 18
 """Of one call: every token of its prompts counts, and every alternative."""
-
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 def written(logprob: float) -> float:
@@ -57,32 +55,6 @@ def chat_logprobs(rows: Iterable[TokenLogprob], tokenizer: Tokenizer) -> list[di
         | {"top_logprobs": [chat_logprob(*top, tokenizer) for top in row.top]}
         for row in rows
     ]
-
-
-class TextOffsets:
-    """Where each token begins in a text that grows, in characters.
-
-    A token that goes on with a character begins where that character does.
-    """
-
-    def __init__(self, bytes_of: Sequence[bytes], start: int) -> None:
-        """`bytes_of[token]` is what the token adds to the text; `start`: the first one's offset."""
-        self._bytes_of = bytes_of
-        self._utf8 = _Utf8Decoder("replace")
-        self._next = start
-
-    @property
-    def end(self) -> int:
-        """Where the next token begins."""
-        return self._next
-
-    def feed(self, token_ids: Iterable[int]) -> list[int]:
-        """The offsets of these tokens."""
-        offsets = []
-        for token in token_ids:
-            offsets.append(self._next)
-            self._next += len(self._utf8.decode(self._bytes_of[token]))
-        return offsets
 
 
 class LogprobsByText:
