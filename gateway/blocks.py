@@ -5,7 +5,7 @@ it. Deltas of one kind that follow each other are one block; each call is a bloc
 answer that says nothing at all has one block of no words, since clients look for one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -14,11 +14,11 @@ from gateway.parsing.deltas import (
     CallArguments,
     CallBegun,
     Content,
-    ContentParser,
     Delta,
     Parsing,
     Reasoning,
 )
+from gateway.reading import Reading
 
 
 class BlockKind(Enum):
@@ -81,9 +81,9 @@ BlockEvent = Opened | Added | Closed
 class Blocks:
     """The blocks of one sample, from its pieces."""
 
-    def __init__(self, parsing: Parsing | None) -> None:
-        """`parsing` says how the text is read; None: all of it is words."""
-        self._parser = parsing.make_parser() if parsing else ContentParser()
+    def __init__(self, parsing: Parsing | None, bytes_of: Sequence[bytes] | None = None) -> None:
+        """As of `Reading`."""
+        self._reading = Reading(parsing, bytes_of)
         self._open: Block | None = None
         self.all: list[Block] = []
         self.finish: Finish | None = None
@@ -92,19 +92,21 @@ class Blocks:
     @property
     def num_calls(self) -> int:
         """Calls so far."""
-        return self._parser.num_calls
+        return self._reading.num_calls
+
+    @property
+    def num_thought_tokens(self) -> int:
+        """Tokens of the thoughts so far."""
+        return self._reading.num_thought_tokens
 
     def feed(self, pieces: Iterable[Piece]) -> list[BlockEvent]:
         """What these pieces, which come in order, change."""
         events: list[BlockEvent] = []
         for piece in pieces:
-            deltas = self._parser.feed(piece.text)
-            if piece.finish is not None:
-                deltas += self._parser.close()
-                self.finish = piece.finish
-            for delta in deltas:
+            for delta in self._reading.feed(piece):
                 self._take(delta, events)
             if piece.finish is not None:
+                self.finish = piece.finish
                 if not self.all:
                     self._begin(BlockKind.WORDS, events)
                 self._end(events)

@@ -35,6 +35,13 @@ class CachedTokens(Part):
     """How many."""
 
 
+class ThoughtTokens(Part):
+    """Of the tokens of answers, those of thoughts."""
+
+    reasoning_tokens: int
+    """How many."""
+
+
 class Usage(Part):
     """Tokens of all prompts and answers; in a stream that goes on, so far."""
 
@@ -46,6 +53,8 @@ class Usage(Part):
     """The sum."""
     prompt_tokens_details: CachedTokens = _absent()
     """At the end."""
+    completion_tokens_details: ThoughtTokens = _absent()
+    """At the end, of chats."""
 
 
 class TopLogprob(Part):

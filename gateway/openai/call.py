@@ -14,11 +14,13 @@ from itertools import chain
 from math import inf
 from typing import Any
 
+from gateway.detokenizer import TextOffsets
 from gateway.errors import RequestError
 from gateway.openai.errors import error_body
-from gateway.openai.logprobs import TextOffsets, chat_logprob
+from gateway.openai.logprobs import chat_logprob
 from gateway.output import Finish, FinishReason, Piece, PromptLogprobs, TokenLogprob
-from gateway.parsing.deltas import Parser, Parsing
+from gateway.parsing.deltas import Delta, Parsing
+from gateway.reading import Reading
 from gateway.request import GenerateRequest
 from gateway.tokenizer import Tokenizer
 
@@ -71,8 +73,10 @@ class Choice:
     """So far, of a stream."""
     offsets: TextOffsets | None = None
     """Of its tokens in its text, once one has been asked for."""
-    parser: Parser | None = None
-    """Of a stream, from its first chunk on."""
+    reading: Reading | None = None
+    """Of a chat whose answers are read, from its first piece on."""
+    deltas: list[Delta] = field(default_factory=list)
+    """What it has said so far, unless that was streamed."""
     opened: bool = False
     """Its first chunk has been written."""
     finish: Finish | None = None

@@ -16,7 +16,7 @@ from gateway.openai.options import check_beams, check_metadata, check_stream, ge
 from gateway.openai.schema import ChatBody, ConversationBody
 from gateway.openai.structure import requested_grammar
 from gateway.openai.tools import chat_tool_choice, chat_tools
-from gateway.output import Finish, FinishReason, Piece, TokenLogprob
+from gateway.output import Finish, FinishReason, Piece, TokenLogprob, shown_bytes
 from gateway.parsing.deltas import (
     CallArguments,
     CallBegun,
@@ -24,9 +24,10 @@ from gateway.parsing.deltas import (
     Delta,
     Reasoning,
     Said,
-    read_whole,
+    gathered,
 )
 from gateway.ranges import check_known_range
+from gateway.reading import Reading
 from gateway.request import check_request_id
 from gateway.thinking import effort_arguments
 from gateway.tokenizer import Tokenizer
@@ -121,6 +122,7 @@ class ChatAnswer(Answer):
         super().__init__(call, tokenizer)
         self._only_calls = call.parsing is not None and call.parsing.only_calls
         self._is_plain = call.parsing is None and not (call.wants_logprobs or call.wants_token_ids)
+        self._bytes_of = shown_bytes(call.requests[0], tokenizer)
 
     def chunk(self, choice: Choice, piece: Piece) -> str | None:
         """The first chunk of a choice says the role, the last one why it ended."""
@@ -137,13 +139,11 @@ class ChatAnswer(Answer):
             fields = f'"content":{compact(piece.text)}'
             says = bool(piece.text)
         else:
-            choice.parser = choice.parser or call.parsing.make_parser()
-            deltas = choice.parser.feed(piece.text)
-            if piece.finish is not None:
-                deltas += choice.parser.close()
+            reading = self._reading(choice)
+            deltas = reading.feed(piece)
             fields = _written(deltas)
             says = bool(deltas)
-            reason = _tool_reason(piece.finish, choice.parser.num_calls)
+            reason = _tool_reason(piece.finish, reading.num_calls)
         shows = call.wants_logprobs or call.wants_token_ids
         if not (says or piece.finish or (shows and piece.token_ids)):
             return None
@@ -165,6 +165,20 @@ class ChatAnswer(Answer):
             return ""
         return f',"prompt_token_ids":{compact(self._prompt_token_ids())}'
 
+    def collect(self, pieces: Sequence[Piece]) -> None:
+        """Reads them, too, so that a long answer is not left to be read at its end."""
+        super().collect(pieces)
+        if self.call.parsing is not None:
+            for piece in pieces:
+                choice = self.choices[piece.index]
+                choice.deltas += self._reading(choice).feed(piece)
+
+    def usage(self) -> dict[str, Any]:
+        """And how much of the answers was thought."""
+        readings = [choice.reading for choice in self.choices if choice.reading is not None]
+        num_thought = sum(reading.num_thought_tokens for reading in readings)
+        return super().usage() | {"completion_tokens_details": {"reasoning_tokens": num_thought}}
+
     def whole(self) -> dict[str, Any]:
         """What is said of the prompt stands beside the choices."""
         whole = super().whole()
@@ -179,10 +193,8 @@ class ChatAnswer(Answer):
     def whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         """One entry of `choices`."""
         assert choice.finish is not None
-        text = "".join(choice.text)
-        said = Said(text)
-        if self.call.parsing is not None:
-            said = read_whole(self.call.parsing.make_parser(), text)
+        plain = self.call.parsing is None
+        said = Said("".join(choice.text)) if plain else gathered(choice.deltas)
         reason = _tool_reason(choice.finish, len(said.calls))
         whole: dict[str, Any] = {
             "index": index,
@@ -194,6 +206,11 @@ class ChatAnswer(Answer):
         if self.call.wants_token_ids:
             whole["token_ids"] = choice.token_ids
         return whole
+
+    def _reading(self, choice: Choice) -> Reading:
+        if choice.reading is None:
+            choice.reading = Reading(self.call.parsing, self._bytes_of)
+        return choice.reading
 
     def _prompt_token_ids(self) -> list[int]:
         tokens: list[int] = self.call.requests[0].prompt_token_ids.tolist()

@@ -30,10 +30,11 @@ class ResponsesAnswer:
         self.call = call
         self._tokenizer = tokenizer
         self._keep = keep
-        self._blocks = Blocks(call.parsing)
+        bytes_of = shown_bytes(call.requests[0], tokenizer)
+        self._blocks = Blocks(call.parsing, bytes_of)
         self._num_events = 0
         self._is_started = False
-        self._by_text = LogprobsByText(shown_bytes(call.requests[0], tokenizer))
+        self._by_text = LogprobsByText(bytes_of)
         self._logprobs: dict[int, list[dict[str, Any]]] = {}
         """Of the words, by the index of their block."""
 
@@ -229,9 +230,6 @@ class ResponsesAnswer:
         }
 
     def _usage(self, finish: Finish) -> dict[str, Any]:
-        thoughts = [b.text for b in self._blocks.all if b.kind is BlockKind.REASONING]
-        encode = self._tokenizer.encode
-        num_thought = sum(len(encode(text, add_special_tokens=False)) for text in thoughts)
         return {
             "input_tokens": finish.num_prompt_tokens,
             "input_tokens_details": {
@@ -239,7 +237,7 @@ class ResponsesAnswer:
                 "cache_write_tokens": 0,
             },
             "output_tokens": finish.num_output_tokens,
-            "output_tokens_details": {"reasoning_tokens": num_thought},
+            "output_tokens_details": {"reasoning_tokens": self._blocks.num_thought_tokens},
             "total_tokens": finish.num_prompt_tokens + finish.num_output_tokens,
         }
 

@@ -1,5 +1,6 @@
 """Thoughts over HTTP: with a signature in Anthropic's dialect, and logprobs of the words alone."""
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,23 @@ async def test_only_words_have_logprobs(http: httpx.AsyncClient) -> None:
     assert [entry for event in deltas for entry in event["logprobs"]] == part["logprobs"]
     whole = (await http.post("/v1/responses", json=asked | {"stream": False})).json()
     assert whole["output"][1]["content"] == [part]
+
+
+async def test_tokens_of_thoughts_are_counted_alike_everywhere(
+    router: Router, http: httpx.AsyncClient
+) -> None:
+    encode = router.backend.model.tokenizer.encode
+    num_thought = len(encode(THOUGHTS, add_special_tokens=False))
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "n": 2}
+    whole = (await http.post("/v1/chat/completions", json=chat)).json()
+    details = whole["usage"]["completion_tokens_details"]
+    assert details == {"reasoning_tokens": 2 * num_thought}
+    streamed = chat | {"stream": True, "stream_options": {"include_usage": True}}
+    lines = (await http.post("/v1/chat/completions", json=streamed)).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert chunks[-1]["usage"] == whole["usage"]
+    asked = {"input": "hello", "stream": True}
+    told = [event for _, event in events((await http.post("/v1/responses", json=asked)).text)]
+    response = (await http.post("/v1/responses", json={"input": "hello"})).json()
+    for usage in (response["usage"], told[-1]["response"]["usage"]):
+        assert usage["output_tokens_details"] == {"reasoning_tokens": num_thought}
