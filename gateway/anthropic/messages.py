@@ -14,8 +14,8 @@ from gateway.anthropic.errors import error_body
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
 from gateway.blocks import Added, Block, BlockEvent, BlockKind, Blocks, Closed, Opened
 from gateway.body import checked_text, parse_body, refuse_unknown
-from gateway.errors import RequestError, invalid, quote
-from gateway.grammar import GrammarSpec
+from gateway.errors import RequestError, invalid, quote, wrong
+from gateway.grammar import GrammarSpec, compiled
 from gateway.model import Model
 from gateway.openai.call import Call, compact
 from gateway.output import Finish, FinishReason, Piece
@@ -79,30 +79,31 @@ def _check_budget(body: MessagesBody) -> None:
         )
 
 
-def _grammar(body: MessagesBody) -> GrammarSpec | None:
+def _grammar(body: CountTokensBody) -> GrammarSpec | None:
     said = body.output_config.format if body.output_config else None
     if said is None:
         return None
     field = "output_config.format"
     if said.get("type") != "json_schema":
-        raise invalid(
-            f"{field}.type", f"{field}.type is {quote(said.get('type'))}; it must be json_schema"
-        )
+        raise wrong(f"{field}.type", said.get("type"), quote("json_schema"))
     refuse_unknown(said, ("type", "schema"), f"{field}.")
     schema = said.get("schema")
     if not isinstance(schema, dict):
-        raise invalid(f"{field}.schema", f"{field}.schema is {quote(schema)}; it must be an object")
+        raise wrong(f"{field}.schema", schema, "an object")
     return GrammarSpec.json_schema(schema, f"{field}.schema")
 
 
 def count_tokens(content: bytes, model: Model) -> dict[str, Any]:
     """The answer of count_tokens; a prompt may be too long to be answered and still be counted.
+    Else what is refused in messages is refused here.
 
     Raises RequestError.
     """
     body = parse_body(content, CountTokensBody)
     model.check_name(body.model)
-    prompt = model.chat(conversation_of(body, model), sys.maxsize)
+    prompt = model.chat(conversation_of(body, model), sys.maxsize, _grammar(body))
+    if prompt.grammar is not None:
+        compiled(prompt.grammar, model.limits)
     return {"input_tokens": len(prompt.token_ids)}
 
 

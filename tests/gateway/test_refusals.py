@@ -64,6 +64,43 @@ ENDPOINTS: Mapping[str, tuple[dict[str, Any], Callable[[bytes, Model], Any]]] = 
 }
 
 Row = tuple[dict[str, Any], int, str, str | None, str]
+WRONG_FORMATS: list[Row] = [
+    # of Messages, and of their count
+    (
+        {"output_config": {"format": {"type": "text"}}},
+        400,
+        "output_config.format.type",
+        None,
+        'output_config.format.type is "text"; it must be "json_schema"',
+    ),
+    (
+        {"output_config": {"format": {"type": "json_schema"}}},
+        400,
+        "output_config.format.schema",
+        MISSING,
+        "output_config.format.schema is missing",
+    ),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": {}, "shema": {}}}},
+        400,
+        "output_config.format.shema",
+        UNKNOWN,
+        (
+            "output_config.format.shema is not a field of this endpoint; "
+            "did you mean output_config.format.schema?"
+        ),
+    ),
+    (
+        {"output_config": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}}},
+        400,
+        "output_config.format.schema",
+        None,
+        (
+            "output_config.format.schema is not a JSON schema that can be enforced: "
+            'Unimplemented keys: ["uniqueItems"]'
+        ),
+    ),
+]
 ROWS: Mapping[str, list[Row]] = {
     # an endpoint: what is wrong with a body, and its status, field, code and message
     "chat": [
@@ -901,6 +938,7 @@ ROWS: Mapping[str, list[Row]] = {
         ),
     ],
     "message": [
+        *WRONG_FORMATS,
         ({"max_tokens": None}, 400, "max_tokens", MISSING, "max_tokens is missing"),
         ({"max_tokens": 0}, 400, "max_tokens", None, "max_tokens is 0; it must be at least 1"),
         (
@@ -965,6 +1003,7 @@ ROWS: Mapping[str, list[Row]] = {
         ({"top_k": "5"}, 400, "top_k", None, 'top_k is "5"; it must be an integer'),
     ],
     "count": [
+        *WRONG_FORMATS,
         ({"messages": None}, 400, "messages", MISSING, "messages is missing"),
         (
             {"max_tokens": 5},
