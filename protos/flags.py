@@ -10,7 +10,6 @@ A flag stands under the name of its option, and has the same name in Python (`LL
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +84,6 @@ class Flag(Generic[T]):
             "show_default": False,
         }
         return typer.Option(self.option, **(chosen | more))
-
-
-def run(app: Callable[[], object]) -> None:
-    """Runs a command line; a flag that cannot be is one line on standard error, and exit code 2."""
-    try:
-        app()
-    except FlagError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

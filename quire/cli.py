@@ -5,9 +5,21 @@ from typing import Annotated
 
 import typer
 
-from protos.flags import FlagError
-from quire.commands import admin, bench, chat, doctor, generate, processes, ps, pull, serve, state
-from quire.errors import ConfigurationError, QuireError
+from protos.command_line import run
+from quire.commands import (
+    admin,
+    bench,
+    chat,
+    doctor,
+    flags,
+    generate,
+    processes,
+    ps,
+    pull,
+    serve,
+    state,
+)
+from quire.errors import QuireError
 
 _SERVE, _ASK, _LOOK = "Serve", "Ask", "Look"
 
@@ -69,12 +81,9 @@ app.command(rich_help_panel=_LOOK)(doctor.doctor)
 def main() -> None:
     """Runs the command; an error of ours is one line on standard error and its exit code."""
     try:
-        app()
+        run(app, flags.ELSEWHERE)
     except QuireError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except FlagError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(ConfigurationError.exit_code)
     except BrokenPipeError:  # whoever read our output left
         sys.exit(1)

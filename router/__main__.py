@@ -13,17 +13,20 @@ from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from gateway.keys import exposure, read_keys
 from gateway.limits import described_limits, parse_limits
 from protos import flags
+from protos.command_line import run
 from protos.trust import Trust
 from router.cors import parse_cors
 from router.listeners import ConfigurationError
 from router.server import Settings, serve
 from router.tls import TlsFiles
 
+app = typer.Typer(add_completion=False)
 Option = typer.Option
 
 _log = logging.getLogger("router")
 
 
+@app.command()
 def main(
     model: Annotated[Path, Option(help="Model directory in Hugging Face's layout.")],
     scheduler: Annotated[
@@ -176,4 +179,4 @@ def _configure_log() -> None:
 
 
 if __name__ == "__main__":
-    flags.run(lambda: typer.run(main))
+    run(app)

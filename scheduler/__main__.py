@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from protos import flags
+from protos.command_line import run
 from protos.trust import Trust
 from scheduler.core.config import CoreConfig
 
@@ -116,4 +117,4 @@ def _log_to_stderr() -> None:
 
 
 if __name__ == "__main__":
-    flags.run(app)
+    run(app)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from protos import flags
+from protos.command_line import run
 from protos.trust import Trust
 
 _METRICS_PORTS = [flags.WORKER_METRICS_PORT.default]
@@ -137,4 +138,4 @@ def _port_of(rank: int, ports: Sequence[int]) -> int:
 
 
 if __name__ == "__main__":
-    flags.run(app)
+    run(app)

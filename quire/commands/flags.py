@@ -46,7 +46,29 @@ def _checked_key(said: str | None) -> str | None:
     return said
 
 
+ELSEWHERE = {
+    "--enable-auto-tool-choice": "not needed: tools are at hand where the chat template knows them "
+    "(--chat-template)",
+    "--trust-remote-code": "never: of a model's directory only data is read",
+    "--quantization": "quantized checkpoints are refused, and a .gguf file is converted to what "
+    "--dtype says",
+    "--enable-chunked-prefill": "not needed: prompts are always computed in chunks of "
+    "--max-num-batched-tokens",
+    "--data-parallel-size": "here it is --replicas",
+    "--api-server-count": "here it is --router-processes",
+    "--disable-log-requests": "not needed: requests are not logged",
+}
+"""Options that vLLM has, and what there is in their place."""
+
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+
+NamedModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="The same as MODEL.", show_default=False),
+]
+ModelOrNone = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)
+]
 
 Replicas = Annotated[int, _model(flags.REPLICAS)]
 TensorParallelSize = Annotated[int | None, _model(flags.TENSOR_PARALLEL_SIZE)]
@@ -73,11 +95,11 @@ MaxNumSeqs = Annotated[int | None, _scheduler(flags.MAX_NUM_SEQS)]
 MaxNumBatchedTokens = Annotated[int | None, _scheduler(flags.MAX_NUM_BATCHED_TOKENS)]
 SchedulingPolicy = Annotated[str | None, _scheduler(flags.SCHEDULING_POLICY)]
 PriorityAging = Annotated[float | None, _scheduler(flags.PRIORITY_AGING)]
-NoPrefixCaching = Annotated[
+PrefixCaching = Annotated[
     bool,
     typer.Option(
-        "--no-enable-prefix-caching",
-        help="Compute prompts that begin alike each time anew.",
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        help="Compute prompts that begin alike once, or each time anew.",
         rich_help_panel="Scheduler",
     ),
 ]

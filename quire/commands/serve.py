@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 def serve(
     context: typer.Context,
-    model: flags.ModelArgument,
+    model: flags.ModelOrNone = None,
     *,
+    named_model: flags.NamedModel = None,
     host: flags.Host = HOST.default,
     port: flags.Port = STACK_PORT.default,
     grpc_port: flags.GrpcPort = STACK_GRPC_PORT.default,
@@ -61,7 +62,7 @@ def serve(
     max_num_batched_tokens: flags.MaxNumBatchedTokens = None,
     scheduling_policy: flags.SchedulingPolicy = None,
     priority_aging: flags.PriorityAging = None,
-    no_prefix_caching: flags.NoPrefixCaching = False,
+    enable_prefix_caching: flags.PrefixCaching = True,
     watermark: flags.Watermark = None,
     step_timeout: flags.StepTimeout = None,
     max_queued: flags.MaxQueued = None,
@@ -90,7 +91,8 @@ def serve(
     from quire.progress import announce
     from quire.stack import Stack, TcpDoor, check_ports
 
-    options = StackOptions.among(context.params | {"enable_prefix_caching": not no_prefix_caching})
+    options = StackOptions.among(context.params)
+    model = _the_model(model, named_model)
     check(model, weights=options.needs_weights)
     keys = read_keys(api_key, api_key_file)
     if ssl_certfile is not None:
@@ -117,6 +119,17 @@ def serve(
 
     announce(f"starting {options.num_processes} processes for {resolved.path}")
     asyncio.run(run())
+
+
+def _the_model(model: str | None, named: str | None) -> str:
+    """Raises ConfigurationError if none is given, or two."""
+    from quire.errors import ConfigurationError
+
+    if model is not None and named is not None:
+        raise ConfigurationError(f"give MODEL or --model, not both: {model} and {named}")
+    if (chosen := model or named) is None:
+        raise ConfigurationError("MODEL is missing; the default one is: quire serve smollm2")
+    return chosen
 
 
 class _Session:

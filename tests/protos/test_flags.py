@@ -12,7 +12,7 @@ import router.__main__
 import scheduler.__main__
 import worker.__main__
 from gateway import flags as gateway_flags
-from protos import flags
+from protos import command_line, flags
 from protos.flags import Flag, FlagError
 from quire.cli import app
 from scheduler.core.config import CoreConfig
@@ -136,7 +136,6 @@ def test_what_serve_takes_is_what_its_processes_take() -> None:
     processes = [command for name, command in commands().items() if " " not in name]
     known = {flag for command in processes for flag in options(command)}
     of_the_stack = {"--replicas", "--router-processes", "--help", "-h"}
-    known |= {"--no-enable-prefix-caching"}  # the other half of a switch
     assert set(options(commands()["quire serve"])) - known - of_the_stack == set()
 
 
@@ -153,9 +152,25 @@ def test_a_process_refuses_in_one_line(process: str) -> None:
     assert done.stderr == "error: --metrics-port is 70000; it must be 0 to 65535\n"
 
 
-def test_other_errors_are_not_taken_for_wrong_flags() -> None:
+@pytest.mark.parametrize("process", ["router", "scheduler", "worker"])
+def test_a_process_reads_its_command_line_as_every_other(process: str) -> None:
+    for given, message in (
+        (["--metrics_port", "70000"], "--metrics-port is 70000; it must be 0 to 65535"),
+        (["--metricsport=1"], "there is no option --metricsport; did you mean --metrics-port?"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", process, *given], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_other_errors_are_not_taken_for_wrong_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program"])
+
     def fails() -> None:
         raise FileNotFoundError("x")
 
+    app = typer.Typer()
+    app.command()(fails)
     with pytest.raises(FileNotFoundError), contextlib.suppress(SystemExit):
-        flags.run(fails)
+        command_line.run(app)

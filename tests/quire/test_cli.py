@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from quire import registry
 from quire.cli import app
+from quire.commands.flags import ELSEWHERE
 from quire.commands.state import _print_state
 from quire.registry import ProcessRecord, StackRecord
 from quire.version import __version__
@@ -150,6 +151,64 @@ def test_a_flag_out_of_its_limits_is_one_line_before_anything_is_started(
     finished = quire("serve", "smollm2", *_free_ports(), flag, value)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == f"error: {flag} is {value}; it must be {rule}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--nope",), "there is no option --nope; --help shows those there are"),
+        (("--max-len", "5"), "there is no option --max-len; did you mean --max-model-len?"),
+        (
+            ("--enable-auto-tool-choice",),
+            "there is no option --enable-auto-tool-choice; not needed: tools are at hand where the "
+            "chat template knows them (--chat-template)",
+        ),
+        (
+            ("--trust_remote_code",),
+            "there is no option --trust-remote-code; never: of a model's directory only data is "
+            "read",
+        ),
+        (
+            ("--quantization", "awq"),
+            "there is no option --quantization; quantized checkpoints are refused, and a .gguf "
+            "file is converted to what --dtype says",
+        ),
+        (("--port",), "option '--port' requires an argument"),
+        (("--max_num_seqs", "0"), "--max-num-seqs is 0; it must be at least 1"),
+        (("--enable-prefix-caching", "--threads=0"), "--threads is 0; it must be at least 1"),
+        (("--model", "other"), "give MODEL or --model, not both: smollm2 and other"),
+    ],
+)
+def test_a_command_line_of_vllms_is_read_or_answered_in_one_line(
+    given: tuple[str, ...], message: str
+) -> None:
+    finished = quire("serve", "smollm2", *given)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == f"error: {message}\n"
+
+
+def test_what_vllm_has_and_we_do_not_is_no_option_of_ours() -> None:
+    shown = run("serve", "--help").output
+    assert not [option for option in ELSEWHERE if option in shown]
+
+
+def test_a_model_may_be_given_as_an_option() -> None:
+    finished = quire("serve", "--model", "/no/such/model", *_free_ports())
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: model '/no/such/model' is no directory")
+    finished = quire("serve")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: MODEL is missing; the default one is: quire serve smollm2\n"
+
+
+def test_a_command_that_does_not_exist_is_one_line_and_none_is_help() -> None:
+    finished = quire("serv")
+    assert finished.returncode == 2
+    assert finished.stderr == "error: no such command 'serv'. Did you mean 'serve'?\n"
+    finished = quire()
+    assert finished.returncode == 2
+    assert "quire serve smollm2" in finished.stdout + finished.stderr
+    assert "error" not in finished.stderr
 
 
 def test_a_chat_template_that_is_not_there_is_told_once_and_at_once() -> None:
