@@ -27,6 +27,11 @@ _IN_ITEM: Mapping[str, Sequence[str]] = {
     "function_call_output": ("type", "call_id", "output", "id", "status", "created_by", "name"),
     "reasoning": ("type", "summary", "content", "id", "status", "encrypted_content"),
 }
+_IN_THOUGHTS = {
+    # of a reasoning item: what its parts are called
+    "content": "reasoning_text",
+    "summary": "summary_text",
+}
 _IN_TEXT = ("type", "text", "annotations", "logprobs", "parsed", "prompt_cache_breakpoint")
 _IN_TOOL = ("type", "name", "description", "parameters", "strict", "cache_control")
 _UNSERVED: Mapping[str, Sequence[Any]] = {
@@ -65,8 +70,10 @@ def input_turns(said: str | Sequence[Mapping[str, Any]] | None) -> list[ChatMess
         return [ChatMessage("user", checked_text("input", said))]
     turns: list[ChatMessage] = []
     open_turn: _Turn | None = None
+    ids: set[str] = set()
     for index, item in enumerate(said):
         where = f"input[{index}]"
+        _check_id(where, item, ids)
         if (known := _IN_ITEM.get(item.get("type", "message"))) is not None:
             refuse_unknown(item, known, f"{where}.", _UNSERVED)
         if not _is_assistants(item):
@@ -130,8 +137,8 @@ def response_tool_choice(choice: Any) -> ToolChoice:
     raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
 
 
-def _listed(item: Mapping[str, Any], item_id: Any) -> Mapping[str, Any]:
-    head = {"id": str(item_id), "status": "completed"}
+def _listed(item: Mapping[str, Any], item_id: str) -> Mapping[str, Any]:
+    head = {"id": item_id, "status": "completed"}
     match item.get("type", "message"):
         case "function_call":
             call = {name: item[name] for name in ("call_id", "name", "arguments")}
@@ -140,9 +147,11 @@ def _listed(item: Mapping[str, Any], item_id: Any) -> Mapping[str, Any]:
             said = {"call_id": item["call_id"], "output": item["output"]}
             return head | {"type": "function_call_output"} | said
         case "reasoning":
-            said = {"summary": item.get("summary") or []}
-            if content := item.get("content"):
-                said["content"] = content
+            said = {
+                name: [{"type": kind, "text": part["text"]} for part in item.get(name) or ()]
+                for name, kind in _IN_THOUGHTS.items()
+                if name == "summary" or item.get(name)
+            }
             return head | {"type": "reasoning"} | said
         case _:
             kind = "output_text" if item["role"] == "assistant" else "input_text"
@@ -160,6 +169,16 @@ def _listed_content(kind: str, content: str | Sequence[Mapping[str, Any]]) -> li
         else {"type": kind, "text": part["text"], **beside}
         for part in parts
     ]
+
+
+def _check_id(where: str, item: Mapping[str, Any], ids: set[str]) -> None:
+    """Raises RequestError for the id of an item before it, or none that could be one."""
+    if item.get("id") in (None, ""):
+        return
+    item_id = _string(where, item, "id")
+    if item_id in ids:
+        raise invalid(f"{where}.id", f"{where}.id is {quote(item_id)}, like one before it")
+    ids.add(item_id)
 
 
 def _is_assistants(item: Mapping[str, Any]) -> bool:
@@ -211,19 +230,24 @@ def _other_turn(where: str, item: Mapping[str, Any]) -> ChatMessage:
 
 
 def _thoughts(where: str, item: Mapping[str, Any]) -> list[str]:
-    """In full, or else their summary."""
-    for name in ("content", "summary"):
-        parts = item.get(name) or []
-        if not isinstance(parts, list):
+    """In full, or else their summary; both are read."""
+    said: dict[str, list[str]] = {}
+    for name, kind in _IN_THOUGHTS.items():
+        parts = item.get(name)
+        if not isinstance(parts, list | None):
             raise wrong(f"{where}.{name}", parts, "an array")
-        if parts:
-            return [_thought(f"{where}.{name}[{index}]", part) for index, part in enumerate(parts)]
-    return []
+        said[name] = [
+            _thought(f"{where}.{name}[{index}]", part, kind)
+            for index, part in enumerate(parts or ())
+        ]
+    return said["content"] or said["summary"]
 
 
-def _thought(where: str, part: Any) -> str:
+def _thought(where: str, part: Any, kind: str) -> str:
     text = _string(where, part, "text")
     refuse_unknown(part, ("type", "text"), f"{where}.")
+    if part.get("type") not in (None, "text", kind):
+        raise wrong(f"{where}.type", part["type"], quote(kind))
     return text
 
 

@@ -333,7 +333,7 @@ def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dic
         "metadata": body.metadata,
         "parallel_tool_calls": body.parallel_tool_calls,
         "previous_response_id": body.previous_response_id,
-        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "reasoning": _said_reasoning(body.reasoning),
         "service_tier": "default",
         "store": stores,
         "temperature": request.sampling.temperature,
@@ -350,6 +350,12 @@ def _said(body: ResponsesBody, request: GenerateRequest, *, stores: bool) -> dic
     for name, value in said.items():
         _check_writable(name, value)
     return said
+
+
+def _said_reasoning(body: ReasoningBody | None) -> dict[str, Any]:
+    if body is None:
+        return {"effort": None, "summary": None}
+    return {"effort": body.effort, "summary": body.summary or body.generate_summary}
 
 
 def _check_writable(field: str, value: Any) -> None:

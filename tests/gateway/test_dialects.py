@@ -48,11 +48,12 @@ def hermes(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def pieces_of(text: str, cuts: Iterable[int], ending: Ending) -> list[Piece]:
+    """The text cut anywhere, and so without the tokens that it would be made of."""
     places = sorted({0, len(text), *(place % (len(text) + 1) for place in cuts)})
     texts = [text[start:end] for start, end in pairwise(places)]
     finish = Finish(*ending, num_prompt_tokens=9, num_output_tokens=7, num_cached_tokens=4)
     return [
-        *(Piece(0, part, [7], None, None) for part in texts),
+        *(Piece(0, part, [], None, None) for part in texts),
         Piece(0, "", [], None, finish),
     ]
 

@@ -22,6 +22,7 @@ from gateway.openai.tokens import detokenize, tokenize
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 
 HELLO = [{"role": "user", "content": "hello"}]
+THOUGHT = {"type": "reasoning_text", "text": "hm"}
 DIM = 4
 UNKNOWN = "unknown_parameter"
 UNSERVED = "unsupported_parameter"
@@ -824,6 +825,41 @@ ROWS: Mapping[str, list[Row]] = {
         ),
     ],
     "response": [
+        (
+            {"input": [{"type": "reasoning", "content": [THOUGHT], "summary": "x"}]},
+            400,
+            "input[0].summary",
+            None,
+            'input[0].summary is "x"; it must be an array',
+        ),
+        (
+            {"input": [{"type": "reasoning", "content": [THOUGHT], "summary": [{}]}]},
+            400,
+            "input[0].summary[0].text",
+            MISSING,
+            "input[0].summary[0].text is missing",
+        ),
+        (
+            {"input": [{"type": "reasoning", "summary": [THOUGHT]}]},
+            400,
+            "input[0].summary[0].type",
+            None,
+            'input[0].summary[0].type is "reasoning_text"; it must be "summary_text"',
+        ),
+        (
+            {"input": [HELLO[0] | {"id": 0}]},
+            400,
+            "input[0].id",
+            None,
+            "input[0].id is 0; it must be a string",
+        ),
+        (
+            {"input": [HELLO[0] | {"id": "a"}, HELLO[0], HELLO[0] | {"id": "a"}]},
+            400,
+            "input[2].id",
+            None,
+            'input[2].id is "a", like one before it',
+        ),
         ({"input": None}, 400, "input", MISSING, "input is missing"),
         ({"input": 3}, 400, "input", None, "input is 3; it must be a string or an array"),
         (
