@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from protos import flags
 from protos.flags import Flag, FlagError
@@ -94,6 +95,12 @@ class StackOptions:
                 flag.checked(value, name)
             except FlagError as error:
                 raise ConfigurationError(str(error)) from error
+        cors = (self.allowed_origins, self.allowed_methods, self.allowed_headers)
+        said = [None if value is None else str(value) for value in cors]
+        try:
+            parse_cors(*said, credentials=self.allow_credentials)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
 
     @property
     def needs_weights(self) -> bool:

@@ -26,6 +26,7 @@ from quire.models import ResolvedModel
 from quire.options import StackOptions
 from quire.paths import make_run_dir
 from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free, hold_shared
+from quire.preflight import check_machine, check_model
 from quire.process import ChildSpec, LogSink, quire_command
 from quire.registry import ProcessRecord, StackRecord, publish, start_ticks, withdraw
 from quire.supervisor import Member, State, Supervisor
@@ -136,6 +137,8 @@ class Stack:
     ) -> None:
         """Answers at `door`, or without one only on unix sockets. Nothing runs before `start`."""
         _check_routers(options, door)
+        check_machine(options)
+        check_model(options, model.path)
         self.name = options.served_model_name or model.name
         self.run_dir = make_run_dir()
         self.url = door.url if door else f"http+unix://{self.run_dir}/http.sock"

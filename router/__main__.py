@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 import uvloop
 
+from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from gateway.keys import exposure, read_keys
 from gateway.limits import described_limits, parse_limits
 from protos import flags
 from protos.command_line import run
 from protos.trust import Trust
-from router.cors import parse_cors
 from router.listeners import ConfigurationError
 from router.server import Settings, serve
 from router.tls import TlsFiles

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from gateway.cors import CorsPolicy
 from gateway.errors import Fault, RequestError, one_of, quote
 from router.backend import Backend
-from router.cors import CorsPolicy
 from router.documents import Documents
 from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
 from router.responses import error_response

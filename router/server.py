@@ -26,6 +26,7 @@ from pathlib import Path
 
 import uvicorn
 
+from gateway.cors import CorsPolicy
 from gateway.errors import ModelError
 from gateway.keys import ApiKeys
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
@@ -35,7 +36,6 @@ from protos.trust import NO_TRUST, Trust
 from router.app import create_app
 from router.backend import Backend
 from router.background import BackgroundRuns
-from router.cors import CorsPolicy
 from router.engine import Engine
 from router.http_protocol import BoundedHttpProtocol
 from router.link import Link

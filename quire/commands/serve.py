@@ -88,6 +88,7 @@ def serve(
     from protos.trust import check_pair
     from quire.models import check, resolve
     from quire.options import StackOptions
+    from quire.preflight import check_machine
     from quire.progress import announce
     from quire.stack import Stack, TcpDoor, check_ports
 
@@ -108,6 +109,7 @@ def serve(
         ssl_keyfile,
         ssl_ca_certs,
     )
+    check_machine(options)
     check_ports(options, door)  # before minutes of downloading
     resolved = resolve(model, announce, weights=options.needs_weights)
 
@@ -115,9 +117,9 @@ def serve(
         from quire.commands.output import LogPrinter
 
         stack = Stack(resolved, options, door=door, log=LogPrinter())
+        announce(f"starting {options.num_processes} processes for {resolved.path}")
         await _Session(stack, door).run()
 
-    announce(f"starting {options.num_processes} processes for {resolved.path}")
     asyncio.run(run())
 
 

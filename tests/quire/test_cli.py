@@ -211,6 +211,23 @@ def test_a_command_that_does_not_exist_is_one_line_and_none_is_help() -> None:
     assert "error" not in finished.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--max-model-len", "8193"), "--max-model-len is 8193; the model in "),
+        (("--kv-cache-memory", "9000TiB", "--device", "cpu"), "--kv-cache-memory is "),
+        (("--allow-credentials",), "--allowed-methods, --allowed-headers and --allow-credentials"),
+    ],
+)
+def test_what_cannot_work_is_known_before_anything_is_started(
+    given: tuple[str, ...], message: str
+) -> None:
+    finished = quire("serve", "smollm2", *_free_ports(), *given)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.startswith(f"error: {message}")
+    assert finished.stderr.count("\n") == 1
+
+
 def test_a_chat_template_that_is_not_there_is_told_once_and_at_once() -> None:
     finished = quire("serve", "smollm2", *_free_ports(), "--chat-template", "/no/such.jinja")
     assert finished.returncode == 2

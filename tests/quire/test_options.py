@@ -55,15 +55,23 @@ _OTHERS: dict[str, Any] = {
 }
 
 
+_WITH: dict[str, dict[str, Any]] = {
+    name: {"allowed_origins": "https://a"}
+    for name in ("allowed_methods", "allowed_headers", "allow_credentials")
+}
+"""Options that mean something only beside another."""
+
+
 def test_every_option_is_used_by_some_process() -> None:
     default = StackOptions()
     for field in dataclasses.fields(StackOptions):
         if field.name in ("replicas", "router_processes", "metrics_port"):  # the stack's own
             continue
         flipped = _OTHERS.get(field.name, False if getattr(default, field.name) is True else 7)
-        options = StackOptions(**{field.name: flipped})
+        given = _WITH.get(field.name, {})
+        before, options = StackOptions(**given), StackOptions(**given, **{field.name: flipped})
         roles = ("scheduler", "worker", "router")
-        assert any(options.arguments(r) != default.arguments(r) for r in roles), field.name
+        assert any(options.arguments(r) != before.arguments(r) for r in roles), field.name
 
 
 @pytest.mark.parametrize(
@@ -74,6 +82,8 @@ def test_every_option_is_used_by_some_process() -> None:
         ({"served_model_name": ""}, "served_model_name is ''; it must be at least 1 character"),
         ({"kv_cache_memory": "2 gigs"}, "kv_cache_memory is '2 gigs'; it must be a size like 2"),
         ({"replicas": 0}, "replicas is 0; it must be at least 1"),
+        ({"allowed_methods": "GET"}, "--allowed-methods, --allowed-headers and --allow-credent"),
+        ({"allowed_origins": "*", "allow_credentials": True}, "with --allow-credentials, --allo"),
         ({"drain_timeout": None}, "drain_timeout is 'None'; it must be a number, at least 0"),
     ],
 )

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from router.cors import CorsPolicy, parse_cors
+from gateway.cors import CorsPolicy, parse_cors
 from tests.router.conftest import StartRouter
 
 APP = "https://app.example"

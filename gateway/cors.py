@@ -40,7 +40,10 @@ def parse_cors(
     """
     if origins is None:
         if methods is not None or headers is not None or credentials:
-            raise ValueError("CORS is closed: there is no --allowed-origins")
+            raise ValueError(
+                "--allowed-methods, --allowed-headers and --allow-credentials are about pages of "
+                "other origins; there is no --allowed-origins, so none may ask"
+            )
         return None
     named = _names("--allowed-origins", origins)
     if not named:
