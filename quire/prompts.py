@@ -30,6 +30,8 @@ class Chat:
     """Begin the assistant's turn; None: unless continue_final_message."""
     continue_final_message: bool = field(default=False, kw_only=True)
     """Leave the last turn open, so that the model goes on with it."""
+    max_thought_tokens: int | None = field(default=None, kw_only=True)
+    """Tokens after which the model's thoughts are ended for it; None: as long as the answer."""
 
 
 def is_conversation(prompt: object) -> bool:

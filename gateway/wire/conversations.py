@@ -16,6 +16,7 @@ from gateway.conversation import (
     checked_json,
 )
 from gateway.errors import invalid, quote
+from gateway.ranges import check_range
 from protos.quire.v1 import inference_pb2
 
 _MAX_CALLS = 128
@@ -27,6 +28,7 @@ _ROLES = {
     "tool": "tool",
 }
 
+_MAX_THOUGHT_TOKENS = "chat.max_thought_tokens"
 _MODES: Mapping[int, ToolMode] = {
     inference_pb2.TOOL_CHOICE_MODE_UNSPECIFIED: ToolMode.AUTO,
     inference_pb2.TOOL_CHOICE_MODE_NONE: ToolMode.NONE,
@@ -61,7 +63,16 @@ def conversation_of(chat: inference_pb2.ChatPrompt) -> Conversation:
         template_arguments=_template_arguments(chat.chat_template_kwargs),
         add_generation_prompt=begins,
         continue_final_message=chat.continue_final_message,
+        max_thought_tokens=_max_thought_tokens(chat),
+        max_thought_tokens_field=_MAX_THOUGHT_TOKENS,
     )
+
+
+def _max_thought_tokens(chat: inference_pb2.ChatPrompt) -> int | None:
+    if not chat.HasField("max_thought_tokens"):
+        return None
+    check_range(_MAX_THOUGHT_TOKENS, chat.max_thought_tokens, 1)
+    return chat.max_thought_tokens
 
 
 def _message(index: int, message: inference_pb2.ChatMessage) -> ChatMessage:

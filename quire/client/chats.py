@@ -35,7 +35,16 @@ def chat_prompt(chat: Chat) -> inference_pb2.ChatPrompt:
         ),
         add_generation_prompt=chat.add_generation_prompt,
         continue_final_message=chat.continue_final_message,
+        max_thought_tokens=_max_thought_tokens(chat.max_thought_tokens),
     )
+
+
+def _max_thought_tokens(said: object) -> int | None:
+    if said is None:
+        return None
+    if not isinstance(said, int) or isinstance(said, bool) or not 1 <= said < 1 << 32:
+        raise _wrong("max_thought_tokens", said, f"1 to {(1 << 32) - 1}")
+    return said
 
 
 def _message(field: str, said: object) -> inference_pb2.ChatMessage:

@@ -16,6 +16,8 @@ from gateway.model import Model, load_model
 from gateway.openai.chat import parse_chat
 from gateway.openai.responses import StoredResponse, parse_response
 from gateway.request import GenerateRequest
+from gateway.wire import parse_generate
+from protos.quire.v1 import inference_pb2
 from tests.gateway import tiny_model
 from tests.gateway.tiny_model import EOS
 
@@ -189,6 +191,26 @@ def test_chats_and_responses_have_vllms_name_for_it(
             with pytest.raises(RequestError) as refused:
                 ask(wrong, thinking_token_budget=0 if wrong is thinker else 3)
             assert (refused.value.field, refused.value.message) == ("thinking_token_budget", told)
+
+
+def test_the_same_over_grpc(directory: Path, thinker: Model, model: Model) -> None:
+    def ask(model: Model, most: int | None) -> GenerateRequest:
+        user = inference_pb2.ChatMessage(role="user", content="hi")
+        prompt = inference_pb2.ChatPrompt(messages=[user], max_thought_tokens=most)
+        said = inference_pb2.GenerateRequest(chat=prompt)
+        return parse_generate(said, model, LENGTH, "r1", random.Random()).request
+
+    answering = Answering(directory, ask(thinker, 2).sampling.grammar)
+    answering.write(BEGIN, 30, 31)
+    assert answering.allowed() == [END]
+    assert ask(thinker, None).sampling.grammar == ""
+    for wrong, most, told in (
+        (thinker, 0, "chat.max_thought_tokens is 0; it must be at least 1"),
+        (model, 3, 'chat.max_thought_tokens is 3; model "tiny" does not think'),
+    ):
+        with pytest.raises(RequestError) as refused:
+            ask(wrong, most)
+        assert (refused.value.field, refused.value.message) == ("chat.max_thought_tokens", told)
 
 
 @pytest.mark.parametrize("strict", [False, True])

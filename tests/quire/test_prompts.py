@@ -39,6 +39,7 @@ def test_a_conversation_with_tools_is_sent_whole() -> None:
             parallel_tool_calls=False,
             chat_template_kwargs={"enable_thinking": False},
             continue_final_message=True,
+            max_thought_tokens=30,
         )
     ).chat
     assert [message.role for message in chat.messages] == ["system", "user", "assistant", "tool"]
@@ -58,6 +59,8 @@ def test_a_conversation_with_tools_is_sent_whole() -> None:
     assert json.loads(chat.chat_template_kwargs) == {"enable_thinking": False}
     assert chat.continue_final_message
     assert not chat.HasField("add_generation_prompt")
+    assert chat.max_thought_tokens == 30
+    assert not sent(Chat([{"role": "user", "content": "hi"}])).chat.HasField("max_thought_tokens")
     assert (
         sent([{"role": "user", "content": "hi"}]).chat
         == sent(Chat([{"role": "user", "content": "hi"}])).chat
@@ -100,6 +103,8 @@ def test_a_conversation_with_tools_is_sent_whole() -> None:
             {"tool_choice": "any"},
             'tool_choice is \'any\'; it must be one of ["none", "auto", "required"], or a function',
         ),
+        ({"max_thought_tokens": 0}, "max_thought_tokens is 0; it must be 1 to 4294967295"),
+        ({"max_thought_tokens": "9"}, "max_thought_tokens is '9'; it must be 1 to 4294967295"),
     ],
 )
 def test_what_cannot_be_sent_is_named(fields: dict[str, Any], message: str) -> None:
