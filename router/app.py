@@ -5,8 +5,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Match
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match, Route
 
 from gateway.cors import CorsPolicy
 from gateway.errors import Fault, RequestError, one_of, quote
@@ -20,7 +20,7 @@ from router.routes import ENDPOINTS
 def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
     """The ASGI application; `cors` says which other origins' pages may ask, and None: none."""
     app = Starlette(
-        routes=[endpoint.route for endpoint in ENDPOINTS],
+        routes=[Route("/", _to_docs), *(endpoint.route for endpoint in ENDPOINTS)],
         middleware=[
             Middleware(RequestIdMiddleware),
             # Before the key is asked for: a browser's preflight has none.
@@ -37,6 +37,11 @@ def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
     app.state.backend = backend
     app.state.documents = Documents(ENDPOINTS, backend)
     return app
+
+
+async def _to_docs(request: Request) -> Response:
+    """Who opens the address in a browser wants to know what there is."""
+    return RedirectResponse("/docs")
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
@@ -56,15 +61,18 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         message = f"{method} is not allowed on {path}; it must be {methods}"
         wrong = RequestError(Fault.WRONG_METHOD, message)
         return error_response(wrong, request.scope, {"allow": allowed})
-    unknown = RequestError(Fault.UNKNOWN_PATH, f"there is no {path} here; see /docs")
+    near = request.url.path.rstrip("/")
+    hint = f"did you mean {quote(near)}?" if near and _allowed(request, near) else "see /docs"
+    unknown = RequestError(Fault.UNKNOWN_PATH, f"there is no {path} here; {hint}")
     return error_response(unknown, request.scope)
 
 
-def _allowed(request: Request) -> str:
-    """The methods of a path, over all of its endpoints."""
+def _allowed(request: Request, path: str | None = None) -> str:
+    """The methods of a path, the request's own or another, over all of its endpoints."""
+    scope = request.scope if path is None else {**request.scope, "path": path}
     methods: set[str] = set()
     for route in request.app.routes:
-        match, _ = route.matches(request.scope)
+        match, _ = route.matches(scope)
         if match is not Match.NONE:
             methods |= route.methods
     return ", ".join(sorted(methods))

@@ -25,7 +25,7 @@ class Endpoint:
 
     method: str
     path: str
-    """As starlette writes it: "/v1/models/{name:path}"."""
+    """As starlette writes it: "/v1/models/{name:model}"."""
     handler: Callable[[Request], Awaitable[Response]]
     summary: str
     body: tuple[type[BaseModel], ...] = ()

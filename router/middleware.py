@@ -14,7 +14,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 """What probes ask: no key needed, and nothing but yes or no in the answers. Who asks for more, with
 a question mark behind the path, needs it."""
 
-BROWSER_PATHS = frozenset({"/docs", "/openapi.json"})
+BROWSER_PATHS = frozenset({"/", "/docs", "/openapi.json"})
 """What people read in a browser, which can send a key only as the password of HTTP's Basic scheme,
 under any name. It goes on sending it to every path, whichever page asks: so it counts nowhere
 else, and a page of another origin can do nothing with it."""

@@ -27,7 +27,7 @@ _REF = "#/components/schemas/{model}"
 
 _OF_PATHS = {
     "/ready": (Fault.UNAVAILABLE, Fault.UNAUTHENTICATED),
-    "/v1/models/{name:path}": (Fault.UNKNOWN_MODEL,),
+    "/v1/models/{name:model}": (Fault.UNKNOWN_MODEL,),
     "/v1/responses/{response_id}": (Fault.UNKNOWN_RESPONSE,),
     "/v1/responses/{response_id}/input_items": (Fault.UNKNOWN_RESPONSE,),
     "/v1/responses/{response_id}/cancel": (Fault.UNKNOWN_RESPONSE, Fault.INVALID),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
@@ -12,6 +13,8 @@ from gateway.openai import errors as openai
 
 ANTHROPIC_PATH = "/v1/messages"
 """It and what is below it speak Anthropic's dialect."""
+MODELS_PATH = "/v1/models"
+"""It and what is below it speak the dialect of who asks."""
 
 _HANGS_UP = (Fault.BODY_TOO_LARGE, Fault.BODY_TOO_SLOW)
 """The rest of the body is not worth reading."""
@@ -37,8 +40,16 @@ def error_response(
     return JSONResponse(body, openai.ERROR_KINDS[error.fault].status, headers)
 
 
-def _body(error: RequestError, scope: Scope) -> dict[str, Any]:
+def is_for_anthropics(scope: Scope) -> bool:
+    """Whether a client of Anthropic's reads the answer: they say the version of their API."""
     path: str = scope["path"]
     if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
+        return True
+    is_models = path == MODELS_PATH or path.startswith(f"{MODELS_PATH}/")
+    return is_models and "anthropic-version" in Headers(scope=scope)
+
+
+def _body(error: RequestError, scope: Scope) -> dict[str, Any]:
+    if is_for_anthropics(scope):
         return anthropic.error_body(error, scope["state"]["request_id"])
     return openai.error_body(error)

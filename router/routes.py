@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.exceptions import HTTPException
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from gateway.anthropic import answers as anthropic
+from gateway.anthropic import models as anthropic_models
 from gateway.anthropic.messages import MessagesAnswer, count_tokens, parse_messages
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
 from gateway.errors import Fault, RequestError
@@ -45,7 +46,7 @@ from router.backend import Backend
 from router.documents import Documents
 from router.embeddings import EmbeddingsResponse
 from router.endpoints import Endpoint, Parameter
-from router.responses import error_response
+from router.responses import error_response, is_for_anthropics
 
 
 async def _chat(request: Request) -> Response:
@@ -82,19 +83,38 @@ async def _detokenize(request: Request) -> Response:
     return await _computed(request, lambda content: detokenize(content, backend.model))
 
 
+class _ModelName(Convertor[str]):
+    """Has slashes within, as names on the Hub have, but ends in none: no path here does."""
+
+    regex = ".*[^/]"
+
+    def convert(self, value: str) -> str:
+        """See starlette."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """See starlette."""
+        return value
+
+
+register_url_convertor("model", _ModelName())
+
+
 async def _models(request: Request) -> Response:
     backend = _backend(request)
-    length = backend.engine.cell.max_model_len
-    return JSONResponse(models_body(backend.model, backend.started_at, length))
+    said = (backend.model, backend.started_at, backend.engine.cell.max_model_len)
+    if not is_for_anthropics(request.scope):
+        return JSONResponse(models_body(*said))
+    is_past = any(request.query_params.get(name) for name in ("after_id", "before_id"))
+    return JSONResponse(anthropic_models.models_body(*said, is_past=is_past))
 
 
 async def _model(request: Request) -> Response:
-    backend, name = _backend(request), request.path_params["name"]
-    if not name:  # which in a body means the one there is
-        raise HTTPException(404)
-    backend.model.check_name(name)
+    backend = _backend(request)
+    backend.model.check_name(request.path_params["name"])
+    body = anthropic_models.model_body if is_for_anthropics(request.scope) else model_body
     length = backend.engine.cell.max_model_len
-    return JSONResponse(model_body(backend.model, backend.started_at, length))
+    return JSONResponse(body(backend.model, backend.started_at, length))
 
 
 async def _health(request: Request) -> Response:
@@ -293,15 +313,17 @@ ENDPOINTS = (
         path="/v1/models",
         handler=_models,
         summary="List the models served here.",
-        answer="OpenAI's list, with `max_model_len` for each model.",
+        answer="OpenAI's list, with `max_model_len` for each model; Anthropic's for who sends the "
+        "header anthropic-version.",
         shape=answers.ServedModels,
     ),
     Endpoint(
         method="GET",
-        path="/v1/models/{name:path}",
+        path="/v1/models/{name:model}",
         handler=_model,
         summary="Describe one model.",
-        answer="OpenAI's model, with `max_model_len`.",
+        answer="OpenAI's model, with `max_model_len`; Anthropic's for who sends the header "
+        "anthropic-version.",
         shape=answers.ServedModel,
     ),
     Endpoint(

@@ -100,11 +100,35 @@ async def test_a_wrong_method(
     assert sorted(response.headers["allow"].split(", ")) == allowed.split(", ")
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/chat/completions/", "/v1/models/", "/v2/models", "/%00"]
-)
+@pytest.mark.parametrize("path", ["/v1", "/v2/models", "/%00"])
 async def test_an_unknown_path(http: httpx.AsyncClient, path: str) -> None:
-    assert error_of(await http.get(path), 404)["code"] == "unknown_url"
+    error = error_of(await http.get(path), 404)
+    assert error["code"] == "unknown_url"
+    assert error["message"].endswith(" here; see /docs")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/chat/completions/", "/v1/models/", "/v1/models//", "/v1/models/tiny/", "/docs/"),
+        *("/v1/responses/", "/v1/responses/a/", "/v1/responses/a/cancel/", "/health/"),
+    ],
+)
+async def test_no_path_ends_in_a_slash(http: httpx.AsyncClient, method: str, path: str) -> None:
+    """Whatever is asked of it."""
+    error = error_of(await http.request(method, path), 404)
+    assert error["code"] == "unknown_url"
+    near = path.rstrip("/")
+    assert error["message"] == f'there is no "{path}" here; did you mean "{near}"?'
+
+
+async def test_the_address_alone_leads_to_the_documents(http: httpx.AsyncClient) -> None:
+    for method in ("GET", "HEAD"):
+        response = await http.request(method, "/")
+        assert (response.status_code, response.headers["location"]) == (307, "/docs")
+    assert (await http.get("/", follow_redirects=True)).text.startswith("<!doctype html>")
+    assert error_of(await http.post("/"), 405)["code"] == "method_not_allowed"
 
 
 async def test_the_api_key_guards_all_but_probes(start_router: StartRouter) -> None:
@@ -141,6 +165,11 @@ async def test_a_browser_sends_the_key_as_a_password_and_reads_the_documents(
         start_router(api_key=key) as router,
         httpx.AsyncClient(base_url=router.address) as http,
     ):
+        home = await http.get("/", auth=("anyone", key), follow_redirects=True)
+        assert (home.status_code, home.url.path) == (200, "/docs")
+        home = await http.get("/")
+        assert error_of(home, 401)["code"] == "invalid_api_key"
+        assert home.headers["www-authenticate"].startswith("Basic realm=")
         for path in ("/docs", "/openapi.json"):
             refused = await http.get(path)
             assert error_of(refused, 401)["code"] == "invalid_api_key"

@@ -1,6 +1,7 @@
 """Anthropic's Messages: the official client, every event, and what is refused."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import anthropic
@@ -38,6 +39,26 @@ def error_of(response: httpx.Response, status: int) -> str:
     assert set(body["error"]) == {"type", "message"}
     message: str = body["error"]["message"]
     return message
+
+
+async def test_models(claude: anthropic.AsyncAnthropic, http: httpx.AsyncClient) -> None:
+    page = await claude.models.list()
+    [listed] = [model async for model in page]
+    assert (listed.id, listed.type, listed.display_name) == ("tiny", "model", "tiny")
+    assert abs((datetime.now(UTC) - listed.created_at).total_seconds()) < 3600
+    assert listed.max_input_tokens == 256
+    assert (page.first_id, page.last_id, page.has_more) == ("tiny", "tiny", False)
+    assert (await claude.models.retrieve("tiny")) == listed
+    for empty in (
+        await claude.models.list(after_id="tiny"),
+        await claude.models.list(before_id="tiny"),
+    ):
+        assert (empty.data, empty.first_id, empty.has_more) == ([], None, False)
+    with pytest.raises(anthropic.NotFoundError, match='model "other" does not exist') as caught:
+        await claude.models.retrieve("other")
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["type"] == "error"
+    assert (await http.get("/v1/models/tiny")).json()["object"] == "model"
 
 
 async def test_a_message_is_answered(claude: anthropic.AsyncAnthropic) -> None:
