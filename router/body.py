@@ -8,6 +8,7 @@ comes out of one room for all. So large bodies, however slow, keep no small one 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -23,6 +24,8 @@ DISCARD_FACTOR = 4
 that is still sending would not see the answer."""
 OWN_BYTES = 64 * 1024
 ROOM_BYTES = 128 * 1024 * 1024
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+"""UTF-8, and what is part of it."""
 
 
 class BodyRoom:
@@ -143,10 +146,26 @@ def _check_content_type(request: Request) -> None:
             "it must be application/json",
             field="Content-Type",
         )
+    _check_charset(said or "")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise RequestError(
             Fault.WRONG_CONTENT_TYPE,
             f"Content-Encoding is {quote(encoding)}; bodies must not be compressed",
             field="Content-Encoding",
+        )
+
+
+def _check_charset(content_type: str) -> None:
+    """JSON is UTF-8, and who says another charset may well have written it."""
+    if ";" not in content_type:
+        return
+    header = Message()
+    header["content-type"] = content_type
+    charset = header.get_content_charset("utf-8")
+    if charset not in _CHARSETS:
+        raise RequestError(
+            Fault.WRONG_CONTENT_TYPE,
+            f"Content-Type has the charset {quote(charset)}; JSON must be in UTF-8",
+            field="Content-Type",
         )

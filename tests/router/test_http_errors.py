@@ -365,7 +365,35 @@ async def test_a_body_that_is_not_said_to_be_json(
     assert scheduler.submits == []
 
 
-@pytest.mark.parametrize("said", ["application/json; charset=utf-8", "Application/JSON"])
+@pytest.mark.parametrize(
+    ("said", "charset"),
+    [
+        ("application/json; charset=latin-1", "latin-1"),
+        ('application/json;v=1;CHARSET="UTF-16"', "utf-16"),
+    ],
+)
+async def test_json_in_another_charset(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, said: str, charset: str
+) -> None:
+    content = json.dumps(CHAT).encode()
+    error = error_of(await http.post(PATH, content=content, headers={"content-type": said}), 415)
+    assert (error["param"], error["code"]) == ("Content-Type", "unsupported_media_type")
+    message = f'Content-Type has the charset "{charset}"; JSON must be in UTF-8'
+    assert error["message"] == message
+    assert scheduler.submits == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(
+            "application/json; charset=utf-8",
+            "Application/JSON",
+            'application/json;charset="UTF-8"',
+        ),
+        *("application/json; charset=us-ascii", "application/json;", "application/json; v=1"),
+    ],
+)
 async def test_json_by_any_of_its_spellings(http: httpx.AsyncClient, said: str) -> None:
     content = json.dumps(CHAT).encode()
     response = await http.post(PATH, content=content, headers={"content-type": said})
