@@ -74,11 +74,8 @@ class ResponseStore:
 
     def _rule(self) -> str:
         if not self.keeps:
-            return "this server keeps none: send the whole conversation as input"
-        return (
-            f"a response is kept unless store is false, for {self._ttl_s:g} s or until newer ones "
-            "need its room, by the router that answered it, and not over a restart"
-        )
+            return "this server keeps none"
+        return f"a response is kept for {self._ttl_s:g} s at most"
 
     def _drop(self, response_id: str) -> None:
         self.num_bytes -= self._entries.pop(response_id).num_bytes

@@ -99,7 +99,8 @@ class ResponsesBody(SamplingBody):
     max_output_tokens: int | None = None
     """Tokens after which the answer ends; if it is not said, what the model's length leaves."""
     store: bool = True
-    """Keep the response, so that it can be asked for and gone on from."""
+    """Keep the response, so that it can be asked for and gone on from, where the server keeps
+    any."""
     tools: Annotated[list[dict[str, Any]], WithJsonSchema(shapes.RESPONSE_TOOLS)] = Field([])
     """Functions that the model may ask the client to call."""
     tool_choice: Annotated[Any, WithJsonSchema(shapes.RESPONSE_TOOL_CHOICE)] = None
@@ -208,7 +209,7 @@ def parse_response(
         prompt_field="input",
     )
     stores = keeps and body.store
-    _check_background(body, keeps=keeps)
+    _check_store(body, keeps=keeps)
     return ResponseCall(
         request_id=request_id,
         model=model.name,
@@ -275,7 +276,10 @@ def _num_logprobs(body: ResponsesBody) -> int | None:
     return None
 
 
-def _check_background(body: ResponsesBody, *, keeps: bool) -> None:
+def _check_store(body: ResponsesBody, *, keeps: bool) -> None:
+    """Who does not ask for it goes without where nothing is kept."""
+    if not keeps and body.store and "store" in body.model_fields_set:
+        raise invalid("store", "store is true; this server keeps no responses; leave it out")
     if not body.background:
         return
     if not keeps:

@@ -148,7 +148,10 @@ async def test_what_is_kept_can_be_had_and_deleted(
     ):
         error = error_of(gone, 404)
         assert error["code"] == "response_not_found"
-        assert error["message"].startswith(f'response "{kept.id}" is not here; a response is kept')
+        assert error["message"].startswith(
+            f'response "{kept.id}" is not here; a response is kept for '
+        )
+        assert len(error["message"]) < 120
     assert error["param"] == "previous_response_id"
     allowed = await http.put(f"{PATH}/{kept.id}")
     assert (allowed.status_code, allowed.headers["allow"]) == (405, "DELETE, GET, HEAD")
@@ -172,6 +175,15 @@ async def test_a_router_that_keeps_none(start_router: StartRouter, said: dict[st
         keeps = said.get("max_stored_bytes") != 0
         assert answered["store"] is keeps
         assert ("this server keeps none" in error["message"]) is not keeps
+        asked = await http.post(PATH, json=ASKED | {"store": True})
+        if keeps:
+            assert asked.json()["store"] is True
+        else:
+            error = error_of(asked, 400)
+            message = "store is true; this server keeps no responses; leave it out"
+            assert (error["param"], error["message"]) == ("store", message)
+            unsaid = await http.post(PATH, json=ASKED | {"store": None})
+            assert unsaid.json()["store"] is False
 
 
 async def test_items_become_turns(
