@@ -199,8 +199,8 @@ class MessageDelta(Part):
 
     role: Literal["assistant"] = _absent()
     """In the first chunk."""
-    content: str = _absent()
-    """More text."""
+    content: str | None = _absent_or_null()
+    """More text; null where an answer that must be calls has none."""
     reasoning: str = _absent()
     """More thoughts."""
     reasoning_content: str = _absent()
