@@ -487,6 +487,14 @@ STACK_PORT = Flag("port", "Port of the OpenAI API (HTTP).", "PORT", whole(1, 655
 STACK_GRPC_PORT = Flag(
     "grpc_port", "Port of InferenceService (gRPC).", "PORT", whole(1, 65535), 50050
 )
+HANG_TIMEOUT: Flag[float] = Flag(
+    "hang_timeout",
+    "A scheduler or router that does not answer its health check for so long is killed and started "
+    "again, as is any process that is stopped for some seconds; 0: never.",
+    "SECONDS",
+    number(0),
+    30.0,
+)
 STACK_METRICS_PORT: Flag[int | None] = Flag(
     "metrics_port",
     "Port of the scheduler's /metrics; the workers take the ones after it. The router's is at "

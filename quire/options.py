@@ -2,7 +2,7 @@
 
 A flag that was not given is not passed on: its default lives in the process that uses it. The
 exceptions are what the stack itself acts on: how many replicas it starts, how long it lets them
-drain, and where it and they answer.
+drain or hang, and where it and they answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,10 @@ class StackOptions:
 
     drain_timeout: float = flags.DRAIN_TIMEOUT.default
     """Seconds that requests in flight may take to finish when the stack is stopped."""
+
+    hang_timeout: float = flags.HANG_TIMEOUT.default
+    """Seconds without an answer after which a scheduler or router is killed and started again; 0:
+    never, and neither is any process that is stopped."""
 
     metrics_port: int | None = None
     """The scheduler's; each worker takes the next one, then each router if there are several. None:
@@ -199,7 +203,8 @@ _TAKES = {
 _FLAGS: dict[str, Flag[Any]] = {
     flag.name: flag
     for flag in (
-        *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.STACK_METRICS_PORT),
+        *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.HANG_TIMEOUT),
+        flags.STACK_METRICS_PORT,
         *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.DTYPE, flags.LOAD_FORMAT, flags.POOLING),
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),

@@ -6,19 +6,30 @@
 
 A child that exits with code 2 says that its configuration is wrong, which is believed of one that
 never served; a child that dies several times in a row without serving is no better. Either resolves
-`failed`, and whoever runs the supervisor stops everything. All of it runs on one event loop, whose
-thread owns the children.
+`failed`, and whoever runs the supervisor stops everything. A child that lives and does nothing
+(`quire.hangs`) is killed, and with that ends like any other. All of it runs on one event loop,
+whose thread owns the children.
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import os
+import signal
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from quire.errors import StackFailed
+from quire.hangs import (
+    LOOK_EVERY_S,
+    Patience,
+    ProcessTree,
+    StoppedWatch,
+    health_of,
+    until_silent,
+)
 from quire.process import ChildProcess, ChildSpec, LogSink, Ready, warning
 
 NOT_CURABLE = 2
@@ -82,6 +93,7 @@ class Supervisor:
         log: LogSink,
         on_change: Callable[[], None] = lambda: None,
         restarts: Restarts | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.members: list[Member] = []
         self.failed: asyncio.Future[StackFailed] = asyncio.get_running_loop().create_future()
@@ -89,13 +101,17 @@ class Supervisor:
         self._log = log
         self._on_change = on_change
         self._restarts = restarts or Restarts()
+        self._patience = patience or Patience()
         self._keepers: dict[Member, asyncio.Task[None]] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     def add(self, spec: ChildSpec) -> Member:
         """Starts a child and keeps it running."""
         member = Member(spec)
         self.members.append(member)
         self._keepers[member] = asyncio.create_task(self._keep(member))
+        if self._looking is None and self._patience.stopped_s:
+            self._looking = asyncio.create_task(self._look_for_stopped())
         return member
 
     async def until_served(self) -> None:
@@ -165,9 +181,48 @@ class Supervisor:
                 self._change(member, State.READY)
         else:
             member.failed_starts += 1
+        listening = asyncio.create_task(self._end_if_silent(member, process))
         code = await process.exited
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
         member.served.clear()
         return code
+
+    async def _look_for_stopped(self) -> None:
+        """Ends members of which some process is stopped, for as long as any member is kept."""
+        watch = StoppedWatch(self._patience.stopped_s)
+        while keepers := [keeper for keeper in self._keepers.values() if not keeper.done()]:
+            await asyncio.wait(keepers, timeout=LOOK_EVERY_S)
+            processes = {
+                member.process.pid: (member, member.process)
+                for member in self.members
+                if member.process
+            }
+            tree = await asyncio.to_thread(ProcessTree.now)
+            for pid, why in watch.look(tree, processes).items():
+                self._end_hung(*processes[pid], why)
+
+    async def _end_if_silent(self, member: Member, process: ChildProcess) -> None:
+        """Ends a process that serves and answers no more; returns then, or never."""
+        if not self._patience.silent_s or not process.ready.done() or process.ready.cancelled():
+            return
+        [said, *_] = process.ready.result()
+        async with health_of(member.spec.role, said) as ask:
+            if ask is None:
+                return
+            await until_silent(ask, self._patience.silent_s)
+        if not member.stop_asked.is_set():  # else its time to end is limited already
+            why = f"it has not answered its health check for {self._patience.silent_s:g} s"
+            self._end_hung(member, process, why)
+
+    def _end_hung(self, member: Member, process: ChildProcess, why: str) -> None:
+        """Kills it with all that it started; how it goes on is its keeper's."""
+        if process.exited.done():
+            return
+        self._log(member.spec.name, warning(member.spec, f"{why}: killed"))
+        for pid in ProcessTree.now().below(process.pid):  # ranks have sessions of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def _pause(self, member: Member, code: int) -> None:
         """Waits before the next start, or until it shall stop."""

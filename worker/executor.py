@@ -20,13 +20,17 @@ from worker import wire
 from worker.inventory import Inventory
 from worker.kv_cache import KVCache
 from worker.metrics import StepTotals, resident_bytes
-from worker.pipe import END, HELLO, MARK, Pipe
+from worker.pipe import END, HELLO, MARK, Pipe, pace_frame
 from worker.plans import BatchPlan, Drain, Hello, PlanError, StepResult, Welcome
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 1.0
 """An executor without a plan says this often that it is alive."""
+
+_TOLD_FROM_S = 1.0
+_TOLD_AGAIN = 1.5
+"""By what factor a step is longer than those before, to be told of."""
 
 
 class Model(Protocol):
@@ -147,6 +151,7 @@ class Executor:
         self._epoch: int | None = None
         self._next_step = 1
         self._wait_ns = 0
+        self._longest_told_s = _TOLD_FROM_S / _TOLD_AGAIN
         self._failure: Exception | None = None
         runner.watch(self._fail)
 
@@ -215,10 +220,18 @@ class Executor:
         self._next_step += 1
         # Without live sequences the device was idle for want of work, not of a plan.
         wait_us = self._wait_ns // 1000 if self._totals.num_live else 0
+        launched = time.perf_counter()
         self._runner.launch(plan, wait_us, self._deliver)
+        self._tell_pace(time.perf_counter() - launched)
         if self._hello is not None:
             self._inventory.note(plan)
         self._wait_ns = 0
+
+    def _tell_pace(self, seconds: float) -> None:
+        """How long nobody could be answered, for the transport to know what is not too long."""
+        if seconds >= _TOLD_AGAIN * self._longest_told_s:
+            self._longest_told_s = seconds
+            self._pipe.send(pace_frame(seconds))
 
     def _deliver(self, result: StepResult) -> None:
         if self._answers:

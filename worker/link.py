@@ -10,9 +10,9 @@ The executor's first frame is its Hello: it opens every stream, until the execut
 (what its blocks hold changes). When a stream breaks the link dials again, with backoff, once the
 executor has answered that it is there: one that is stuck in a step takes no more work. The
 scheduler has fenced it by then, and nobody else can tell it from one that computes: so the link
-ends an executor that has not answered for long (`--patience-s`). What the executor produced before
-it saw the new stream's Welcome is stale: it answers each Welcome with a mark, and the link drops
-everything before that.
+ends an executor that has not answered for long (`--patience-s`, or ten times the longest step that
+it has told of, up to ten minutes). What the executor produced before it saw the new stream's
+Welcome is stale: it answers each Welcome with a mark, and the link drops everything before that.
 
 The ranks of a replica agree on what their executors see (`worker.lockstep`), over sockets that the
 executors have joined before. They end as one: a link that loses a sibling gives its executor a
@@ -48,7 +48,18 @@ from protos.outage import Outage, plainly
 from protos.trust import Trust
 from worker import logs
 from worker.lockstep import Follower, Leader, Lockstep, Message
-from worker.pipe import END, HELLO, LOST, MARK, REFUSED, STUCK, AsyncPipe, PipeClosedError
+from worker.pipe import (
+    END,
+    HELLO,
+    LOST,
+    MARK,
+    PACE,
+    REFUSED,
+    STUCK,
+    AsyncPipe,
+    PipeClosedError,
+    said_pace,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +73,10 @@ _MAX_BACKOFF_S = 5.0
 _FAREWELL_S = 1.0
 _LAST_WORDS_S = 2.0
 """What an executor gets to go by itself when a sibling is lost."""
+_STEPS_WAITED = 10
+"""Of the longest that there was, for one that does not end."""
+_MAX_PATIENCE_S = 600.0
+"""Which such steps do not stretch further: one of them may have been stopped half-way."""
 _MAX_MESSAGE_BYTES = 64 << 20
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -90,6 +105,10 @@ class LostSiblingError(Exception):
 class StuckExecutorError(Exception):
     """The executor does not answer: it waits for a step that does not end."""
 
+    def __init__(self, waited_s: float) -> None:
+        super().__init__(waited_s)
+        self.waited_s = waited_s
+
 
 class Link:
     """Moves frames between the executor and whichever stream is open.
@@ -100,7 +119,8 @@ class Link:
         siblings: to the links of the ranks that this one agrees with.
         leads: this is rank 0's.
         trust: what the scheduler knows this worker by.
-        patience_s: in which the executor answers that it has seen the end of a stream.
+        patience_s: in which the executor answers that it has seen the end of a stream, if its steps
+            are short.
     """
 
     def __init__(
@@ -166,6 +186,9 @@ class Link:
                 self._lockstep.ask_end()
             elif frame.startswith(HELLO):
                 self._hello = frame[len(HELLO) :]
+            elif frame.startswith(PACE):
+                stretched_s = min(_STEPS_WAITED * said_pace(frame), _MAX_PATIENCE_S)
+                self._patience_s = max(self._patience_s, stretched_s)
             elif self._stream is not None and self._marked.is_set():
                 await _write(self._stream, frame)
 
@@ -211,7 +234,7 @@ class Link:
             async with asyncio.timeout(self._patience_s):
                 await self._marked.wait()
         except TimeoutError:
-            raise StuckExecutorError from None
+            raise StuckExecutorError(self._patience_s) from None
 
     async def _attach(self) -> tuple[bool, str]:
         """One stream from hello to its end; returns whether it was welcome, and why it ended."""
@@ -299,10 +322,10 @@ async def _serve(
     except LostSiblingError:
         await _end_executor(pipe, executor)
         return LOST
-    except StuckExecutorError:
+    except StuckExecutorError as error:
         log.error(
             "the executor has not come out of a step %g s after its stream ended; ending it",
-            patience_s,
+            error.waited_s,
         )
         _kill(executor)
         return STUCK
@@ -335,7 +358,7 @@ def main() -> int:
         "--patience-s",
         type=float,
         default=60.0,
-        help="in which the executor answers that it has seen the end of a stream",
+        help="in which the executor answers that it has seen the end of a stream, at the least",
     )
     parser.add_argument("--role", default="worker", help="stands in each line of the log")
     role = parser.add_mutually_exclusive_group()

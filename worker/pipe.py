@@ -7,7 +7,8 @@ A frame is a 4-byte little-endian length and that many bytes. Two frames are not
 `END`   from the executor: "I want to leave". From the transport: "now; you have all that goes
         before".
 
-And one from the executor begins with `HELLO`: what follows opens streams from now on.
+And from the executor, one begins with `HELLO`: what follows opens streams from now on; and one with
+`PACE`: what follows is how long its longest step took.
 
 Neither side may import torch or grpc from here: both processes use this module.
 """
@@ -27,6 +28,9 @@ _READ_BYTES = 1 << 18
 MARK = b""
 END = b"\0"  # no message begins with this byte
 HELLO = b"\1"  # nor with this one
+PACE = b"\2"  # nor with this one
+
+_SECONDS = struct.Struct("<d")
 
 REFUSED = 2
 """Exit code of a transport child whose hello the scheduler refused: dialling again cannot help."""
@@ -37,6 +41,17 @@ LOST = 3
 
 STUCK = 4
 """Exit code of a transport child that has ended an executor which did not answer."""
+
+
+def pace_frame(longest_s: float) -> bytes:
+    """What an executor says of its longest step."""
+    return PACE + _SECONDS.pack(longest_s)
+
+
+def said_pace(frame: bytes) -> float:
+    """The seconds in a `pace_frame`."""
+    longest_s: float = _SECONDS.unpack(frame[len(PACE) :])[0]
+    return longest_s
 
 
 class PipeClosedError(Exception):

@@ -180,6 +180,7 @@ AllowCredentials = Annotated[
     ),
 ]
 DrainTimeout = Annotated[float, flags.DRAIN_TIMEOUT.typer()]
+HangTimeout = Annotated[float, flags.HANG_TIMEOUT.typer()]
 
 ClusterTokenFile = Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()]
 TlsCert = Annotated[str | None, flags.TLS_CERT.typer()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from protos.flags import DRAIN_TIMEOUT, HOST, STACK_GRPC_PORT, STACK_PORT
+from protos.flags import DRAIN_TIMEOUT, HANG_TIMEOUT, HOST, STACK_GRPC_PORT, STACK_PORT
 from quire.commands import flags
 from quire.supervisor import first_of
 
@@ -70,6 +70,7 @@ def serve(
     max_crashes: flags.MaxCrashes = None,
     metrics_port: flags.MetricsPort = None,
     drain_timeout: flags.DrainTimeout = DRAIN_TIMEOUT.default,
+    hang_timeout: flags.HangTimeout = HANG_TIMEOUT.default,
 ) -> None:
     """Serve a model: start scheduler, workers and router, and keep them running.
 

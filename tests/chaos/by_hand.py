@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from quire.hangs import Patience
 from quire.process import ChildSpec, quire_command
 from quire.registry import ProcessRecord
 from quire.supervisor import Supervisor
@@ -80,6 +81,7 @@ async def laid_out(
     scheduler_flags: Sequence[str] = (),
     worker_flags: Sequence[str] = (),
     num_workers: int = 2,
+    patience: Patience | None = None,
 ) -> AsyncIterator[ByHand]:
     """A scheduler, which also hears who comes to `listen`, workers and a router, when all of them
     serve.
@@ -87,7 +89,7 @@ async def laid_out(
     `ways` names those that go by a way of their own: "worker-0", "router".
     """
     log: list[str] = []
-    supervisor = Supervisor(log=lambda name, line: log.append(f"{name}: {line}"))
+    supervisor = Supervisor(log=lambda name, line: log.append(f"{name}: {line}"), patience=patience)
     number, door = scheduler_port or free_port(), free_port()
     scheduler = f"127.0.0.1:{number}"
     model = ("--model", str(model_dir), "--served-model-name", MODEL)

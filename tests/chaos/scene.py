@@ -63,7 +63,8 @@ class Scene:
 def set_up(scale: Scale, runtime_dir: Path, figures: Figures) -> Iterator[Scene]:
     """A scene, for as long as it lasts."""
     flags = ("--replicas", "2", "--router-processes", "2", "--step-timeout", str(STEP_TIMEOUT_S))
-    with running("smollm2", runtime_dir, *flags) as stack:
+    stays = ("--hang-timeout", "0")  # what tests stop they let go on
+    with running("smollm2", runtime_dir, *flags, *stays) as stack:
         reference, seconds = asyncio.run(_in_peace(stack, scale))
         num_tokens = sum(history.num_tokens for history in reference)
         peace = pauses(reference, 0) | {"tokens": num_tokens, "seconds": seconds}

@@ -40,7 +40,10 @@ def stack(how: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served
     budget = {"one step": 8192, "steps of 64": 64}[how]
     runtime_dir: Path = tmp_path_factory.mktemp("run")
     flags = ("--max-model-len", "4608", "--max-num-batched-tokens", str(budget))
-    with serve("smollm2", runtime_dir, *flags, "--step-timeout", str(STEP_TIMEOUT_S)) as server:
+    stays = ("--hang-timeout", "0")  # what is stopped shall go on
+    with serve(
+        "smollm2", runtime_dir, *flags, *stays, "--step-timeout", str(STEP_TIMEOUT_S)
+    ) as server:
         stack = Served(server, runtime_dir)
         yield stack
         stack.signal("worker-0", signal.SIGCONT)

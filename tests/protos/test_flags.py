@@ -135,7 +135,7 @@ def test_what_serve_takes_is_what_its_processes_take() -> None:
     """Each flag that is handed on exists there: nobody would know it otherwise."""
     processes = [command for name, command in commands().items() if " " not in name]
     known = {flag for command in processes for flag in options(command)}
-    of_the_stack = {"--replicas", "--router-processes", "--help", "-h"}
+    of_the_stack = {"--replicas", "--router-processes", "--hang-timeout", "--help", "-h"}
     assert set(options(commands()["quire serve"])) - known - of_the_stack == set()
 
 

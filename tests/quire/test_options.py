@@ -39,6 +39,7 @@ def test_prefix_caching_is_turned_off_at_the_scheduler() -> None:
     )
 
 
+_OF_THE_STACK = ("replicas", "router_processes", "metrics_port", "hang_timeout")
 _OTHERS: dict[str, Any] = {
     "limit": ["n=7"],
     "device": "cpu",
@@ -65,7 +66,7 @@ _WITH: dict[str, dict[str, Any]] = {
 def test_every_option_is_used_by_some_process() -> None:
     default = StackOptions()
     for field in dataclasses.fields(StackOptions):
-        if field.name in ("replicas", "router_processes", "metrics_port"):  # the stack's own
+        if field.name in _OF_THE_STACK:
             continue
         flipped = _OTHERS.get(field.name, False if getattr(default, field.name) is True else 7)
         given = _WITH.get(field.name, {})

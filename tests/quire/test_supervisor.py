@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from quire.hangs import Patience
 from quire.process import ChildSpec
 from quire.supervisor import Restarts, State, Supervisor
 
@@ -40,7 +41,7 @@ def child(program: str, *, name: str = "worker-0", role: str = "worker") -> Chil
 class Watched:
     """A supervisor, and what was seen of it."""
 
-    def __init__(self, restarts: Restarts = QUICK) -> None:
+    def __init__(self, restarts: Restarts = QUICK, patience: Patience | None = None) -> None:
         self.lines: list[str] = []
         self.states: list[tuple[str, State]] = []
         self.changed = asyncio.Event()
@@ -49,6 +50,7 @@ class Watched:
             log=lambda name, line: self.lines.append(f"{name}: {line}"),
             on_change=self._on_change,
             restarts=restarts,
+            patience=patience,
         )
 
     def _on_change(self) -> None:

@@ -60,7 +60,7 @@ def main() -> None:
     for module, name, part in (
         (runners, "select_step", lambda *_: DEVICE_STEP_REFERENCE),
         (runners, "make_lane", lambda _: StuckLane()),
-        (process, "_PATIENCE_S", {"cpu": PATIENCE_S}),
+        (process, "_PATIENCE_S", PATIENCE_S),
         (process, "_start_link", serve),
     ):
         setattr(module, name, part)

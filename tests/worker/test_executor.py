@@ -1,6 +1,7 @@
 """The loop over a socketpair and a small real model: epochs, order, ends, and the same tokens."""
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -14,8 +15,8 @@ from worker.executor import Executor, Runner
 from worker.lane import Array, Fetched, HostLane
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
-from worker.pipe import END, HELLO, MARK, Pipe, PipeClosedError
-from worker.plans import BatchPlan, Hello, PlanError
+from worker.pipe import END, HELLO, MARK, PACE, Pipe, PipeClosedError, said_pace
+from worker.plans import BatchPlan, Hello, PlanError, StepResult
 
 HELLO_OF_TINY = Hello(
     worker_id="w",
@@ -45,6 +46,8 @@ class Script:
         ours, self._theirs = socket.socketpair()
         self.welcomes = 0
         self.totals = StepTotals()
+        self.paces: list[float] = []
+        """Of what it said how long its longest step took; read with the answers."""
         self._pipe = Pipe(ours)
         self.executor = Executor(runner, self._pipe, self.totals, self._on_welcome, hello=hello)
 
@@ -59,7 +62,8 @@ class Script:
         self._theirs.sendall(len(frame).to_bytes(4, "little") + frame)
 
     def answers(self) -> list[worker_pb2.AttachRequest | None]:
-        """What the executor has sent, its wish to leave left out; None stands for a mark."""
+        """What the executor has sent, its wish to leave and paces left out; None stands for a
+        mark."""
         self._pipe.close()
         other = Pipe(self._theirs)
         frames: list[worker_pb2.AttachRequest | None] = []
@@ -68,7 +72,9 @@ class Script:
                 frame = other.receive(0.0)
             except PipeClosedError:
                 return frames
-            if frame != END:
+            if frame is not None and frame.startswith(PACE):
+                self.paces.append(said_pace(frame))
+            elif frame != END:
                 frame = frame.removeprefix(HELLO) if frame else frame
                 frames.append(worker_pb2.AttachRequest.FromString(frame) if frame else None)
 
@@ -175,6 +181,28 @@ def test_a_stream_that_ends_is_answered_with_a_hello_that_says_what_the_blocks_h
     assert hello.hello.named_block == column([2]).tobytes()
     assert hello.hello.worker_id == "w"
     script.close()
+
+
+def test_the_transport_is_told_of_steps_that_are_longer_than_those_before(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_host_runner(tiny_model)
+    seconds, step = iter([0.01, 0.2, 0.01, 0.01]), runner.step
+
+    def slow(plan: BatchPlan, wait_us: int = 0) -> StepResult:
+        time.sleep(next(seconds))
+        return step(plan, wait_us)
+
+    monkeypatch.setattr(runner, "step", slow)
+    monkeypatch.setattr(executor_module, "_TOLD_FROM_S", 0.2)
+    script = Script(runner)
+    script.send(welcome(6), first_plan(6), on_wire(plan(2, epoch=6, decode=[0])))
+    script.send(on_wire(plan(3, epoch=6)), on_wire(plan(4, epoch=6)), drain())
+    script.executor.run(never)
+    assert len(script.answers()) == 1 + 4
+    assert script.paces
+    assert script.paces[0] >= 0.2
+    assert script.paces == sorted(script.paces)
 
 
 def test_a_gap_in_the_steps_is_an_error(script: Script) -> None:

@@ -14,7 +14,7 @@ import pytest
 from protos.quire.v1 import worker_pb2
 from tests.worker.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
 from worker import pipe, wire
-from worker.pipe import END, LOST, MARK, AsyncPipe, PipeClosedError
+from worker.pipe import END, LOST, MARK, AsyncPipe, PipeClosedError, pace_frame
 from worker.plans import Welcome
 
 HELLO = worker_pb2.AttachRequest(hello=worker_pb2.Hello(worker_id="w", pid=7))
@@ -176,6 +176,23 @@ async def test_an_executor_that_never_comes_out_of_a_step_is_ended(
         assert executor.process.stderr is not None
         said = (await executor.process.stderr.read()).decode()
         assert "has not come out of a step 0.5 s after its stream ended; ending it" in said
+
+
+async def test_an_executor_of_long_steps_gets_longer(scheduler: FakeScheduler) -> None:
+    async with running_link(scheduler.address, patience_s=0.1) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.welcomed()
+        await executor.pipe.send(pace_frame(0.15))
+        await executor.pipe.send(pace_frame(0.05))  # the longest counts
+        await executor.pipe.send(result_frame(1, 1))
+        assert (await stream.result()).step_id == 1, "the scheduler is not told of paces"
+        stream.closed.set()
+        assert await executor.receive() == MARK
+        assert await executor.exit_code() == -signal.SIGKILL
+        assert executor.process.stderr is not None
+        said = (await executor.process.stderr.read()).decode()
+        assert "has not come out of a step 1.5 s after its stream ended; ending it" in said
 
 
 async def test_an_executor_without_a_scheduler_is_left_alone(free_port: int) -> None:

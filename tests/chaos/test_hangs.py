@@ -1,0 +1,83 @@
+"""A process hangs and goes on hanging: the supervisor puts another in its place, streams go on."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from quire.hangs import ASK_EVERY_S, Patience
+from tests.chaos.by_hand import MODEL, laid_out
+from tests.chaos.checker import check_ended, check_nothing_left
+from tests.chaos.small import small_model
+from tests.chaos.streams import Load, told
+from tests.chaos.traffic import Asked
+
+pytestmark = pytest.mark.chaos
+
+
+def streams(salt: str) -> list[Asked]:
+    """Long enough to be there when it happens."""
+    body = {
+        "model": MODEL,
+        "max_tokens": 800,
+        "temperature": 0.8,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        "cache_salt": salt,
+    }
+    return [
+        Asked("stream", "/v1/completions", body | {"prompt": [5, 6, 7 + number], "seed": number})
+        for number in range(8)
+    ]
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param((("scheduler", False), ("worker-0", False)), id="scheduler, then worker"),
+        pytest.param((("worker-0", True),), id="transport", marks=pytest.mark.slow),
+    ],
+)
+async def test_what_is_stopped_is_replaced(
+    tmp_path: Path, victims: tuple[tuple[str, bool], ...]
+) -> None:
+    """The scheduler, the only worker, or that one's transport; each in the middle of streams."""
+    async with laid_out(small_model(tmp_path / "small"), {}, num_workers=1) as stack:
+        reference = await told(stack.url, streams("peace"))
+        for history in reference:
+            check_ended(history)
+        for name, its_transport in victims:
+            load = Load(stack.url, streams(f"{name}-{its_transport}"))
+            await load.begun()
+            pid = stack.pid(name)
+            stopped = stack.transport_of(name) if its_transport else pid
+            os.kill(stopped, signal.SIGSTOP)
+            assert any(history.ended_at is None for history in load.histories), "it came too late"
+            for history, expected in zip(await load.ended(), reference, strict=True):
+                check_ended(history)
+                assert history.choices[0].tokens == expected.choices[0].tokens
+            await stack.until_replaced(name, pid)
+            why = f"warning process {stopped} has been stopped for 4 s: killed"
+            assert [line for line in stack.log if line.startswith(f"{name}: ") and why in line]
+            await stack.until_whole(1)
+        await check_nothing_left(stack)
+
+
+async def test_a_router_that_falls_silent_is_replaced(tmp_path: Path) -> None:
+    """It is stopped, and nobody looks for that here."""
+    patience = Patience(stopped_s=0, silent_s=3)
+    small = small_model(tmp_path / "small")
+    async with laid_out(small, {}, num_workers=1, patience=patience) as stack:
+        await asyncio.sleep(2 * ASK_EVERY_S)  # it is asked, and answers
+        pid = stack.signal("router", signal.SIGSTOP)
+        await stack.until_replaced("router", pid)
+        why = "router warning it has not answered its health check for 3 s: killed"
+        assert [line for line in stack.log if why in line]
+        await stack.until_whole(1)
+        [history] = await told(stack.url, streams("after")[:1])
+        check_ended(history)
+        await check_nothing_left(stack)
