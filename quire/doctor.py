@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from quire.errors import ConfigurationError
-from quire.models import ALIASES
+from quire.models import ALIASES, made
 from quire.paths import cache_dir, runtime_dir
 
 _PACKAGES = {
@@ -173,13 +173,10 @@ def _runtime() -> Finding:
 
 
 def _default_model(alias: str) -> Finding:
-    package = ALIASES[alias]
-    converted = sorted((cache_dir() / "models").glob(f"{package.name}*/config.json"))
-    if converted:
-        return Finding(f"model {alias}", Verdict.GOOD, f"ready at {converted[-1].parent}")
-    return Finding(
-        f"model {alias}", Verdict.NOTE, f"made on first use from the package {package.requirement}"
-    )
+    """What is made on first use is well, too."""
+    there = made(alias)
+    later = f"made on first use, from the package {ALIASES[alias].requirement}"
+    return Finding(f"model {alias}", Verdict.GOOD, f"ready at {there}" if there else later)
 
 
 def _gib(size_bytes: int) -> str:

@@ -116,15 +116,30 @@ def _checked_directory(path: Path, weights: bool = True) -> Path:
     return path.resolve()
 
 
-def _from_package(package: PackagedModel, say: Say) -> Path:
-    """The Hugging Face directory, converted where the package has another layout."""
+def made(alias: str) -> Path | None:
+    """The directory that an alias stands for, if it need not be fetched or converted first."""
+    package = ALIASES[alias]
+    found = _on_disk(package)
+    if found is None or package.directory is not None:
+        return found
+    destination = _destination(found)
+    return destination if destination.is_dir() else None
+
+
+def _on_disk(package: PackagedModel) -> Path | None:
+    """What the package has, where it is installed or was downloaded before."""
     spec = importlib.util.find_spec(package.module)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if found := _find(package, Path(folder)):
-            return _converted(found, say) if package.directory is None else found
-    home = cache_dir() / "downloads" / package.module
-    found = _find(package, home)  # no lock: the cache may be mounted read-only
+            return found
+    return _find(package, cache_dir() / "downloads" / package.module)
+
+
+def _from_package(package: PackagedModel, say: Say) -> Path:
+    """The Hugging Face directory, converted where the package has another layout."""
+    found = _on_disk(package)  # no lock: the cache may be mounted read-only
     if found is None:
+        home = cache_dir() / "downloads" / package.module
         with _lock(home):
             found = _find(package, home)
             if found is None:
@@ -188,8 +203,7 @@ def _unpack(
 
 def _converted(source: Path, say: Say) -> Path:
     """The Hugging Face directory made from a GGUF file, now or before."""
-    name = f"{source.stem}-{_identity(source)}-v{CONVERSION_VERSION}"
-    destination = cache_dir() / "models" / name
+    destination = _destination(source)
     if destination.is_dir():
         return destination
     with _lock(destination):
@@ -197,6 +211,11 @@ def _converted(source: Path, say: Say) -> Path:
             say(f"converting {source.name} once, into {destination}")
             _convert(source, destination)
     return destination
+
+
+def _destination(source: Path) -> Path:
+    """Of what a GGUF file is converted to."""
+    return cache_dir() / "models" / f"{source.stem}-{_identity(source)}-v{CONVERSION_VERSION}"
 
 
 def _convert(source: Path, destination: Path) -> None:

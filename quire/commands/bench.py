@@ -114,11 +114,14 @@ def _bench(context: typer.Context, *, latencies: bool) -> None:
     from quire.bench.report import Report, as_json
     from quire.commands.server import server
     from quire.options import StackOptions
+    from quire.progress import announce
 
     given = context.params
     options = StackOptions.among(given)
     ca_certs = given["ssl_ca_certs"]
     with server(given["model"], given["url"], given["api_key"], options, ca_certs) as target:
+        if not given["model"]:
+            announce(f"measuring {target.model} at {target.endpoint.url}")
         run = _run(target, _load(given, target.model))
     report = Report.of(run)
     _print_report(run, report, latencies=latencies)

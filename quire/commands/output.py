@@ -31,6 +31,11 @@ class LogPrinter:
         self._console.print(f"[dim]{clock}[/] {who} {what}")
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things as people say it: "1 router", "2 routers"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def age(seconds: float) -> str:
     """A duration as people say it: "42 s", "7 min", "3.5 h", "2.1 d"."""
     if seconds < 120:

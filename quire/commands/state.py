@@ -57,25 +57,24 @@ def _only_scheduler() -> str:
 def _print_state(totals: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from quire.commands.output import age
+    from quire.commands.output import age, counted
 
     console = Console(highlight=False)
     name = totals["model"] or "no model yet"
     console.print(f"[bold]{name}[/] (up {age(totals['uptime_s'])})")
     console.print(
         f"  {totals['running']} running, {totals['waiting']} waiting, "
-        f"{totals['routers']} routers, {totals['preemptions']} preemptions, "
-        f"{totals['replays']} replays"
+        f"{counted(totals['routers'], 'router')}, "
+        f"{counted(totals['preemptions'], 'preemption')}, {counted(totals['replays'], 'replay')}"
     )
     blocks = totals["blocks"]
     console.print(
-        f"  {blocks['total']} blocks: {blocks['used']} used, {blocks['cached']} cached, "
+        f"  {counted(blocks['total'], 'block')}: {blocks['used']} used, {blocks['cached']} cached, "
         f"{blocks['free']} free"
     )
-    looked_up, hit = totals["prefix_query_tokens"], totals["prefix_hit_tokens"]
-    share = f"{hit / looked_up:.0%}" if looked_up else "-"
     console.print(
-        f"  {totals['generated_tokens']} tokens generated, {totals['overrun_tokens']} over-run"
+        f"  {counted(totals['generated_tokens'], 'token')} generated, "
+        f"{totals['overrun_tokens']} over-run"
     )
     looked_up, hit = totals["prefix_query_tokens"], totals["prefix_hit_tokens"]
     share = f"{hit / looked_up:.0%}" if looked_up else "-"

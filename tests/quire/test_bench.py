@@ -1,6 +1,8 @@
 """`quire bench`: what is sent, what is counted, what is saved."""
 
 import json
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from quire import registry
 from quire.bench.load import Load, Run, Trace, run_load
 from quire.bench.report import Report
-from quire.cli import app
+from quire.cli import app, main
 from quire.http import Endpoint
 from tests.quire.conftest import Answer, Json, Server
 
@@ -135,6 +138,39 @@ def test_the_command_prints_and_saves(completions: Server, tmp_path: Path) -> No
     assert written["load"]["seed"] == 7
     assert written["results"]["completed"] == 4
     assert set(written) >= {"command", "machine", "taken_at", "quire", "target"}
+
+
+def test_the_server_is_named_before_it_is_loaded(
+    completions: Server, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Above all where the command chose it: a benchmark is no small thing to happen upon."""
+    told: list[str] = []
+
+    def asked(answer: Answer, payload: Json) -> None:
+        told.append(capfd.readouterr().err)
+        two_tokens(answer, payload)
+
+    completions.answers["/v1/completions"] = asked
+    registry.publish(
+        registry.StackRecord(
+            pid=os.getpid(),
+            start_ticks=registry.start_ticks(os.getpid()),
+            model="tiny",
+            url=completions.url,
+            grpc="",
+            scheduler="",
+            admin="",
+            run_dir=str(tmp_path),
+            started_at=1.0,
+            processes=(),
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["quire", "bench", "serve", "--num-prompts", "1"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    assert told[0] == f"measuring tiny at {completions.url}\n"
 
 
 def test_throughput_prints_no_latencies(completions: Server) -> None:

