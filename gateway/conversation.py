@@ -12,13 +12,24 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import Any
 
-from gateway.errors import invalid, quote
+from gateway.errors import invalid, one_of, quote, wrong
 from gateway.limits import RequestLimits
 
 MAX_DEPTH = 64
 """Of the parameters' JSON, objects and arrays within one another."""
 MAX_ARGUMENTS_BYTES = 65_536
 """Of what a client tells the template."""
+
+ROLES: Mapping[str, str] = {
+    # what clients call who speaks: what templates call it
+    "developer": "system",  # OpenAI's newer word for it
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+MAX_CALLS = 128
+"""Of one turn."""
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -142,6 +153,20 @@ def checked_tools(
         raise invalid(
             "tool_choice", f"tool_choice names {quote(choice.name)}, which is not in {field}"
         )
+
+
+def checked_role(field: str, said: Any, roles: Mapping[str, str] = ROLES) -> str:
+    """Who speaks, in the templates' words. Raises RequestError."""
+    role = roles.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise wrong(field, said, one_of(roles))
+    return role
+
+
+def check_num_calls(field: str, num_calls: int) -> None:
+    """Raises RequestError for too many in one turn."""
+    if num_calls > MAX_CALLS:
+        raise invalid(field, f"{field} has {num_calls} entries; it must have at most {MAX_CALLS}")
 
 
 def check_results(messages: Iterable[ChatMessage]) -> None:

@@ -5,18 +5,21 @@ variable for is refused, unless it is what the model does anyway.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from gateway.errors import RequestError, invalid, quote
 from gateway.model import Model
+
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+"""How much, in the words of every dialect; "medium" is what a model does that is told nothing."""
 
 _EFFORT = "reasoning_effort"
 _SWITCHES = ("enable_thinking", "thinking")
 
 
 def effort_arguments(field: str, effort: str | None, model: Model) -> Mapping[str, Any]:
-    """The template's variables for this effort, which is one of OpenAI's or Anthropic's words:
-    "medium" is what a model does that is told nothing. Raises RequestError if it has none."""
+    """The template's variables for this effort: a word of `Effort`, or one that is OpenAI's alone.
+    Raises RequestError if it has none."""
     if effort is None:
         return {}
     if _EFFORT in _variables(model):

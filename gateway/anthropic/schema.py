@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gateway.body import Body, Part
+from gateway.thinking import Effort
 
 _FORMAT = {
     "type": "object",
@@ -93,7 +94,7 @@ class OutputConfigBody(Part):
 
     format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT)] = None
     """What a JSON schema describes."""
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     """How much the model thinks, if its chat template can say so; if it is not said, as it
     likes."""
 

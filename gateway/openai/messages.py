@@ -4,20 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.body import checked_text, refuse_extra, refuse_unknown
-from gateway.conversation import ChatMessage, ToolCall
-from gateway.errors import invalid, missing, one_of, quote, wrong
+from gateway.conversation import ChatMessage, ToolCall, check_num_calls, checked_role
+from gateway.errors import invalid, missing, quote, wrong
 from gateway.openai.schema import MessageBody
 
-_ROLES = {
-    # OpenAI's newer word for the same thing; templates know only the older
-    "developer": "system",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
-
-_MAX_CALLS = 128
 _UNSERVED: dict[str, tuple[Any, ...]] = {"function_call": (), "audio": ()}
 # What answers have, here or from other servers and through other libraries, and clients send back;
 # and hints about caching. It changes nothing.
@@ -33,11 +23,7 @@ _IN_PART = ("type", "text", "annotations", "cache_control", "prompt_cache_breakp
 def chat_message(index: int, body: MessageBody) -> ChatMessage:
     """One turn. Raises RequestError."""
     field = f"messages[{index}]"
-    role = _ROLES.get(body.role)
-    if role is None:
-        raise invalid(
-            f"{field}.role", f"{field}.role is {quote(body.role)}; it must be {one_of(_ROLES)}"
-        )
+    role = checked_role(f"{field}.role", body.role)
     refuse_extra(body, f"{field}.", _UNSERVED, _UNREAD)
     reasoning = body.reasoning_content if body.reasoning is None else body.reasoning
     _only(role, "assistant", f"{field}.tool_calls", body.tool_calls)
@@ -47,11 +33,7 @@ def chat_message(index: int, body: MessageBody) -> ChatMessage:
     if role == "tool" and body.tool_call_id is None:
         raise missing(f"{field}.tool_call_id")
     calls = body.tool_calls or []
-    if len(calls) > _MAX_CALLS:
-        raise invalid(
-            f"{field}.tool_calls",
-            f"{field}.tool_calls has {len(calls)} entries; it must have at most {_MAX_CALLS}",
-        )
+    check_num_calls(f"{field}.tool_calls", len(calls))
     return ChatMessage(
         role=role,
         content=_said(field, body, role),

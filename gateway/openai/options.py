@@ -46,7 +46,7 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
             )
 
 
-_WITH_BEAMS = frozenset(
+WITH_BEAMS = frozenset(
     (
         *("model", "prompt", "messages", "n", "best_of", "max_tokens", "max_completion_tokens"),
         *("seed", "logprobs", "top_logprobs", "stop_token_ids", "ignore_eos", "echo"),
@@ -59,6 +59,7 @@ _WITH_BEAMS = frozenset(
         *("use_beam_search", "length_penalty", "early_stopping"),
     )
 )
+"""Fields of chats and completions that a search keeps to; any other, a new one too, is refused."""
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     # what a search may be told although it does not draw
     "temperature": (0, 1),
@@ -81,7 +82,7 @@ def check_beams(body: GenerationBody) -> None:
                 )
         return
     known = type(body).model_fields
-    for name in sorted(known.keys() - _WITH_BEAMS):
+    for name in sorted(known.keys() - WITH_BEAMS):
         value = getattr(body, name)
         if value and value != known[name].default and value not in _WITHOUT_EFFECT.get(name, ()):
             raise invalid(

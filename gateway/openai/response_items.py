@@ -10,10 +10,12 @@ from typing import Any
 
 from gateway.blocks import Block, BlockKind
 from gateway.body import checked_text, refuse_unknown
-from gateway.conversation import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
-from gateway.errors import invalid, missing, one_of, quote, wrong
+from gateway.conversation import ROLES, ChatMessage, Tool, ToolCall, ToolChoice, checked_role
+from gateway.errors import invalid, missing, quote, wrong
+from gateway.openai.tools import read_tool_choice
 
-_ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
+_ROLES = {name: role for name, role in ROLES.items() if role != "tool"}
+"""Who speaks in a message; what a tool says is an item of its own."""
 _SERVED = "message, function_call, function_call_output, reasoning"
 _TEXTS = ("input_text", "output_text", "text")
 # What may be said: of an item of each type, a part of text, a tool. Some of it only comes back from
@@ -42,7 +44,6 @@ _UNSERVED: Mapping[str, Sequence[Any]] = {
     "namespace": ("",),
     "output_schema": (),
 }
-_MODES = {"none": ToolMode.NONE, "auto": ToolMode.AUTO, "required": ToolMode.REQUIRED}
 
 
 @dataclass(slots=True)
@@ -127,14 +128,12 @@ def response_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Tool]:
 
 def response_tool_choice(choice: Any) -> ToolChoice:
     """What the client wants of the tools. Raises RequestError."""
-    if choice is None:
-        return ToolChoice(ToolMode.AUTO)
-    if isinstance(choice, str) and choice in _MODES:
-        return ToolChoice(_MODES[choice])
-    if isinstance(choice, Mapping) and choice.get("type") == "function":
-        refuse_unknown(choice, ("type", "name"), "tool_choice.")
-        return ToolChoice(ToolMode.NAMED, _string("tool_choice", choice, "name"))
-    raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
+    return read_tool_choice(choice, _chosen_name)
+
+
+def _chosen_name(choice: Mapping[str, Any]) -> str:
+    refuse_unknown(choice, ("type", "name"), "tool_choice.")
+    return _string("tool_choice", choice, "name")
 
 
 def _listed(item: Mapping[str, Any], item_id: str) -> Mapping[str, Any]:
@@ -211,10 +210,8 @@ def _add(where: str, item: Mapping[str, Any], turn: _Turn) -> None:
 def _other_turn(where: str, item: Mapping[str, Any]) -> ChatMessage:
     match item.get("type", "message"):
         case "message":
-            role = item.get("role")
-            if not isinstance(role, str) or role not in _ROLES:
-                raise wrong(f"{where}.role", role, one_of(_ROLES))
-            return ChatMessage(_ROLES[role], _text(f"{where}.content", item.get("content")))
+            role = checked_role(f"{where}.role", item.get("role"), _ROLES)
+            return ChatMessage(role, _text(f"{where}.content", item.get("content")))
         case "function_call_output":
             return ChatMessage(
                 "tool",

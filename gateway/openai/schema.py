@@ -5,11 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
+from gateway import thinking
 from gateway.body import Body, Part
 from gateway.openai import shapes
 from gateway.openai.structure import GuidedBody, StructuredBody
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Effort = Literal["none", "minimal", thinking.Effort]
 
 UNSERVED: Mapping[str, Sequence[Any]] = {
     # vLLM's: the values that ask for nothing

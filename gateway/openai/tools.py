@@ -1,6 +1,6 @@
 """A chat body's tools, and the choice among them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.body import checked_text, refuse_unknown
@@ -19,20 +19,30 @@ def chat_tools(tools: Sequence[Any] | None) -> list[Tool]:
 
 def chat_tool_choice(choice: Any) -> ToolChoice:
     """What the client wants of the tools. Raises RequestError."""
+    return read_tool_choice(choice, _chosen_name)
+
+
+def read_tool_choice(choice: Any, name_of: Callable[[Mapping[str, Any]], str]) -> ToolChoice:
+    """A mode, or the object that names a function: chats and responses differ in where it has the
+    name. Raises RequestError."""
     if choice is None:
         return ToolChoice(ToolMode.AUTO)
     if isinstance(choice, str) and choice in _MODES:
         return ToolChoice(_MODES[choice])
     if isinstance(choice, Mapping) and choice.get("type") == "function":
-        refuse_unknown(choice, ("type", "function"), "tool_choice.")
-        function = choice.get("function")
-        if isinstance(function, Mapping):
-            refuse_unknown(function, ("name",), "tool_choice.function.")
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if not isinstance(name, str):
-            raise wrong("tool_choice.function.name", name, "a string")
-        return ToolChoice(ToolMode.NAMED, name)
+        return ToolChoice(ToolMode.NAMED, name_of(choice))
     raise wrong("tool_choice", choice, f'{one_of(_MODES)} or an object of type "function"')
+
+
+def _chosen_name(choice: Mapping[str, Any]) -> str:
+    refuse_unknown(choice, ("type", "function"), "tool_choice.")
+    function = choice.get("function")
+    if isinstance(function, Mapping):
+        refuse_unknown(function, ("name",), "tool_choice.function.")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        raise wrong("tool_choice.function.name", name, "a string")
+    return name
 
 
 def _tool(field: str, tool: Any) -> Tool:

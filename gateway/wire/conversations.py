@@ -12,21 +12,14 @@ from gateway.conversation import (
     ToolCall,
     ToolChoice,
     ToolMode,
+    check_num_calls,
     check_results,
     checked_json,
+    checked_role,
 )
 from gateway.errors import invalid, quote
 from gateway.ranges import check_range
 from protos.quire.v1 import inference_pb2
-
-_MAX_CALLS = 128
-_ROLES = {
-    "developer": "system",  # OpenAI's newer word for it; templates know only the older
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
 
 _MAX_THOUGHT_TOKENS = "chat.max_thought_tokens"
 _MODES: Mapping[int, ToolMode] = {
@@ -77,23 +70,13 @@ def _max_thought_tokens(chat: inference_pb2.ChatPrompt) -> int | None:
 
 def _message(index: int, message: inference_pb2.ChatMessage) -> ChatMessage:
     field = f"chat.messages[{index}]"
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise invalid(
-            f"{field}.role",
-            f"{field}.role is {quote(message.role)}; it must be one of {json.dumps(list(_ROLES))}",
-        )
+    role = checked_role(f"{field}.role", message.role)
     _only(role, "assistant", f"{field}.tool_calls", bool(message.tool_calls))
     _only(role, "assistant", f"{field}.reasoning", bool(message.reasoning))
     _only(role, "tool", f"{field}.tool_call_id", bool(message.tool_call_id))
     if role == "tool" and not message.tool_call_id:
         raise invalid(f"{field}.tool_call_id", f"{field}.tool_call_id is missing")
-    if len(message.tool_calls) > _MAX_CALLS:
-        raise invalid(
-            f"{field}.tool_calls",
-            f"{field}.tool_calls has {len(message.tool_calls)} entries; "
-            f"it must have at most {_MAX_CALLS}",
-        )
+    check_num_calls(f"{field}.tool_calls", len(message.tool_calls))
     return ChatMessage(
         role=role,
         content=message.content,

@@ -11,6 +11,8 @@ from gateway.model import Model
 from gateway.openai.chat import parse_chat
 from gateway.openai.completions import parse_completion
 from gateway.openai.errors import ERROR_KINDS, error_body
+from gateway.openai.options import WITH_BEAMS
+from gateway.openai.schema import ChatBody, CompletionBody
 from tests.gateway.tiny_model import MAX_MODEL_LEN
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -358,3 +360,9 @@ def test_a_number_beyond_floats_is_out_of_range(model: Model) -> None:
 def test_a_long_wrong_value_is_not_echoed(model: Model) -> None:
     _, message, _ = chat_refusal(model, temperature="x" * 10_000)
     assert len(message) < 100
+
+
+def test_a_search_is_told_only_of_fields_that_there_are() -> None:
+    fields = ChatBody.model_fields.keys() | CompletionBody.model_fields.keys()
+    assert fields >= WITH_BEAMS
+    assert {"temperature", "stop", "tools", "guided_regex", "stream"} <= fields - WITH_BEAMS
