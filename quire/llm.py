@@ -103,6 +103,10 @@ class LLM:
         batch = [read_raw_prompt(each, name) for name, each in _named(prompts)]
         return self._stack.run(self._embed_all(batch, dimensions))
 
+    def get_tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer, as the router has it."""
+        return Tokenizer(self._client, self._stack)
+
     def state(self) -> dict[str, Any]:
         """The scheduler's totals, as `quire state --json` prints them. Raises RequestFailed."""
         return self._stack.run(fetch_state(self._stack.stack.scheduler))
@@ -171,6 +175,24 @@ class LLM:
             output = await self._client.generate(prompt, params)
         advance(sum(len(sample.token_ids) for sample in output.outputs))
         return output
+
+
+class Tokenizer:
+    """Text to token ids and back, by the router's tokenizer: of what `transformers` has, these two
+    methods with their names and defaults."""
+
+    def __init__(self, client: AsyncClient, stack: BackgroundStack) -> None:
+        self._client = client
+        self._stack = stack
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids, with what the model puts around a prompt if that is wanted."""
+        asked = self._client.tokenize(text, add_special_tokens=add_special_tokens)
+        return self._stack.run(asked)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Their text, special tokens included."""
+        return self._stack.run(self._client.detokenize(token_ids))
 
 
 def _one_per_prompt(params: Params, count: int) -> list[SamplingParams]:

@@ -66,6 +66,18 @@ def test_a_prompt_may_be_a_dict(llm: LLM) -> None:
     assert np.array_equal(llm.embed(of_ids), llm.embed([{"prompt": text}]))
 
 
+def test_the_tokenizer_is_the_one_that_prompts_go_through(llm: LLM) -> None:
+    tokenizer = llm.get_tokenizer()
+    text = "The capital of France is"
+    [output] = llm.generate(text, GREEDY)
+    assert tokenizer.encode(text) == output.prompt_token_ids
+    sample = output.outputs[0]
+    assert tokenizer.decode(sample.token_ids) == sample.text
+    special = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    assert len(special) == 1
+    assert tokenizer.decode(special) == "<|im_end|>"
+
+
 def test_what_is_no_prompt_is_named(llm: LLM) -> None:
     nonsense: Any = 5
     with pytest.raises(ValueError, match="prompts is 5; it must be a prompt or a list of them"):
