@@ -145,11 +145,14 @@ class Planner:
 
     def _allowances(self, prefilling: list[Sequence]) -> dict[Account, int]:
         """Tokens of this step that each tenant may compute for sequences it has in the making: the
-        one served least comes first, and what may be admitted next counts for its tenant."""
-        queue, left = self._replica.queue, self._budget.tokens
+        one served least comes first, and what can be admitted next counts for its tenant (what
+        cannot would keep tokens from those whose end it waits for)."""
+        replica, left = self._replica, self._budget.tokens
         wanted: dict[Account, int] = {}
-        if len(queue) and self._replica.slots.num_free:
-            wanted[queue.first().account] = queue.first().num_queued_tokens
+        if len(replica.queue) and replica.slots.num_free:
+            first = replica.queue.first()
+            if self._blocks_to_admit(first) <= replica.pool.num_available:
+                wanted[first.account] = first.num_queued_tokens
         for sequence in prefilling:
             uncomputed = sequence.num_known_tokens - sequence.num_computed_tokens
             wanted[sequence.account] = wanted.get(sequence.account, 0) + uncomputed
@@ -176,20 +179,29 @@ class Planner:
         fits = True
         while fits and budget.tokens > 0 and len(replica.queue) > 0:
             sequence = replica.queue.first()
-            cached = replica.cached_blocks(sequence)
             least = replica.least_chunk(sequence.num_known_tokens)
-            total = replica.num_blocks_for(sequence.num_known_tokens)
-            needed = total - len(cached) + replica.pool.num_idle(cached)
-            # Alone on the replica it may have every block.
-            spared = replica.watermark_blocks if replica.slots.num_running else 0
-            fits = budget.fits(tokens=least, slots=1, blocks=needed + spared)
+            needed = self._blocks_to_admit(sequence)
+            fits = budget.fits(tokens=least, slots=1, blocks=needed)
             if fits:
-                budget.spend(slots=1, blocks=needed)
+                budget.spend(slots=1, blocks=needed - self._spared_blocks())
+                cached = replica.cached_blocks(sequence)
                 self._draft.admit.append(replica.admit(sequence, cached, self._now))
                 known = sequence.num_known_tokens - sequence.num_computed_tokens
                 self._compute(sequence, min(known, budget.tokens))
         another_step = replica.queue.num_tokens > replica.max_step_tokens
         replica.blocked = len(replica.queue) > 0 and (not fits or another_step)
+
+    def _blocks_to_admit(self, sequence: Sequence) -> int:
+        """Available blocks that there must be for the head of the queue to be admitted."""
+        replica = self._replica
+        cached = replica.cached_blocks(sequence)
+        total = replica.num_blocks_for(sequence.num_known_tokens)
+        return total - len(cached) + replica.pool.num_idle(cached) + self._spared_blocks()
+
+    def _spared_blocks(self) -> int:
+        """Alone on the replica a sequence may have every block."""
+        replica = self._replica
+        return replica.watermark_blocks if replica.slots.num_running else 0
 
     def _send(self, num_decodes: int) -> Plan:
         replica, draft = self._replica, self._draft

@@ -242,6 +242,16 @@ def test_a_long_prompt_leaves_room_in_each_step_for_a_tenant_served_less() -> No
     cell.assert_at_rest()
 
 
+def test_room_in_a_step_is_not_kept_for_who_has_no_blocks() -> None:
+    """Else the prompt that it waits for would never be computed to its end."""
+    cell = Cell(watermark=0.0, enable_prefix_caching=False)
+    cell.attach(num_blocks=24, block_size=1, max_num_batched_tokens=3)
+    keys = [cell.submit([7] * 13, 1, tenant="first"), cell.submit([8] * 14, 1, tenant="second")]
+    cell.run(depth=2)
+    assert all(cell.end(key).reason is FinishReason.LENGTH for key in keys)
+    cell.assert_at_rest()
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
