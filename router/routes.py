@@ -26,7 +26,7 @@ from gateway.anthropic import models as anthropic_models
 from gateway.anthropic.messages import MessagesAnswer, count_tokens, parse_messages
 from gateway.anthropic.schema import CountTokensBody, MessagesBody
 from gateway.errors import Fault, RequestError
-from gateway.openai import answers
+from gateway.openai import answers, response_shapes
 from gateway.openai.chat import ChatAnswer, parse_chat
 from gateway.openai.completions import CompletionAnswer, parse_completion
 from gateway.openai.embeddings import EmbeddingBody
@@ -40,7 +40,7 @@ from gateway.openai.tokens import (
     detokenize,
     tokenize,
 )
-from router import response_routes
+from router import response_routes, shapes
 from router.answers import GenerationResponse
 from router.backend import Backend
 from router.documents import Documents
@@ -210,8 +210,8 @@ ENDPOINTS = (
         summary="Answer a conversation, one turn at a time.",
         body=(ResponsesBody,),
         answer="A response, or typed events of it, as OpenAI has them.",
-        shape=answers.Response,
-        event=answers.ResponseEvent,
+        shape=response_shapes.Response,
+        event=response_shapes.ResponseEvent,
     ),
     Endpoint(
         method="GET",
@@ -228,8 +228,8 @@ ENDPOINTS = (
             Parameter("include_obfuscation", {"const": False}, "No event is obfuscated."),
         ),
         answer="The response, or typed events of it.",
-        shape=answers.Response,
-        event=answers.ResponseEvent,
+        shape=response_shapes.Response,
+        event=response_shapes.ResponseEvent,
     ),
     Endpoint(
         method="DELETE",
@@ -237,7 +237,7 @@ ENDPOINTS = (
         handler=response_routes.delete_response,
         summary="Forget a stored response.",
         answer="What is forgotten.",
-        shape=answers.DeletedResponse,
+        shape=response_shapes.DeletedResponse,
     ),
     Endpoint(
         method="GET",
@@ -261,7 +261,7 @@ ENDPOINTS = (
             ),
         ),
         answer="Some of its items.",
-        shape=answers.InputItems,
+        shape=response_shapes.InputItems,
     ),
     Endpoint(
         method="POST",
@@ -269,7 +269,7 @@ ENDPOINTS = (
         handler=response_routes.cancel_response,
         summary="End a response that is written in the background.",
         answer="The response, ended.",
-        shape=answers.Response,
+        shape=response_shapes.Response,
     ),
     Endpoint(
         method="POST",
@@ -332,7 +332,7 @@ ENDPOINTS = (
         handler=_health,
         summary="Say that this process is alive.",
         answer="It is alive.",
-        shape=answers.Alive,
+        shape=shapes.Alive,
     ),
     Endpoint(
         method="GET",
@@ -348,7 +348,7 @@ ENDPOINTS = (
             ),
         ),
         answer="It would.",
-        shape=answers.Ready,
+        shape=shapes.Ready,
     ),
     Endpoint(
         method="GET",
@@ -356,7 +356,7 @@ ENDPOINTS = (
         handler=_load,
         summary="Count the requests that this process is answering.",
         answer="The count.",
-        shape=answers.Load,
+        shape=shapes.Load,
     ),
     Endpoint(
         method="GET",
@@ -364,7 +364,7 @@ ENDPOINTS = (
         handler=_version,
         summary="Say this server's version.",
         answer="The version.",
-        shape=answers.Version,
+        shape=shapes.Version,
     ),
     Endpoint(
         method="GET",

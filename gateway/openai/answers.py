@@ -6,12 +6,12 @@ OpenAPI document, and a test holds what is answered against them.
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from gateway.body import Part
 
 
-def _absent() -> Any:
+def absent() -> Any:
     """The default of what is not always there."""
     return Field(None)
 
@@ -20,7 +20,8 @@ MAY_BE_NULL = "x-may-be-null"
 """Marks what is not always there and, if it is, may be null."""
 
 
-def _absent_or_null() -> Any:
+def absent_or_null() -> Any:
+    """The same, where it may also be there and null."""
     return Field(None, json_schema_extra={MAY_BE_NULL: True})
 
 
@@ -51,9 +52,9 @@ class Usage(Part):
     """Of all answers."""
     total_tokens: int
     """The sum."""
-    prompt_tokens_details: CachedTokens = _absent()
+    prompt_tokens_details: CachedTokens = absent()
     """At the end."""
-    completion_tokens_details: ThoughtTokens = _absent()
+    completion_tokens_details: ThoughtTokens = absent()
     """At the end, of chats."""
 
 
@@ -113,18 +114,18 @@ class AnswerMessage(Part):
     """Null where the model said something else instead."""
     refusal: None
     """There is none."""
-    reasoning: str = _absent()
+    reasoning: str = absent()
     """The model's thoughts, if it had any."""
-    reasoning_content: str = _absent()
+    reasoning_content: str = absent()
     """The same by another name."""
-    tool_calls: list[ToolCall] = _absent()
+    tool_calls: list[ToolCall] = absent()
     """If there are any."""
 
 
 class _Told(Part):
     """With `return_token_ids`."""
 
-    token_ids: list[int] = _absent()
+    token_ids: list[int] = absent()
     """With `return_token_ids`: those of the answer, or of the chunk."""
 
 
@@ -166,18 +167,18 @@ class ChatCompletion(_Answer):
     """As many as `n`."""
     usage: Usage
     """Of all."""
-    prompt_token_ids: list[int] = _absent()
+    prompt_token_ids: list[int] = absent()
     """With `return_token_ids`: those of the prompt."""
-    prompt_logprobs: PromptLogprobs = _absent()
+    prompt_logprobs: PromptLogprobs = absent()
     """With `prompt_logprobs`: for each token of the prompt but the first, logprobs by token id."""
 
 
 class FunctionDelta(Part):
     """More of a call."""
 
-    name: str = _absent()
+    name: str = absent()
     """Of the function, once."""
-    arguments: str = _absent()
+    arguments: str = absent()
     """More of its arguments."""
 
 
@@ -186,9 +187,9 @@ class ToolCallDelta(Part):
 
     index: int
     """Of the call."""
-    id: str = _absent()
+    id: str = absent()
     """When it begins."""
-    type: Literal["function"] = _absent()
+    type: Literal["function"] = absent()
     """When it begins."""
     function: FunctionDelta
     """More of it."""
@@ -197,15 +198,15 @@ class ToolCallDelta(Part):
 class MessageDelta(Part):
     """More of the assistant's turn."""
 
-    role: Literal["assistant"] = _absent()
+    role: Literal["assistant"] = absent()
     """In the first chunk."""
-    content: str | None = _absent_or_null()
+    content: str | None = absent_or_null()
     """More text; null where an answer that must be calls has none."""
-    reasoning: str = _absent()
+    reasoning: str = absent()
     """More thoughts."""
-    reasoning_content: str = _absent()
+    reasoning_content: str = absent()
     """The same by another name."""
-    tool_calls: list[ToolCallDelta] = _absent()
+    tool_calls: list[ToolCallDelta] = absent()
     """More of the calls."""
 
 
@@ -220,7 +221,7 @@ class ChatChunkChoice(_Told):
     """With `logprobs`: of the new tokens."""
     finish_reason: FinishReason | None
     """Why it ended, in its last chunk."""
-    stop_reason: StopReason = _absent_or_null()
+    stop_reason: StopReason = absent_or_null()
     """The stop string or stop token that ended it, if one did."""
 
 
@@ -231,10 +232,10 @@ class ChatCompletionChunk(_Answer):
     """Always."""
     choices: list[ChatChunkChoice]
     """One; none where usage is told."""
-    usage: Usage | None = _absent_or_null()
+    usage: Usage | None = absent_or_null()
     """With `stream_options.include_usage`, in the last chunk; with `continuous_usage_stats`, in
     all."""
-    prompt_token_ids: list[int] = _absent()
+    prompt_token_ids: list[int] = absent()
     """With `return_token_ids`: those of the prompt, in the first chunk of each answer."""
 
 
@@ -262,11 +263,11 @@ class CompletionChoice(_Told):
     """With `logprobs`."""
     finish_reason: Literal["stop", "length"] | None
     """Why it ended; null in a chunk before it does."""
-    stop_reason: StopReason = _absent_or_null()
+    stop_reason: StopReason = absent_or_null()
     """The stop string or stop token that ended it, if one did."""
-    prompt_token_ids: list[int] = _absent()
+    prompt_token_ids: list[int] = absent()
     """With `return_token_ids`: those of its prompt, in its first chunk."""
-    prompt_logprobs: PromptLogprobs = _absent()
+    prompt_logprobs: PromptLogprobs = absent()
     """With `prompt_logprobs`: for each token of the prompt but the first, logprobs by token id."""
 
 
@@ -277,7 +278,7 @@ class Completion(_Answer):
     """Always."""
     choices: list[CompletionChoice]
     """For each prompt as many as `n`."""
-    usage: Usage | None = _absent_or_null()
+    usage: Usage | None = absent_or_null()
     """Of all; of a stream as in chats."""
 
 
@@ -338,66 +339,6 @@ class ServedModels(Part):
     """It."""
 
 
-class Response(Part):
-    """The answer of a turn. It also repeats what was asked."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    """To ask for it again, or to go on from it."""
-    object: Literal["response"]
-    """Always."""
-    created_at: int
-    """When, in seconds since 1970."""
-    status: str
-    """completed; incomplete, where a limit has cut it; in_progress, in events."""
-    error: dict[str, Any] | None
-    """What went wrong, if something did."""
-    incomplete_details: dict[str, Any] | None
-    """Which limit has cut it."""
-    model: str
-    """The served model."""
-    output: list[dict[str, Any]]
-    """Items: thoughts, messages, calls."""
-
-
-class ResponseEvent(Part):
-    """An event of a response; the specification of OpenAI's Responses has the fields of each."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    """Such as response.output_text.delta."""
-    sequence_number: int = _absent()
-    """From 0."""
-
-
-class InputItems(Part):
-    """Items of a response's input."""
-
-    object: Literal["list"]
-    """Always."""
-    data: list[dict[str, Any]]
-    """The items."""
-    first_id: str
-    """Of the first item; empty if there is none."""
-    last_id: str
-    """Of the last item; empty if there is none."""
-    has_more: bool
-    """Whether there are items after it."""
-
-
-class DeletedResponse(Part):
-    """It is forgotten."""
-
-    id: str
-    """Of the response."""
-    object: Literal["response"]
-    """Always."""
-    deleted: Literal[True]
-    """Always."""
-
-
 class Tokens(Part):
     """A text as tokens."""
 
@@ -407,7 +348,7 @@ class Tokens(Part):
     """How many the model takes, with its answer."""
     tokens: list[int]
     """Their ids."""
-    token_strs: list[str] = _absent()
+    token_strs: list[str] = absent()
     """With `return_token_strs`: their texts."""
 
 
@@ -416,101 +357,3 @@ class Text(Part):
 
     prompt: str
     """The text."""
-
-
-class Alive(Part):
-    """This process is alive."""
-
-    status: Literal["alive"]
-    """Always."""
-
-
-class ReadyScheduler(Part):
-    """The scheduler, seen from this router."""
-
-    connected: bool
-    """Whether it is."""
-    incarnation: str | None
-    """Names its process; null while it is not connected."""
-    draining: bool
-    """Whether it accepts nothing new."""
-    status_age_s: float | None
-    """Seconds since it last said how the cell is; null if it has not."""
-
-
-class ReadyReplica(Part):
-    """An attached worker, or several that serve as one."""
-
-    replica_id: str
-    """Its name."""
-    epoch: str
-    """Of its attachment."""
-    alive: bool
-    """Whether its step is within its deadline or, without one, it was seen lately."""
-    last_seen_s: float
-    """Seconds since it last said anything."""
-    step_age_s: float | None
-    """Seconds that its step in flight has run; null if there is none."""
-    step_patience_s: float | None
-    """Seconds that it may run."""
-    num_steps: int
-    """Since it attached."""
-    num_generated_tokens: int
-    """Since it attached."""
-    num_vectors: int
-    """Since it attached."""
-
-
-class ReadyProbe(Part):
-    """The token that this router asks for when nothing else is computed."""
-
-    after_s: float
-    """Seconds without a step or a token after which it is."""
-    on_its_way_s: float | None
-    """Seconds since it was sent; null if none is on its way."""
-    last_answer_age_s: float | None
-    """Seconds since one was answered; null if none was."""
-    last_failure: str | None
-    """Why the last one was not; null if it was."""
-
-
-class ReadyDetails(Part):
-    """The numbers behind an answer of /ready."""
-
-    draining: bool
-    """Whether this router accepts nothing new."""
-    samples_in_flight: int
-    """Answers that are being generated for its clients."""
-    scheduler: ReadyScheduler
-    """Who says what is computed next."""
-    replicas: list[ReadyReplica]
-    """Who computes."""
-    last_step_age_s: float | None
-    """Seconds since a step or a token was last heard of; null if none was."""
-    last_token_age_s: float | None
-    """Seconds since a token, or a vector, was; null if none was."""
-    probe: ReadyProbe
-    """What is done when nothing else is."""
-
-
-class Ready(Part):
-    """A request would be answered."""
-
-    status: Literal["ready"]
-    """Always."""
-    details: ReadyDetails = _absent()
-    """With `verbose`."""
-
-
-class Load(Part):
-    """What this process is doing."""
-
-    server_load: int
-    """Requests that it is answering."""
-
-
-class Version(Part):
-    """What this server is."""
-
-    version: str
-    """Of Quire."""
