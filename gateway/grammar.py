@@ -20,6 +20,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from gateway.errors import invalid, quote
+from gateway.gbnf import lark_of
 from gateway.limits import DEFAULT_LIMITS, MAX_SCHEMA_DEPTH, RequestLimits
 from gateway.nesting import is_deeper
 from protos.grammar import GRAMMAR_LIMITS, MAX_GRAMMAR_BYTES
@@ -48,12 +49,15 @@ class GrammarKind(StrEnum):
     """The whole answer matches; Rust's syntax, without look-around and back-references."""
     LARK = "lark"
     """A context-free grammar in llguidance's Lark; its rule `start` is the whole answer."""
+    GBNF = "gbnf"
+    """The same in llama.cpp's words; its rule `root` is the whole answer."""
 
 
 _NAMES = {
     GrammarKind.JSON_SCHEMA: "JSON schema",
     GrammarKind.REGEX: "regular expression",
-    GrammarKind.LARK: "grammar",
+    GrammarKind.LARK: 'grammar in Lark (start: "a" | "b") or GBNF (root ::= "a" | "b")',
+    GrammarKind.GBNF: 'grammar in GBNF (root ::= "a" | "b")',
 }
 
 
@@ -110,7 +114,8 @@ def compiled(spec: GrammarSpec, limits: RequestLimits = DEFAULT_LIMITS) -> str:
     _check_size(spec, size, limits)
     source, reason = _compiled(spec.kind, spec.text, spec.has_tokens)
     if reason:
-        name = _NAMES[spec.kind]
+        is_ours = spec.kind is GrammarKind.LARK and (spec.has_tokens or spec.said is not None)
+        name = "grammar" if is_ours else _NAMES[spec.kind]
         raise invalid(spec.field, f"{spec.field} is not a {name} that can be enforced: {reason}")
     if len(source.encode()) > MAX_GRAMMAR_BYTES:
         raise invalid(
@@ -135,6 +140,8 @@ def as_rule(spec: GrammarSpec, limits: RequestLimits) -> str:
             return f"%lark {{\n{inner}\n}}"
         case GrammarKind.LARK:
             return f"%lark {{\n{spec.text}\n}}"
+        case GrammarKind.GBNF:
+            return f"%lark {{\n{lark_of(spec.text)}\n}}"
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -220,6 +227,8 @@ def _source(kind: GrammarKind, text: str) -> str:
             return LLMatcher.grammar_from_regex(text)
         case GrammarKind.LARK:
             return LLMatcher.grammar_from_lark(text)
+        case GrammarKind.GBNF:
+            return LLMatcher.grammar_from_lark(lark_of(text))
 
 
 def _reason(error: str) -> str:

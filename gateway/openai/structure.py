@@ -15,6 +15,7 @@ from pydantic import WithJsonSchema
 
 from gateway.body import Body, refuse_unknown
 from gateway.errors import invalid, not_supported, one_of, wrong
+from gateway.gbnf import is_gbnf
 from gateway.grammar import ANY_OBJECT, GrammarKind, GrammarSpec, checked_schema
 from gateway.openai import shapes
 
@@ -34,7 +35,7 @@ class GuidedBody(Body):
         dict[str, Any] | None, WithJsonSchema(shapes.STRUCTURED_OUTPUTS)
     ] = None
     """What the answer must be: one of a JSON schema, a JSON object, a regex, a choice of texts or
-    a Lark grammar."""
+    a grammar, in Lark (`start: "a" | "b"`) or in GBNF (`root ::= "a" | "b"`)."""
     guided_json: Annotated[Any, WithJsonSchema({"type": ["object", "boolean", "string"]})] = None
     """The older name of `structured_outputs.json`."""
     guided_regex: str | None = None
@@ -140,8 +141,9 @@ def _regex(field: str, value: object) -> GrammarSpec:
     return GrammarSpec(GrammarKind.REGEX, _string(field, value), field)
 
 
-def _lark(field: str, value: object) -> GrammarSpec:
-    return GrammarSpec(GrammarKind.LARK, _string(field, value), field)
+def _grammar(field: str, value: object) -> GrammarSpec:
+    text = _string(field, value)
+    return GrammarSpec(GrammarKind.GBNF if is_gbnf(text) else GrammarKind.LARK, text, field)
 
 
 def _choice(field: str, value: object) -> GrammarSpec:
@@ -170,5 +172,5 @@ _KINDS: Mapping[str, Callable[[str, object], GrammarSpec]] = {
     "json_object": _object,
     "regex": _regex,
     "choice": _choice,
-    "grammar": _lark,
+    "grammar": _grammar,
 }
