@@ -41,6 +41,8 @@ class TextOffsets:
         self._bytes_of = bytes_of
         self._utf8 = _Utf8Decoder("replace")
         self._next = start
+        self._is_whole = True
+        """No character is begun that a later token must complete."""
 
     @property
     def end(self) -> int:
@@ -50,7 +52,14 @@ class TextOffsets:
     def feed(self, token_ids: Iterable[int]) -> list[int]:
         """The offsets of these tokens."""
         offsets = []
+        at, bytes_of = self._next, self._bytes_of
         for token in token_ids:
-            offsets.append(self._next)
-            self._next += len(self._utf8.decode(self._bytes_of[token]))
+            offsets.append(at)
+            content = bytes_of[token]
+            if self._is_whole and content.isascii():  # nearly all, and decoding is what costs
+                at += len(content)
+            else:
+                at += len(self._utf8.decode(content))
+                self._is_whole = not self._utf8.getstate()[0]
+        self._next = at
         return offsets

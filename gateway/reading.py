@@ -4,7 +4,7 @@ A token is a thought if any of its text is told as one. Thoughts come first, so 
 else has been told, nothing is counted any more.
 """
 
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 from gateway.detokenizer import TextOffsets
@@ -48,22 +48,24 @@ class _ThoughtCount:
         """The answer has begun: there are no more thoughts."""
         self._bytes_of = bytes_of
         self._offsets = TextOffsets(bytes_of, 0)
-        self._untold: deque[tuple[int, int]] = deque()
-        """Where tokens begin and end in the text that nothing has been told of yet."""
+        # Where tokens begin and end in the text that nothing has been told of yet.
+        self._starts: list[int] = []
+        self._ends: list[int] = []
 
     def feed(self, token_ids: Iterable[int], deltas: Iterable[Delta]) -> None:
-        for token in token_ids:
-            if self._bytes_of[token]:
-                [start] = self._offsets.feed((token,))
-                self._untold.append((start, self._offsets.end))
+        starts = self._offsets.feed([token for token in token_ids if self._bytes_of[token]])
+        if starts:
+            self._starts += starts
+            self._ends += [*starts[1:], self._offsets.end]
         for delta in deltas:
             if not isinstance(delta, Reasoning):
                 self.is_over = True
-                self._untold.clear()
+                self._starts, self._ends = [], []
                 return
             self._count(delta.start, delta.start + len(delta.text))
 
     def _count(self, start: int, end: int) -> None:
-        while self._untold and self._untold[0][0] < end:
-            token_start, token_end = self._untold.popleft()
-            self.total += token_start >= start or token_end > start
+        num_told = bisect_left(self._starts, end)
+        num_before = min(bisect_left(self._starts, start), bisect_right(self._ends, start))
+        self.total += max(0, num_told - num_before)
+        del self._starts[:num_told], self._ends[:num_told]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gateway.detokenizer import Detokenizer
+from gateway.detokenizer import Detokenizer, TextOffsets
 from gateway.errors import ModelError
 from gateway.model import Model
 from gateway.vocabulary import token_bytes
@@ -35,6 +35,19 @@ def test_any_tokens_read_as_the_tokenizer_itself_reads_them(
     """Also those that are not UTF-8, of which models make some."""
     whole = model.tokenizer._tokenizer.decode(tokens, skip_special_tokens=False)
     assert "".join(in_chunks(model.tokenizer.bytes_of, tokens, cuts)) == whole
+
+
+@given(st.lists(st.integers(min_value=3, max_value=399)), st.integers(min_value=0, max_value=9))
+def test_a_token_begins_where_the_text_before_it_ends(
+    model: Model, tokens: list[int], start: int
+) -> None:
+    offsets = TextOffsets(model.tokenizer.bytes_of, start)
+    cut = len(tokens) // 2
+    told = [*offsets.feed(tokens[:cut]), *offsets.feed(tokens[cut:]), offsets.end]
+    before = [
+        Detokenizer(model.tokenizer.bytes_of).feed(tokens[:end]) for end in range(len(tokens) + 1)
+    ]
+    assert told == [start + len(text) for text in before]
 
 
 def test_an_emoji_is_shown_with_its_last_byte(model: Model) -> None:
