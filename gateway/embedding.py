@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from gateway.errors import Fault, RequestError, invalid, one_of, quote
 from gateway.model import Model
+from gateway.options import Options
 from gateway.ranges import check_range
-from gateway.request import GenerateRequest, Options, check_token_ids
+from gateway.request import GenerateRequest, check_token_ids
 
 Float32Column = npt.NDArray[np.float32]
 

@@ -20,6 +20,7 @@ from gateway.conversation import Conversation, Tool, ToolMode, checked_tools
 from gateway.errors import Fault, ModelError, RequestError, invalid, quote
 from gateway.grammar import GrammarSpec
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
+from gateway.options import Options, SamplingDefaults
 from gateway.parsing.deltas import Parsing
 from gateway.parsing.formats import (
     AUTO,
@@ -35,8 +36,6 @@ from gateway.ranges import check_known_range
 from gateway.request import (
     GenerateRequest,
     Limits,
-    Options,
-    SamplingDefaults,
     build_request,
     check_bad_words,
     check_token_ids,

@@ -20,7 +20,7 @@ from typing import Any
 
 from gateway.embedding import vector_request
 from gateway.errors import RequestError
-from gateway.request import Options
+from gateway.options import Options
 from router.engine import Engine
 from router.messages import ReplicaStatus
 

@@ -18,8 +18,8 @@ from gateway.errors import RequestError, invalid, quote, wrong
 from gateway.grammar import GrammarSpec, compiled
 from gateway.model import Model
 from gateway.openai.call import Call, compact
+from gateway.options import Options
 from gateway.output import Finish, FinishReason, Piece
-from gateway.request import Options
 from gateway.tokenizer import Tokenizer
 
 

@@ -8,8 +8,8 @@ from gateway.body import checked_text
 from gateway.errors import invalid, quote
 from gateway.openai.schema import GenerationBody, SamplingBody
 from gateway.openai.structure import requested_grammar
+from gateway.options import Options
 from gateway.ranges import number
-from gateway.request import Options
 
 MAX_METADATA = 16
 MAX_METADATA_KEY_CHARACTERS = 64

@@ -8,8 +8,9 @@ from gateway.errors import invalid
 from gateway.grammar import GrammarKind, GrammarSpec, checked_schema
 from gateway.model import ChatPrompt, Model
 from gateway.openai.logprobs import check_prompt_logprobs
+from gateway.options import Options
 from gateway.parsing.deltas import Parsing
-from gateway.request import GenerateRequest, Options
+from gateway.request import GenerateRequest
 from gateway.wire.conversations import conversation_of
 from protos.quire.v1 import inference_pb2
 
