@@ -319,6 +319,20 @@ def test_what_clients_send_back_is_taken(hermes: Model, name: str) -> None:
     assert read(hermes, *SENT_BACK[name]).requests
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(stream_options={"include_usage": True, "more": None}, **STREAM),
+        chat({**HELLO, "more": None}),
+        response(reasoning={"effort": None, "more": None}),
+        message({**HELLO, "more": None}, metadata={"more": None}),
+    ],
+    ids=str,
+)
+def test_null_is_a_field_that_is_not_there(hermes: Model, body: tuple[str, dict[str, Any]]) -> None:
+    assert read(hermes, *body).requests
+
+
 @pytest.mark.parametrize("name", ["chat", "response"])
 def test_a_tool_without_a_type_lacks_it(hermes: Model, name: str) -> None:
     _, said = SENT_BACK[name]
