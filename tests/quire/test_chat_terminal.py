@@ -61,6 +61,8 @@ class Terminal:
 @pytest.fixture
 def terminal(server: Server, tmp_path: Path) -> Iterator[Terminal]:
     server.answers["/v1/models"] = lambda answer, _: answer.json({"data": [{"id": "tiny"}]})
+    error = {"error": {"param": "messages", "message": "there are none"}}  # who converses says so
+    server.answers["/v1/chat/completions"] = lambda answer, _: answer.json(error, status=400)
     with contextlib.closing(Terminal(server.url, tmp_path)) as terminal:
         terminal.read_until("leaves.")
         terminal.read_until("›")
