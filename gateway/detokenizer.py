@@ -51,15 +51,19 @@ class TextOffsets:
 
     def feed(self, token_ids: Iterable[int]) -> list[int]:
         """The offsets of these tokens."""
-        offsets = []
+        return [start for start, _ in self.spans(token_ids)]
+
+    def spans(self, token_ids: Iterable[int]) -> list[tuple[int, int]]:
+        """Where these tokens begin and end; one that begins a character ends behind it."""
+        spans = []
         at, bytes_of = self._next, self._bytes_of
         for token in token_ids:
-            offsets.append(at)
-            content = bytes_of[token]
+            start, content = at, bytes_of[token]
             if self._is_whole and content.isascii():  # nearly all, and decoding is what costs
                 at += len(content)
             else:
                 at += len(self._utf8.decode(content))
                 self._is_whole = not self._utf8.getstate()[0]
+            spans.append((start, at if self._is_whole else at + 1))
         self._next = at
-        return offsets
+        return spans

@@ -53,10 +53,11 @@ class _ThoughtCount:
         self._ends: list[int] = []
 
     def feed(self, token_ids: Iterable[int], deltas: Iterable[Delta]) -> None:
-        starts = self._offsets.feed([token for token in token_ids if self._bytes_of[token]])
-        if starts:
-            self._starts += starts
-            self._ends += [*starts[1:], self._offsets.end]
+        for start, end in self._offsets.spans(
+            token for token in token_ids if self._bytes_of[token]
+        ):
+            self._starts.append(start)
+            self._ends.append(end)
         for delta in deltas:
             if not isinstance(delta, Reasoning):
                 self.is_over = True

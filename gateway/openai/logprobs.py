@@ -72,8 +72,8 @@ class LogprobsByText:
         for row in rows:
             if not self._bytes_of[row.token_id]:
                 continue  # it is no part of any text
-            [start] = self._offsets.feed((row.token_id,))
-            self._rows.append((start, self._offsets.end, row))
+            [(start, end)] = self._offsets.spans((row.token_id,))
+            self._rows.append((start, end, row))
 
     def take(self, spans: Iterable[tuple[int, int]]) -> list[TokenLogprob]:
         """Those of these pieces of the text, in order; a token that lies in two is the first's.

@@ -212,6 +212,7 @@ def with_logprobs(model: Model, text: str, cuts: Iterable[int], ending: Ending) 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, CUTS, FINISHES)
 @example(f"<think>\nhm 🙂</think>so 🙂 {CALL} and <tool_call> not {CALL}", [3, 40], FINISHED)
+@example(f"{CALL} 東京", [], FINISHED)  # one token is the space and part of what comes after it
 def test_the_logprobs_of_words_are_those_of_their_tokens(
     hermes: Model, text: str, cuts: list[int], ending: Ending
 ) -> None:

@@ -47,7 +47,7 @@ def counted(model: Model, tokens: list[int], cuts: list[int], reason: FinishReas
             finish = Finish(reason, None, 1, len(tokens), 0)
         deltas += reading.feed(Piece(0, text, tokens[start:end], None, finish))
     said = gathered(deltas)
-    assert said.reasoning in (THOUGHTS, "")
+    assert said.reasoning in (THOUGHTS, f"東京{THOUGHTS}", "")
     assert (reading.num_thought_tokens > 0) == bool(said.reasoning)
     return reading.num_thought_tokens
 
@@ -64,6 +64,14 @@ def test_only_what_is_told_as_thoughts_counts(thinker: Model, cuts: list[int]) -
     thoughts = spelled(thinker, THOUGHTS)
     space = spelled(thinker, "\n")
     answer = [BEGIN, *space, *thoughts, *space, END, *space, *spelled(thinker, WORDS), EOS]
+    assert counted(thinker, answer, cuts, FinishReason.STOP) == len(thoughts)
+
+
+@given(cuts=CUTS)
+def test_a_token_of_space_and_part_of_a_character_counts(thinker: Model, cuts: list[int]) -> None:
+    thoughts = spelled(thinker, f" 東京{THOUGHTS}")
+    assert thinker.tokenizer.bytes_of[thoughts[0]] == " 東".encode()[:-1]
+    answer = [BEGIN, *thoughts, END, *spelled(thinker, WORDS), EOS]
     assert counted(thinker, answer, cuts, FinishReason.STOP) == len(thoughts)
 
 
