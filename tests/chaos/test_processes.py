@@ -38,8 +38,10 @@ async def test_a_second_run_in_peace_is_the_same(scene: Scene, judge: Judge) -> 
 
 @pytest.mark.parametrize(
     ("name", "its_transport"),
-    [("worker-0", False), ("worker-1", True)],
-    ids=["worker", "transport"],
+    [
+        pytest.param("worker-0", False, id="worker"),
+        pytest.param("worker-1", True, id="transport", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_worker_is_killed(
     scene: Scene, judge: Judge, figures: Figures, name: str, its_transport: bool
@@ -72,6 +74,7 @@ async def test_a_worker_is_killed(
     figures.add(f"{who} killed, a spare replica", measured, target)
 
 
+@pytest.mark.slow
 async def test_one_worker_is_killed_and_then_the_other(
     scene: Scene, judge: Judge, figures: Figures
 ) -> None:
@@ -114,6 +117,7 @@ async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figu
     )
 
 
+@pytest.mark.slow
 async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures) -> None:
     stack = scene.stack
     await stack.until_whole()
@@ -170,6 +174,7 @@ async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:
     await check_nothing_left(stack)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 async def test_every_process_is_restarted_in_turn(
     scene: Scene, judge: Judge, figures: Figures
