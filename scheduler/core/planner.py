@@ -146,7 +146,8 @@ class Planner:
     def _allowances(self, prefilling: list[Sequence]) -> dict[Account, int]:
         """Tokens of this step that each tenant may compute for sequences it has in the making: the
         one served least comes first, and what can be admitted next counts for its tenant (what
-        cannot would keep tokens from those whose end it waits for)."""
+        cannot would keep tokens from those whose end it waits for). The first in standing gets one
+        whatever it was served: it alone can always take blocks, so something moves."""
         replica, left = self._replica, self._budget.tokens
         wanted: dict[Account, int] = {}
         if len(replica.queue) and replica.slots.num_free:
@@ -158,10 +159,14 @@ class Planner:
             wanted[sequence.account] = wanted.get(sequence.account, 0) + uncomputed
         if len(wanted) < 2:
             return dict.fromkeys(wanted, left)
-        allowed = {}
+        allowed = dict.fromkeys(wanted, 0)
+        if prefilling and left > 0:
+            allowed[prefilling[0].account] = 1
+            left -= 1
         for account in sorted(wanted, key=lambda account: account.served):
-            allowed[account] = min(wanted[account], left)
-            left -= allowed[account]
+            more = min(wanted[account] - allowed[account], left)
+            allowed[account] += more
+            left -= more
         return allowed
 
     def _compute(self, sequence: Sequence, length: int) -> None:

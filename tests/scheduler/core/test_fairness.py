@@ -252,6 +252,17 @@ def test_room_in_a_step_is_not_kept_for_who_has_no_blocks() -> None:
     cell.assert_at_rest()
 
 
+def test_room_in_a_step_is_not_kept_for_who_waits_for_the_blocks_of_others() -> None:
+    """Else neither of two prompts in the making would ever be computed to its end."""
+    cell = Cell(watermark=0.0, enable_prefix_caching=False)
+    cell.attach(num_blocks=24, block_size=1, max_num_batched_tokens=3)
+    cell.submit([6], 1, tenant="second")
+    keys = [cell.submit([7] * 15, 1, tenant="first"), cell.submit([8] * 14, 1, tenant="second")]
+    cell.run(depth=1)
+    assert all(cell.end(key).reason is FinishReason.LENGTH for key in keys)
+    cell.assert_at_rest()
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
