@@ -67,6 +67,7 @@ async def test_what_is_stopped_is_replaced(
         await check_nothing_left(stack)
 
 
+@pytest.mark.slow
 async def test_a_router_that_falls_silent_is_replaced(tmp_path: Path) -> None:
     """It is stopped, and nobody looks for that here."""
     patience = Patience(stopped_s=0, silent_s=3)

@@ -40,6 +40,7 @@ def again(reference: Sequence[History], stack: ByHand, salt: str) -> Load:
     return Load(stack.url, [history.asked.salted(salt) for history in reference])
 
 
+@pytest.mark.slow
 async def test_a_worker_is_cut_off_delayed_and_silent(
     model_dir: Path, judge: Judge, figures: Figures
 ) -> None:

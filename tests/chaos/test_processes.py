@@ -134,6 +134,7 @@ async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures)
     figures.add(f"worker-0 stopped, steps may take {STEP_TIMEOUT_S:g} s", pauses(histories, at))
 
 
+@pytest.mark.slow
 async def test_a_worker_is_stopped_for_a_moment(
     scene: Scene, judge: Judge, figures: Figures
 ) -> None:
