@@ -240,7 +240,7 @@ async def test_a_call_over_grpc_has_its_deadline(router: Router, scheduler: Fake
         metadata = (("x-tenant", "team-a"),)
         async for _ in stub.Generate(request, timeout=30, metadata=metadata):
             pass
-        assert 20 < scheduler.submits[-1].deadline_s <= 30
+        assert 20 < scheduler.submits[-1].deadline_s < 31, "gRPC rounds a call's deadline up"
         assert scheduler.submits[-1].tenant == "team-a"
         request.timeout_s = 10
         async for _ in stub.Generate(request, timeout=30):
