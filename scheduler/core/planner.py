@@ -149,18 +149,19 @@ class Planner:
         cannot would keep tokens from those whose end it waits for). The first in standing gets one
         whatever it was served: it alone can always take blocks, so something moves."""
         replica, left = self._replica, self._budget.tokens
+        if not prefilling or replica.accounts.num_active < 2:
+            return {sequence.account: left for sequence in prefilling}
         wanted: dict[Account, int] = {}
         if len(replica.queue) and replica.slots.num_free:
             first = replica.queue.first()
-            if self._blocks_to_admit(first) <= replica.pool.num_available:
+            needed = self._blocks_to_admit(first, replica.cached_blocks(first))
+            if needed <= replica.pool.num_available:
                 wanted[first.account] = first.num_queued_tokens
         for sequence in prefilling:
             uncomputed = sequence.num_known_tokens - sequence.num_computed_tokens
             wanted[sequence.account] = wanted.get(sequence.account, 0) + uncomputed
-        if len(wanted) < 2:
-            return dict.fromkeys(wanted, left)
         allowed = dict.fromkeys(wanted, 0)
-        if prefilling and left > 0:
+        if left > 0:
             allowed[prefilling[0].account] = 1
             left -= 1
         for account in sorted(wanted, key=lambda account: account.served):
@@ -185,21 +186,21 @@ class Planner:
         while fits and budget.tokens > 0 and len(replica.queue) > 0:
             sequence = replica.queue.first()
             least = replica.least_chunk(sequence.num_known_tokens)
-            needed = self._blocks_to_admit(sequence)
+            cached = replica.cached_blocks(sequence)
+            needed = self._blocks_to_admit(sequence, cached)
             fits = budget.fits(tokens=least, slots=1, blocks=needed)
             if fits:
                 budget.spend(slots=1, blocks=needed - self._spared_blocks())
-                cached = replica.cached_blocks(sequence)
                 self._draft.admit.append(replica.admit(sequence, cached, self._now))
                 known = sequence.num_known_tokens - sequence.num_computed_tokens
                 self._compute(sequence, min(known, budget.tokens))
         another_step = replica.queue.num_tokens > replica.max_step_tokens
         replica.blocked = len(replica.queue) > 0 and (not fits or another_step)
 
-    def _blocks_to_admit(self, sequence: Sequence) -> int:
-        """Available blocks that there must be for the head of the queue to be admitted."""
+    def _blocks_to_admit(self, sequence: Sequence, cached: list[int]) -> int:
+        """Available blocks that there must be for the head of the queue to be admitted, whose
+        prefix is in these."""
         replica = self._replica
-        cached = replica.cached_blocks(sequence)
         total = replica.num_blocks_for(sequence.num_known_tokens)
         return total - len(cached) + replica.pool.num_idle(cached) + self._spared_blocks()
 
