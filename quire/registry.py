@@ -9,10 +9,12 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quire.errors import ConfigurationError
 from quire.paths import runtime_dir
 
 
@@ -112,6 +114,17 @@ def the_served_stack() -> StackRecord | None:
     on_tcp = [stack for stack in stacks if stack.url.startswith(("http://", "https://"))]
     candidates = on_tcp or stacks
     return candidates[0] if len(candidates) == 1 else None
+
+
+def the_address(of: Callable[[StackRecord], str], otherwise: str) -> str:
+    """An address of the stack that is meant when none is named. Raises ConfigurationError if there
+    is no such stack, with the addresses to choose from and what to do `otherwise`."""
+    if stack := the_served_stack():
+        return of(stack)
+    stacks = [f"{of(stack)} ({stack.model})" for stack in running_stacks()]
+    names = f": {', '.join(stacks)}" if stacks else ""
+    found = f"{len(stacks) or 'no'} stacks run here"
+    raise ConfigurationError(f"{found}; {otherwise}{names}")
 
 
 def _read(path: Path) -> StackRecord | None:

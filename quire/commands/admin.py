@@ -50,7 +50,7 @@ def drain(
     from quire.progress import announce
 
     trust = Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)
-    target = address or _only_admin()
+    target = address or _the_admin()
     announce("waiting until nothing is in flight")
     asyncio.run(ask(target, trust, timeout))
     typer.echo("drained")
@@ -76,17 +76,11 @@ def reset(
     from quire.client.admin import reset_prefix_cache
 
     trust = Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)
-    num_blocks = asyncio.run(reset_prefix_cache(address or _only_admin(), trust))
+    num_blocks = asyncio.run(reset_prefix_cache(address or _the_admin(), trust))
     typer.echo(f"{num_blocks} block{'s' * (num_blocks != 1)} forgotten")
 
 
-def _only_admin() -> str:
-    from quire.errors import ConfigurationError
-    from quire.registry import running_stacks, the_served_stack
+def _the_admin() -> str:
+    from quire.registry import the_address
 
-    if stack := the_served_stack():
-        return stack.admin
-    stacks = [f"{stack.admin} ({stack.model})" for stack in running_stacks()]
-    names = f": {', '.join(stacks)}" if stacks else ""
-    found = f"{len(stacks) or 'no'} stacks run here"
-    raise ConfigurationError(f"{found}; name a scheduler with --address{names}")
+    return the_address(lambda stack: stack.admin, "name a scheduler with --address")

@@ -47,7 +47,11 @@ def server(
             yield Server(Endpoint(background.stack.url), background.stack.name)
         return
     # With /v1, too, as other clients want it and `quire serve` prints it.
-    base = url.rstrip("/").removesuffix("/v1") if url else _only_url()
+    if not url:
+        from quire.registry import the_address
+
+        url = the_address(lambda stack: stack.url, "give MODEL, or name a server with --url")
+    base = url.rstrip("/").removesuffix("/v1")
     endpoint = Endpoint(base, api_key, ca_certs)
     yield Server(endpoint, _served_model(endpoint))
 
@@ -66,17 +70,6 @@ def check_converses(server: Server) -> None:
         error = json.loads(body)["error"]
         if error["param"] == "model":
             raise ConfigurationError(str(error["message"]))
-
-
-def _only_url() -> str:
-    from quire.registry import running_stacks, the_served_stack
-
-    if stack := the_served_stack():
-        return stack.url
-    stacks = [f"{stack.url} ({stack.model})" for stack in running_stacks()]
-    names = f": {', '.join(stacks)}" if stacks else ""
-    found = f"{len(stacks) or 'no'} stacks run here"
-    raise ConfigurationError(f"{found}; give MODEL, or name a server with --url{names}")
 
 
 def _served_model(endpoint: Endpoint) -> str:

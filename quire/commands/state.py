@@ -33,25 +33,15 @@ def state(
     """
     from protos.trust import Trust
     from quire.client.state import fetch_state
+    from quire.registry import the_address
 
     trust = Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)
-    totals = asyncio.run(fetch_state(address or _only_scheduler(), trust=trust))
+    target = address or the_address(lambda s: s.scheduler, "name a scheduler with --address")
+    totals = asyncio.run(fetch_state(target, trust=trust))
     if as_json:
         typer.echo(json.dumps(totals, indent=2))
     else:
         _print_state(totals)
-
-
-def _only_scheduler() -> str:
-    from quire.errors import ConfigurationError
-    from quire.registry import running_stacks, the_served_stack
-
-    if stack := the_served_stack():
-        return stack.scheduler
-    stacks = [f"{stack.scheduler} ({stack.model})" for stack in running_stacks()]
-    names = f": {', '.join(stacks)}" if stacks else ""
-    found = f"{len(stacks) or 'no'} stacks run here"
-    raise ConfigurationError(f"{found}; name a scheduler with --address{names}")
 
 
 def _print_state(totals: dict[str, Any]) -> None:
