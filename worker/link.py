@@ -218,6 +218,8 @@ class Link:
         delays, outage = _backoff(), Outage(f"the scheduler at {self._scheduler}")
         while True:
             was_welcome, reason = await self._attach()
+            if self._lockstep.has_ended:
+                await asyncio.Event().wait()  # the executor leaves, and nothing is lost to it
             if was_welcome:
                 delays = _backoff()
                 outage.over()

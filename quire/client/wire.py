@@ -22,6 +22,8 @@ CHANNEL_OPTIONS = (
     # one that is started now is met soon
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # a connection is one client's own, and ends with it
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 

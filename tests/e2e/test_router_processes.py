@@ -63,7 +63,6 @@ def test_new_connections_are_spread_over_both(server: Server) -> None:
 async def test_grpc_connections_are_spread_too(server: Server) -> None:
     before = {url: served(url) for url in routers(server).values()}
     params = SamplingParams(max_tokens=1, ignore_eos=True)
-    # Channels of one process share their connection unless they are told not to.
     for _ in range(40):
         async with AsyncClient(f"127.0.0.1:{server.grpc_port}") as client:
             await client.generate([1, 2, 3], params)

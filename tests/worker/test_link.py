@@ -217,6 +217,24 @@ async def test_an_executor_that_asks_to_leave_is_told_when(scheduler: FakeSchedu
         assert (await stream.result()).step_id == 1
 
 
+async def test_a_stream_that_ends_once_it_leaves_is_not_dialled_again(
+    scheduler: FakeScheduler,
+) -> None:
+    async with running_link(scheduler.address) as executor:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await executor.welcomed()
+        await executor.pipe.send(END)
+        assert await executor.receive() == END
+        stream.closed.set()
+        with pytest.raises(TimeoutError):
+            await scheduler.attached(patience_s=1.0)  # the first delay is a tenth of that
+        await executor.pipe.close()
+        assert await executor.exit_code() == 0
+        assert executor.process.stderr is not None
+        assert await executor.process.stderr.read() == b""
+
+
 async def test_a_mark_for_an_older_stream_opens_nothing(scheduler: FakeScheduler) -> None:
     async with running_link(scheduler.address) as executor:
         stream, _ = await scheduler.attached()
