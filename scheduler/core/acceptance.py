@@ -1,13 +1,16 @@
-"""What makes a request impossible, told at once and with numbers.
+"""Why a request is not accepted, told at once and with numbers.
 
-That it makes sense in itself was checked where it came in. Nothing here looks at load: these are
-the requests that waiting could not help.
+That it makes sense in itself was checked where it came in. `check_room` finds those that waiting
+could not help; `check_load` those for which there is no place in the queue now.
 """
 
 from collections.abc import Collection
 
+from scheduler.core.config import CoreConfig
 from scheduler.core.events import Refused, Request
 from scheduler.core.replica import Replica
+from scheduler.core.throughput import wait_s
+from scheduler.core.waiting import WaitingQueue
 
 
 def check_room(request: Request, replicas: Collection[Replica]) -> None:
@@ -43,3 +46,33 @@ def check_room(request: Request, replicas: Collection[Replica]) -> None:
         f" the largest replica has {largest.capacity.num_blocks}",
         field="max_tokens",
     )
+
+
+def check_load(
+    request: Request,
+    queues: Collection[WaitingQueue],
+    config: CoreConfig,
+    *,
+    tokens_per_s: float,
+    mean_output_tokens: float,
+) -> None:
+    """Raises Refused if too much is queued already. What was accepted once is never refused, and
+    nothing is for its size alone. The speed and the length of an output are to say when to come
+    back."""
+    num_waiting = sum(len(queue) for queue in queues)
+    is_new = not request.resubmitted and len(request.token_ids) == request.num_prompt_tokens
+    if num_waiting == 0 or not is_new:
+        return
+    num_queued_tokens = sum(queue.num_tokens for queue in queues)
+    num_tokens = len(request.token_ids) * request.num_samples
+    if num_waiting + request.num_samples > config.max_queued:
+        message = f"{num_waiting} sequences are queued; the limit is {config.max_queued}"
+    elif num_queued_tokens + num_tokens > config.max_queued_tokens:
+        message = (
+            f"{num_queued_tokens} tokens are queued and this request has {num_tokens};"
+            f" the limit is {config.max_queued_tokens}"
+        )
+    else:
+        return
+    backlog = num_queued_tokens + num_waiting * mean_output_tokens
+    raise Refused(message, invalid=False, retry_after_s=wait_s(backlog, tokens_per_s))

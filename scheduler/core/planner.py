@@ -93,7 +93,7 @@ class Planner:
         """What comes first in the queue may have a claim to a slot or blocks of another tenant.
         It waits for what is in limbo before it takes any."""
         replica = self._replica
-        if len(replica.limbo):
+        if len(replica.in_flight.limbo):
             return
         sequence = replica.queue.first()
         if replica.slots.num_free == 0:

@@ -11,7 +11,6 @@ the methods here, so that every change of hands is in this file.
 """
 
 from bisect import bisect_left
-from collections import deque
 
 import numpy as np
 
@@ -22,11 +21,11 @@ from scheduler.core.decisions import Admission
 from scheduler.core.decode_calendar import DecodeCalendar
 from scheduler.core.events import Capacity, Int32Column, Inventory, Request
 from scheduler.core.fairness import CHARGE_EVERY, Accounts
-from scheduler.core.limbo import Limbo, Remains
+from scheduler.core.in_flight import InFlight
+from scheduler.core.limbo import Remains
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.slots import SlotTable
-from scheduler.core.state import Counters, ReplicaState
-from scheduler.core.throughput import Throughput
+from scheduler.core.state import Counters
 from scheduler.core.waiting import WaitingQueue
 
 _NONE = np.empty(0, np.int32)
@@ -55,7 +54,7 @@ class Replica:
         self.slots = SlotTable(num_slots, self.block_size)
         self.pool = BlockPool(capacity.num_blocks, keeps_prefixes=config.enable_prefix_caching)
         self.calendar = DecodeCalendar(num_slots, self.block_size)
-        self.limbo = Limbo()
+        self.in_flight = InFlight(name)
         self.queue = WaitingQueue()
         self.counters = Counters()
         self.prefilling: dict[int, Sequence] = {}
@@ -64,17 +63,6 @@ class Replica:
         """The last plan left sequences waiting that another replica could start sooner."""
         self.is_reserved = False
         """For suspects of one request at a time (quarantine.py): nobody else is placed here."""
-        self.next_step = 1
-        self.sent: deque[int] = deque()
-        """Plans without a result, oldest first."""
-        self._due: deque[tuple[Int32Column, Int32Column]] = deque()
-        """Of each plan in `sent`: the slots that get a token, and those that get a vector."""
-        self._decoding: Int32Column = np.empty(0, np.int32)
-        self.throughput = Throughput()
-        self._sizes: deque[tuple[int, float]] = deque()
-        """Of each plan in `sent`: its tokens, and when it was sent."""
-        self._last_result_at = 0.0
-        self._retiring: list[int] = []
         self._hasher = hasher
         self.accounts = accounts
         self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
@@ -82,7 +70,12 @@ class Replica:
     @property
     def is_empty(self) -> bool:
         """No sequence is here, and no plan that computed one is in flight."""
-        return not self.sent and not len(self.queue) and not self.slots.num_running
+        return not (len(self.in_flight) or len(self.queue) or self.slots.num_running)
+
+    @property
+    def next_step(self) -> int:
+        """The step that is planned next."""
+        return self.in_flight.next_step
 
     @property
     def hash_seed(self) -> bytes:
@@ -276,13 +269,10 @@ class Replica:
         slot = self._vacate(sequence)
         self.calendar.leave(slot)
         self.prefilling.pop(slot, None)
-        self._retiring.append(slot)
         remains = Remains(self.next_step - 1, slot, sequence.blocks, sequence, num_planned)
         sequence.blocks = []
         sequence.num_computed_tokens = 0
-        if self.sent:
-            self.limbo.put(remains)
-        else:
+        if not self.in_flight.leave(remains):
             self._set_free(remains)
 
     def preempt(self, sequence: Sequence) -> None:
@@ -330,39 +320,22 @@ class Replica:
         """The next step's number, and the slots it retires; it counts as sent from here on. It
         samples for the slots that decode (None: those of the step before) and for those that
         catch up in it, unless they want a vector."""
-        step = self.next_step
-        self.next_step += 1
-        self.sent.append(step)
-        self._sizes.append((num_tokens, now))
-        if decoding is not None:
-            self._decoding = decoding
-        tokens, vectors = self._decoding, _NONE
+        first, vectors = None, _NONE
         if caught_up:
-            first = [s.slot for s in caught_up if s.request.max_tokens > 0]
-            tokens = np.append(tokens, np.array(first, np.int32))
+            first = np.array([s.slot for s in caught_up if s.request.max_tokens > 0], np.int32)
             whole = [s.slot for s in caught_up if s.request.max_tokens == 0]
             vectors = np.array(whole, np.int32)
-        self._due.append((tokens, vectors))
-        retire = np.array(self._retiring, np.int32) if self._retiring else _NONE
-        self._retiring.clear()
-        return step, retire
+        return self.in_flight.send(decoding, first, vectors, num_tokens, now)
 
     def settle(self, step: int, now: float) -> tuple[Int32Column, Int32Column]:
         """The result of the oldest plan came: what was fenced by it is free. Returns the slots that
         must have a token in it and those that must have a vector. Raises ValueError."""
-        if not self.sent or self.sent[0] != step:
-            expected = f"step {self.sent[0]}" if self.sent else "none"
-            raise ValueError(f"result of step {step} of {self.name} came; expected {expected}")
-        self.sent.popleft()
-        num_tokens, sent_at = self._sizes.popleft()
-        self.throughput.observe(num_tokens, now - max(sent_at, self._last_result_at))
-        self._last_result_at = now
+        tokens, vectors = self.in_flight.settle(step, now)
         if step % CHARGE_EVERY == 0:
             self.charge_outputs()
-        for remains in self.limbo.take(step):
+        for remains in self.in_flight.limbo.take(step):
             self._set_free(remains)
         # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.
-        tokens, vectors = self._due.popleft()
         held = self.slots.held
         still = held[tokens]
         if not still.all():
@@ -375,18 +348,18 @@ class Replica:
 
     def num_coming_blocks(self) -> int:
         """Blocks that will be available once every plan in flight has its result."""
-        mentions = self.limbo.mentions()
+        mentions = self.in_flight.limbo.mentions()
         return sum(self.pool.references(block) == count for block, count in mentions.items())
 
-    def in_flight_now(self) -> list[tuple[Sequence, int]]:
+    def aboard(self) -> list[tuple[Sequence, int]]:
         """Sequences that a plan without a result computes, with the number of their positions that
         are planned; also those that have left their slot, unless they have ended."""
-        if not self.sent:
+        if not len(self.in_flight):
             return []
-        oldest = self.sent[0]
+        oldest = self.in_flight.oldest
         left = {
             id(remains.sequence): (remains.sequence, remains.num_planned)
-            for remains in self.limbo
+            for remains in self.in_flight.limbo
             if remains.sequence.status is not Status.FINISHED
         }
         running = {
@@ -395,33 +368,3 @@ class Replica:
             if sequence.slot in self.calendar or sequence.last_step >= oldest
         }
         return [*(left | running).values()]
-
-    def state(self) -> ReplicaState:
-        """Totals of this replica."""
-        running = self.slots.running()
-        counters = self.counters
-        return ReplicaState(
-            replica=self.name,
-            block_size=self.block_size,
-            num_blocks_total=self.pool.num_blocks,
-            num_blocks_free=self.pool.num_free,
-            num_blocks_cached=self.pool.num_cached,
-            num_blocks_used=self.pool.num_used,
-            num_blocks_limbo=self.num_coming_blocks(),
-            num_running=len(running),
-            num_waiting=len(self.queue),
-            num_in_flight=len(self.sent),
-            num_wasted_token_slots=sum(
-                len(s.blocks) * self.block_size - self.num_computed(s)
-                for s in running
-                if self.keeps_kv
-            ),
-            num_prefix_query_tokens=counters.num_prefix_query_tokens,
-            num_prefix_hit_tokens=counters.num_prefix_hit_tokens,
-            num_preemptions=counters.num_preemptions,
-            num_overrun_tokens=counters.num_overrun_tokens,
-            num_replays=counters.num_replays,
-            num_distrusted=counters.num_distrusted,
-            num_generated_tokens=counters.num_generated_tokens,
-            num_vectors=counters.num_vectors,
-        )

@@ -30,6 +30,16 @@ class Counters:
             setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
 
+@dataclass(slots=True)
+class Ends:
+    """Sequences that came to no end of their own."""
+
+    num_expired: int = 0
+    """Their deadline passed."""
+    num_convicted: int = 0
+    """A worker was lost while it computed their request alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
     """One attached replica; counts since it attached."""

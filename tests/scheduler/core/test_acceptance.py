@@ -96,7 +96,7 @@ def test_a_refusal_says_when_the_backlog_will_be_worked_off() -> None:
             cell.now += 0.5
             cell.deliver()
     replica = cell.scheduler._replicas["a"]
-    speed = replica.throughput.tokens_per_s
+    speed = replica.in_flight.throughput.tokens_per_s
     assert speed == pytest.approx((3 + 3) / (4 * 0.5), rel=0.05)
     for i in range(4):
         cell.submit([2 + i] * 20, 4)

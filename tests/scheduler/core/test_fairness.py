@@ -188,7 +188,7 @@ def test_a_request_goes_where_its_turn_comes_soonest() -> None:
     first, second = sorted(cell.links)
     long = [cell.submit([i] * 20, 4, tenant="flood") for i in range(1, 5)]
     few = [cell.submit([5] * 10, 4, tenant=f"t{i}") for i in range(2)]
-    homes = {cell.scheduler._find(*key).replica for key in [*long, *few]}  # type: ignore[union-attr]
+    homes = {cell.scheduler._sequences.find(*key).replica for key in [*long, *few]}  # type: ignore[union-attr]
     assert homes == {first, second}
     cell.run(depth=2)
     cell.assert_at_rest()

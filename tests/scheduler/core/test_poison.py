@@ -332,6 +332,6 @@ def test_the_progress_asked_for_doubles_with_each_loss(num_losses: int) -> None:
     key = cell.submit([1] * 3, 40)
     for _ in range(num_losses):
         lose_with_everyone_aboard(cell)
-    sequence = cell.scheduler._find(*key)
+    sequence = cell.scheduler._sequences.find(*key)
     assert sequence is not None
     assert sequence.cleared_at == 3 + (CLEARING_TOKENS << (num_losses - 1))

@@ -18,7 +18,9 @@ def two_replicas(**config: Any) -> Cell:
 
 
 def home(cell: Cell, key: Key) -> str | None:
-    return cell.scheduler._sequences[key[0]][key[1]].replica
+    sequence = cell.scheduler._sequences.find(*key)
+    assert sequence is not None
+    return sequence.replica
 
 
 def test_a_request_goes_where_its_prefix_is() -> None:

@@ -263,8 +263,12 @@ def test_nothing_is_kept_of_what_has_ended() -> None:
         cell.abort(key)
     core = cell.scheduler
     replica = core._replicas["a"]
-    assert core._sequences == {}
-    assert (list(replica.limbo), replica.prefilling, list(replica.sent)) == ([], {}, [])
+    assert len(core._sequences) == 0
+    assert (list(replica.in_flight.limbo), replica.prefilling, len(replica.in_flight)) == (
+        [],
+        {},
+        0,
+    )
     assert len(replica.pool._index) <= 16
     assert replica.calendar._departing == {}
 
