@@ -205,11 +205,18 @@ async def test_it_takes_a_permit(start_router: StartRouter, scheduler: FakeSched
 async def test_events_that_run_are_bounded(
     start_router: StartRouter, scheduler: FakeScheduler
 ) -> None:
+    """However many tokens a batch has: here each comes by itself, when the one before was told."""
+    scheduler.hold_at = 4
+    text = ""
     async with (
         start_router(max_stored_bytes=4000) as router,
-        httpx.AsyncClient(base_url=router.address) as http,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
     ):
-        text = (await http.post(PATH, json=ASKED | {"stream": True, "input": "x" * 150})).text
+        asked = ASKED | {"stream": True, "input": "x" * 150}
+        async with asyncio.timeout(20), http.stream("POST", PATH, json=asked) as stream:
+            async for part in stream.aiter_text():
+                text += part
+                scheduler.hold_at = 4 + text.count("output_text.delta\n")
         *_, (_, error), (name, failed) = events(text)
         assert (name, error["code"]) == ("response.failed", "rate_limit_exceeded")
         assert "take up" in error["message"]
