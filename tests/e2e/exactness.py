@@ -1,19 +1,24 @@
 """Ways to cut up the same work, and the check that the tokens do not depend on it.
 
-The real model, three real processes over real gRPC. The default tier covers every pair of settings,
-the slow tier every combination; sequences one at a time are in a file of their own, because they
-take as long as all others together and another process can run them.
+Real processes over real gRPC. Every combination runs on a small model with random weights, whose
+next token hangs on every token before it far more than a trained model's does (a test says so), and
+which costs a tenth; the default tier has those that cover every pair of settings. The same pairs
+run on the real model, with its own shapes and in its own kernels' blocks: in the default tier the
+three in `REAL`. Sequences one at a time are in files of their own, which another process can run.
 """
 
 import itertools
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from allpairspy import AllPairs
 
 from quire import LLM, SamplingParams
 from tests.e2e.idle import idle_state
+from tests.e2e.prompts import SMALL_VOCABULARY
 from tests.e2e.reference import NUM_OUTPUT_TOKENS, Prompt, Reference
 
 MAX_MODEL_LEN = 2144
@@ -69,6 +74,20 @@ def _meaningful(row: list[object]) -> bool:
 
 PAIRWISE = [Setting(*row) for row in AllPairs(FACTORS, filter_func=_meaningful)]
 
+REAL = [
+    Setting(True, 16, 32, 8, 1, False),
+    Setting(False, 64, 16, 8, 2, False),
+    Setting(False, 8192, 32, 32, 1, True),
+]
+"""Every value of every factor but blocks of 8 and sequences alone, which cost the real model most;
+one preempts."""
+
+
+def parameters(settings: Iterable[Setting], is_quick: Callable[[Setting], bool]) -> list[object]:
+    """For `parametrize`: all but the quick ones are slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(s, id=str(s), marks=[] if is_quick(s) else slow) for s in settings]
+
 
 NEIGHBOUR_PROMPT, NEIGHBOUR_OUTPUT = 900, 400
 """Two of these fit into a small pool when the second begins, however long its prompt took in small
@@ -79,7 +98,7 @@ def neighbours(setting: Setting) -> list[list[int]]:
     """Prompts that fill small pools: what the others do there is too much a matter of timing."""
     dice = random.Random(0)
     count = 3 * setting.replicas if setting.preempts else 0
-    return [dice.choices(range(1000, 10_000), k=NEIGHBOUR_PROMPT) for _ in range(count)]
+    return [dice.choices(SMALL_VOCABULARY, k=NEIGHBOUR_PROMPT) for _ in range(count)]
 
 
 def serve(model_dir: Path, setting: Setting) -> LLM:
@@ -101,7 +120,8 @@ def serve(model_dir: Path, setting: Setting) -> LLM:
     )
 
 
-def check(model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting) -> None:
+def check(reference: Reference, prompts: list[Prompt], setting: Setting) -> None:
+    """Raises AssertionError unless the reference's model, served so, says what it should."""
     params = [
         SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=p.ignore_eos)
         for p in prompts
@@ -109,7 +129,7 @@ def check(model_dir: Path, reference: Reference, prompts: list[Prompt], setting:
     others = neighbours(setting)
     filling = SamplingParams(temperature=0, max_tokens=NEIGHBOUR_OUTPUT, ignore_eos=True)
     params += [filling] * len(others)
-    with serve(model_dir, setting) as llm:
+    with serve(reference.model_dir, setting) as llm:
         outputs = llm.generate([*(p.token_ids for p in prompts), *others], params, use_tqdm=False)
         state = idle_state(llm.state)
     for output in outputs[len(prompts) :]:

@@ -66,3 +66,13 @@ def load_prompts(model_dir: Path) -> list[Prompt]:
     assert len(prompts) == 32
     assert max(len(p.token_ids) for p in prompts) > 2000
     return prompts
+
+
+SMALL_VOCABULARY = range(3, 400)
+"""What a prompt of the small model may have: all but its special tokens."""
+
+
+def respelled(prompt: Prompt) -> Prompt:
+    """Token for token in the small model's vocabulary: what two prompts shared they still share."""
+    ids = (SMALL_VOCABULARY[token % len(SMALL_VOCABULARY)] for token in prompt.token_ids)
+    return Prompt(tuple(ids), prompt.ignore_eos)

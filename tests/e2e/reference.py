@@ -64,7 +64,7 @@ class Reference:
         key = (prompt, tuple(output))
         if key in self._accepted:
             return
-        gaps = self._gaps(prompt, output)
+        gaps = self.gaps(prompt, output)
         worst = max(range(len(gaps)), key=gaps.__getitem__)
         assert gaps[worst] <= TIE, (
             f"prompt of {len(prompt.token_ids)} tokens: output token {worst} is "
@@ -77,7 +77,7 @@ class Reference:
         assert self.num_ties <= MAX_TIES, f"ties decided more than {MAX_TIES} answers"
         self._accepted.add(key)
 
-    def _gaps(self, prompt: Prompt, output: list[int]) -> list[float]:
+    def gaps(self, prompt: Prompt, output: list[int]) -> list[float]:
         """How far each output token's logit is below the best one, given the tokens before it."""
         ids = torch.tensor([[*prompt.token_ids, *output]])
         with torch.inference_mode():

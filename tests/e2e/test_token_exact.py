@@ -1,13 +1,11 @@
-"""Greedy output equals transformers' own when sequences share steps."""
-
-from pathlib import Path
+"""Greedy output of the real model equals transformers' own when sequences share steps."""
 
 import pytest
 
-from tests.e2e.exactness import EVERY, PAIRWISE, Setting, check
+from tests.e2e.exactness import PAIRWISE, REAL, Setting, check, parameters
 from tests.e2e.reference import MAX_TIES, NUM_OUTPUT_TOKENS, TIE, Prompt, Reference
 
-SHARED = [setting for setting in EVERY if setting.concurrency > 1]
+SHARED = [setting for setting in PAIRWISE if setting.concurrency > 1]
 
 
 def test_the_oracle_rejects_a_wrong_token(reference: Reference, prompts: list[Prompt]) -> None:
@@ -29,26 +27,16 @@ def test_the_oracle_accepts_few_ties(
 ) -> None:
     monkeypatch.setattr(reference, "num_ties", 0)
     monkeypatch.setattr(reference, "_accepted", set())
-    monkeypatch.setattr(reference, "_gaps", lambda prompt, output: [TIE / 2] * len(output))
+    monkeypatch.setattr(reference, "gaps", lambda prompt, output: [TIE / 2] * len(output))
     for token in range(MAX_TIES):
         reference.check(prompts[18], [token] * NUM_OUTPUT_TOKENS)
     with pytest.raises(AssertionError, match="ties decided more than 5 answers"):
         reference.check(prompts[18], [MAX_TIES] * NUM_OUTPUT_TOKENS)
 
 
-@pytest.mark.parametrize("setting", [s for s in SHARED if s in PAIRWISE], ids=str)
-def test_pairwise(
-    model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
-) -> None:
-    check(model_dir, reference, prompts, setting)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", [s for s in SHARED if s not in PAIRWISE], ids=str)
-def test_every_combination(
-    model_dir: Path, reference: Reference, prompts: list[Prompt], setting: Setting
-) -> None:
-    check(model_dir, reference, prompts, setting)
+@pytest.mark.parametrize("setting", parameters(SHARED, REAL.__contains__))
+def test_pairwise(reference: Reference, prompts: list[Prompt], setting: Setting) -> None:
+    check(reference, prompts, setting)
 
 
 @pytest.mark.slow
