@@ -35,9 +35,16 @@ class BackgroundRun:
     """One response that is being written: a `router.events.EventLog`, if it is a stream."""
 
     def __init__(
-        self, call: ResponseCall, tokenizer: Tokenizer, generation: Generation, room: "Room"
+        self,
+        call: ResponseCall,
+        owner: str | None,
+        tokenizer: Tokenizer,
+        generation: Generation,
+        room: "Room",
     ) -> None:
         self.call = call
+        self.owner = owner
+        """Whom it answers: see `router.response_store`."""
         self.events: list[bytes] = []
         """Each at its number."""
         self.is_ended = False
@@ -142,7 +149,8 @@ class Room:
 
 
 class BackgroundRuns:
-    """All that run. Belongs to the event loop, but for `find_ended`, which changes nothing."""
+    """All that run. Belongs to the event loop, but for `find` and `find_ended`, which change
+    nothing."""
 
     def __init__(self, engine: Engine, store: ResponseStore) -> None:
         self._engine = engine
@@ -164,24 +172,25 @@ class BackgroundRuns:
         self._room.check()
         generation = permit.enter_context(self._engine.generate(call.requests, arrived_at, caller))
         held = permit.pop_all()
-        run = BackgroundRun(call, tokenizer, generation, self._room)
+        run = BackgroundRun(call, caller.key_name, tokenizer, generation, self._room)
         self._runs[call.response_id] = run
         task = asyncio.create_task(self._write(run, held), name=call.response_id)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return run
 
-    def find(self, response_id: str) -> BackgroundRun | None:
-        """The one of that id, while it runs."""
-        return self._runs.get(response_id)
-
-    def find_ended(self, response_id: str) -> StoredResponse:
-        """A response to go on from. Raises RequestError if there is none of that id, or it is not
-        complete. May be called from any thread."""
+    def find(self, owner: str | None, response_id: str) -> BackgroundRun | None:
+        """The owner's of that id, while it runs."""
         run = self._runs.get(response_id)
+        return run if run is not None and run.owner == owner else None
+
+    def find_ended(self, owner: str | None, response_id: str) -> StoredResponse:
+        """A response to go on from. Raises RequestError if its owner has none of that id, or it is
+        not complete. May be called from any thread."""
+        run = self.find(owner, response_id)
         status = "in_progress" if run is not None else ""
         if run is None:
-            response = self._store.find(response_id)
+            response = self._store.find(owner, response_id)
             status = response.body["status"]
             if status in ("completed", "incomplete"):
                 return response
@@ -191,18 +200,18 @@ class BackgroundRuns:
             "is completed or incomplete",
         )
 
-    async def cancel(self, response_id: str) -> dict[str, Any]:
-        """The response of that id, ended; one that had ended before is as it was.
+    async def cancel(self, owner: str | None, response_id: str) -> dict[str, Any]:
+        """The owner's response of that id, ended; one that had ended before is as it was.
 
         Raises RequestError if there is none of that id, or it was not asked for in the background.
         """
-        run = self._runs.get(response_id)
+        run = self.find(owner, response_id)
         if run is not None:
             run.cancel()
             while not run.is_ended:
                 await run.news()
             return run.body()
-        body = self._store.find(response_id).body
+        body = self._store.find(owner, response_id).body
         if not body["background"]:
             raise invalid(
                 "response_id",
@@ -211,12 +220,12 @@ class BackgroundRuns:
             )
         return dict(body)
 
-    def delete(self, response_id: str) -> None:
-        """Forgets the one of that id, and ends it if it runs. Raises RequestError if there is
+    def delete(self, owner: str | None, response_id: str) -> None:
+        """Forgets the owner's of that id, and ends it if it runs. Raises RequestError if there is
         none."""
-        run = self._runs.get(response_id)
+        run = self.find(owner, response_id)
         if run is None:
-            self._store.delete(response_id)
+            self._store.delete(owner, response_id)
             return
         run.is_unwanted = True
         run.cancel()
@@ -231,7 +240,7 @@ class BackgroundRuns:
             try:
                 response = await run.write()
                 if not run.is_unwanted:
-                    self._store.keep(run.call.response_id, response)
+                    self._store.keep(run.owner, run.call.response_id, response)
             finally:
                 del self._runs[run.call.response_id]
                 run.end()

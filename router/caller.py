@@ -56,6 +56,8 @@ class Caller:
     timeout_s: float | None = None
     """None: as long as it takes, or as the body says."""
     timeout_said_as: str = TIMEOUT
+    key_name: str | None = None
+    """Of the key that was sent; None where none is asked for."""
 
     def deadline(self, requests: Iterable[GenerateRequest], arrived_at: float) -> Deadline | None:
         """The sooner of what the call and its body say; None if neither says any."""
@@ -76,7 +78,14 @@ def http_caller(scope: Scope) -> Caller:
     """Who sends an HTTP request. Raises RequestError."""
     headers = Headers(scope=scope)
     timeout_s = _timeout_s(headers.get(TIMEOUT))
-    return Caller(_tenant(headers.get(TENANT), scope["state"].get("key_name")), timeout_s)
+    key_name = key_name_of(scope)
+    return Caller(_tenant(headers.get(TENANT), key_name), timeout_s, key_name=key_name)
+
+
+def key_name_of(scope: Scope) -> str | None:
+    """The name of the key that an HTTP request brings; None where none is asked for."""
+    name: str | None = scope["state"].get("key_name")
+    return name
 
 
 def grpc_caller(
@@ -88,7 +97,10 @@ def grpc_caller(
     if left_s is not None and left_s > MAX_TIMEOUT_S:
         left_s = None  # clients that set none may say a very far one
     return Caller(
-        _tenant(tenant if isinstance(tenant, str) else None, key_name), left_s, CALL_DEADLINE
+        _tenant(tenant if isinstance(tenant, str) else None, key_name),
+        left_s,
+        CALL_DEADLINE,
+        key_name,
     )
 
 

@@ -1,4 +1,7 @@
-"""/v1/responses over HTTP: made, made in the background, come back to, gone on from, ended."""
+"""/v1/responses over HTTP: made, made in the background, come back to, gone on from, ended.
+
+Who has another's key comes back to nothing here: each key has the responses that it asked for.
+"""
 
 import time
 from collections.abc import Mapping
@@ -16,6 +19,7 @@ from gateway.openai.responses import ResponseCall, parse_response
 from gateway.tokenizer import Tokenizer
 from router.answers import Answer, GenerationResponse, send_json
 from router.backend import Backend
+from router.caller import key_name_of
 from router.events import EndedLog, EventLog, send_events
 
 MAX_LISTED = 100
@@ -26,15 +30,15 @@ _ORDERS = ("asc", "desc")
 
 async def create_response(request: Request) -> Response:
     """POST /v1/responses."""
-    return _ResponsesResponse(_backend(request), time.monotonic())
+    return _ResponsesResponse(_backend(request), _owner(request), time.monotonic())
 
 
 async def retrieve_response(request: Request) -> Response:
     """GET /v1/responses/{id}: as it is now, or its events."""
-    backend, response_id = _backend(request), request.path_params["response_id"]
+    backend, owner, response_id = _named(request)
     query = query_of(request, ("stream", "starting_after", "include_obfuscation"))
-    run = backend.background.find(response_id)
-    stored = None if run is not None else backend.responses.find(response_id)
+    run = backend.background.find(owner, response_id)
+    stored = None if run is not None else backend.responses.find(owner, response_id)
     streams = flag_of(query, "stream")
     if flag_of(query, "include_obfuscation"):
         raise invalid("include_obfuscation", "include_obfuscation is true; no event is obfuscated")
@@ -59,27 +63,27 @@ async def retrieve_response(request: Request) -> Response:
 
 async def delete_response(request: Request) -> Response:
     """DELETE /v1/responses/{id}."""
-    response_id = request.path_params["response_id"]
-    _backend(request).background.delete(response_id)
+    backend, owner, response_id = _named(request)
+    backend.background.delete(owner, response_id)
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 async def cancel_response(request: Request) -> Response:
     """POST /v1/responses/{id}/cancel."""
-    background = _backend(request).background
-    return JSONResponse(await background.cancel(request.path_params["response_id"]))
+    backend, owner, response_id = _named(request)
+    return JSONResponse(await backend.background.cancel(owner, response_id))
 
 
 async def list_input_items(request: Request) -> Response:
     """GET /v1/responses/{id}/input_items."""
-    backend, response_id = _backend(request), request.path_params["response_id"]
+    backend, owner, response_id = _named(request)
     query = query_of(request, ("limit", "order", "after"))
     limit = _number(query, "limit", _LISTED, 1, MAX_LISTED)
     order = query.get("order", "desc")
     if order not in _ORDERS:
         raise invalid("order", f"order is {quote(order)}; it must be asc or desc")
-    run = backend.background.find(response_id)
-    found = run.call if run is not None else backend.responses.find(response_id)
+    run = backend.background.find(owner, response_id)
+    found = run.call if run is not None else backend.responses.find(owner, response_id)
     items = list(found.input_items if order == "asc" else reversed(found.input_items))
     if (after := query.get("after")) is not None:
         ids = [item["id"] for item in items]
@@ -101,10 +105,11 @@ async def list_input_items(request: Request) -> Response:
 class _ResponsesResponse(GenerationResponse):
     """Answers one call, or begins it in the background."""
 
-    def __init__(self, backend: Backend, arrived_at: float) -> None:
-        store = backend.responses
-        parse = partial(parse_response, find=backend.background.find_ended, keeps=store.keeps)
+    def __init__(self, backend: Backend, owner: str | None, arrived_at: float) -> None:
+        find = partial(backend.background.find_ended, owner)
+        parse = partial(parse_response, find=find, keeps=backend.responses.keeps)
         super().__init__(backend, parse, self._answer, arrived_at)
+        self._keep = partial(backend.responses.keep, owner)
         self._runs = backend.background
 
     async def respond(
@@ -124,7 +129,7 @@ class _ResponsesResponse(GenerationResponse):
 
     def _answer(self, call: Call, tokenizer: Tokenizer) -> Answer:
         assert isinstance(call, ResponseCall)
-        return ResponsesAnswer(call, tokenizer, self._backend.responses.keep)
+        return ResponsesAnswer(call, tokenizer, self._keep)
 
 
 class _EventsResponse(Response):
@@ -175,3 +180,13 @@ def _number(query: Mapping[str, str], name: str, default: int, least: int, most:
 def _backend(request: Request) -> Backend:
     backend: Backend = request.app.state.backend
     return backend
+
+
+def _owner(request: Request) -> str | None:
+    """Whose responses are asked for."""
+    return key_name_of(request.scope)
+
+
+def _named(request: Request) -> tuple[Backend, str | None, str]:
+    """Where to look for a response, whose it must be, and its id."""
+    return _backend(request), _owner(request), request.path_params["response_id"]

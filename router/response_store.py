@@ -2,6 +2,9 @@
 
 In memory, and bounded twice: what is older than its time is gone, and the oldest go when there are
 too many bytes. Each router has its own, and a router that restarts has none.
+
+A response is its owner's: the name of the key that asked for it, None where no key is asked for. To
+others it is as if it was not there.
 """
 
 import json
@@ -17,6 +20,7 @@ from gateway.openai.responses import StoredResponse
 @dataclass(frozen=True, slots=True)
 class _Entry:
     response: StoredResponse
+    owner: str | None
     num_bytes: int
     ends_at: float
 
@@ -43,7 +47,7 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def keep(self, response_id: str, response: StoredResponse) -> None:
+    def keep(self, owner: str | None, response_id: str, response: StoredResponse) -> None:
         """From now on, unless it alone is too large."""
         now = self._clock()
         num_bytes = _num_bytes(response)
@@ -53,13 +57,13 @@ class ResponseStore:
                 break
             self._drop(oldest_id)
         if num_bytes <= self.max_bytes:
-            self._entries[response_id] = _Entry(response, num_bytes, now + self._ttl_s)
+            self._entries[response_id] = _Entry(response, owner, num_bytes, now + self._ttl_s)
             self.num_bytes += num_bytes
 
-    def find(self, response_id: str) -> StoredResponse:
-        """Raises RequestError if there is none of that id. May be called from any thread."""
+    def find(self, owner: str | None, response_id: str) -> StoredResponse:
+        """Raises RequestError if the owner has none of that id. May be called from any thread."""
         entry = self._entries.get(response_id)
-        if entry is None or entry.ends_at <= self._clock():
+        if entry is None or entry.owner != owner or entry.ends_at <= self._clock():
             raise RequestError(
                 Fault.UNKNOWN_RESPONSE,
                 f"response {quote(response_id)} is not here; {self._rule()}",
@@ -67,9 +71,9 @@ class ResponseStore:
             )
         return entry.response
 
-    def delete(self, response_id: str) -> None:
-        """Raises RequestError if there is none of that id."""
-        self.find(response_id)
+    def delete(self, owner: str | None, response_id: str) -> None:
+        """Raises RequestError if the owner has none of that id."""
+        self.find(owner, response_id)
         self._drop(response_id)
 
     def _rule(self) -> str:

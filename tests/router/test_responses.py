@@ -421,25 +421,25 @@ def stored(size: int) -> StoredResponse:
 def test_the_store_forgets_the_oldest_first(clock: Clock) -> None:
     store = ResponseStore(max_bytes=1000, ttl_s=10, clock=clock)
     for name in "abc":
-        store.keep(name, stored(250))
+        store.keep(None, name, stored(250))
     with pytest.raises(RequestError, match='"a" is not here'):
-        store.find("a")
-    assert store.find("b").body == {"x": "y" * 250}
+        store.find(None, "a")
+    assert store.find(None, "b").body == {"x": "y" * 250}
     assert 0 < store.num_bytes <= 1000
-    store.keep("large", stored(2000))
+    store.keep(None, "large", stored(2000))
     assert len(store) == 0
     assert store.num_bytes == 0
 
 
 def test_the_store_forgets_what_is_old(clock: Clock) -> None:
     store = ResponseStore(max_bytes=1000, ttl_s=10, clock=clock)
-    store.keep("a", stored(10))
+    store.keep(None, "a", stored(10))
     clock.now = 9.9
-    assert store.find("a")
+    assert store.find(None, "a")
     clock.now = 10.0
     with pytest.raises(RequestError, match="for 10 s"):
-        store.find("a")
-    store.keep("b", stored(10))
+        store.find(None, "a")
+    store.keep(None, "b", stored(10))
     assert len(store) == 1
-    store.delete("b")
+    store.delete(None, "b")
     assert store.num_bytes == 0
