@@ -1,7 +1,8 @@
 """Hosts of the tests' own: network namespaces, each on a link that can be unplugged.
 
 Only root may make them, and not in every container; tests that need one are skipped elsewhere.
-What `tc netem` would do to the link, `proxy` does: the kernels that tests run on often lack it.
+A distant host is at the end of a `wire`, which does what `tc netem` would do: the kernels that
+tests run on often lack it.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from shutil import which
 
 import pytest
+
+from tests.chaos.wire import Wire, wire
 
 
 def _ip(*arguments: str) -> None:
@@ -47,8 +50,31 @@ class Host:
 @contextlib.contextmanager
 def host(number: int) -> Iterator[Host]:
     """A namespace on a link of its own. Skips the test where there can be none."""
+    with _namespace(number) as made:
+        ours = _device(number)
+        _ip("link", "add", ours, "type", "veth", "peer", "name", "eth0", "netns", made.name)
+        _address(made, ours)
+        yield made
+
+
+@contextlib.contextmanager
+def distant_host(number: int) -> Iterator[tuple[Host, Wire]]:
+    """The same at the end of a wire. Skips the test where there can be none."""
+    ours, theirs = _device(number), _device(number) + "x"
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(_namespace(number))
+        try:
+            way = stack.enter_context(wire(ours, theirs))
+        except OSError as error:
+            pytest.skip(f"no network devices of our own here: {error}")
+        _ip("link", "set", theirs, "netns", made.name, "name", "eth0")
+        _address(made, ours)
+        yield made, way
+
+
+@contextlib.contextmanager
+def _namespace(number: int) -> Iterator[Host]:
     made = Host(f"quire-{os.getpid()}-{number}", os.getpid() % 100 * 2 + number)
-    ours = f"qu{os.getpid()}{number}"
     if which("ip") is None:
         pytest.skip("no `ip` command")
     try:
@@ -56,13 +82,21 @@ def host(number: int) -> Iterator[Host]:
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
     try:
-        _ip("link", "add", ours, "type", "veth", "peer", "name", "eth0", "netns", made.name)
-        _ip("address", "add", f"{made.gateway}/24", "dev", ours)
-        _ip("link", "set", ours, "up")
-        theirs = made.gateway.removesuffix("1") + "2"
-        _ip("-n", made.name, "address", "add", f"{theirs}/24", "dev", "eth0")
-        _ip("-n", made.name, "link", "set", "lo", "up")
-        made.plug()
         yield made
     finally:
         _ip("netns", "delete", made.name)
+
+
+def _device(number: int) -> str:
+    """This side's; at most 15 characters."""
+    return f"qu{os.getpid()}{number}"
+
+
+def _address(made: Host, ours: str) -> None:
+    """Gives both ends of a link their addresses, and lets them go up."""
+    _ip("address", "add", f"{made.gateway}/24", "dev", ours)
+    _ip("link", "set", ours, "up")
+    theirs = made.gateway.removesuffix("1") + "2"
+    _ip("-n", made.name, "address", "add", f"{theirs}/24", "dev", "eth0")
+    _ip("-n", made.name, "link", "set", "lo", "up")
+    made.plug()

@@ -8,31 +8,12 @@ from pathlib import Path
 import pytest
 
 from quire.hangs import ASK_EVERY_S, Patience
-from tests.chaos.by_hand import MODEL, laid_out
+from tests.chaos.by_hand import laid_out
 from tests.chaos.checker import check_ended, check_nothing_left
-from tests.chaos.small import small_model
+from tests.chaos.small import small_model, streams
 from tests.chaos.streams import Load, told
-from tests.chaos.traffic import Asked
 
 pytestmark = pytest.mark.chaos
-
-
-def streams(salt: str) -> list[Asked]:
-    """Long enough to be there when it happens."""
-    body = {
-        "model": MODEL,
-        "max_tokens": 800,
-        "temperature": 0.8,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_token_ids": True,
-        "cache_salt": salt,
-    }
-    return [
-        Asked("stream", "/v1/completions", body | {"prompt": [5, 6, 7 + number], "seed": number})
-        for number in range(8)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -47,11 +28,11 @@ async def test_what_is_stopped_is_replaced(
 ) -> None:
     """The scheduler, the only worker, or that one's transport; each in the middle of streams."""
     async with laid_out(small_model(tmp_path / "small"), {}, num_workers=1) as stack:
-        reference = await told(stack.url, streams("peace"))
+        reference = await told(stack.url, streams(8, 800, "peace"))
         for history in reference:
             check_ended(history)
         for name, its_transport in victims:
-            load = Load(stack.url, streams(f"{name}-{its_transport}"))
+            load = Load(stack.url, streams(8, 800, f"{name}-{its_transport}"))
             await load.begun()
             pid = stack.pid(name)
             stopped = stack.transport_of(name) if its_transport else pid
@@ -79,6 +60,6 @@ async def test_a_router_that_falls_silent_is_replaced(tmp_path: Path) -> None:
         why = "router warning it has not answered its health check for 3 s: killed"
         assert [line for line in stack.log if why in line]
         await stack.until_whole(1)
-        [history] = await told(stack.url, streams("after")[:1])
+        [history] = await told(stack.url, streams(1, 800, "after"))
         check_ended(history)
         await check_nothing_left(stack)

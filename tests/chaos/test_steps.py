@@ -4,34 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.by_hand import MODEL, Way, laid_out
+from tests.chaos.by_hand import Way, laid_out
 from tests.chaos.checker import check_ended, check_nothing_left
 from tests.chaos.failing_worker import FAILURE, NOTE, TOKENS
-from tests.chaos.small import small_model
+from tests.chaos.small import small_model, streams
 from tests.chaos.streams import Load, told
 from tests.chaos.traffic import Asked
 
 pytestmark = pytest.mark.chaos
 
 CULPRIT = (391, 392, 393)
-
-
-def streams(salt: str) -> list[Asked]:
-    """Long enough to be there when it happens."""
-    body = {
-        "model": MODEL,
-        "max_tokens": 200,
-        "temperature": 0.8,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_token_ids": True,
-        "cache_salt": salt,
-    }
-    return [
-        Asked("stream", "/v1/completions", body | {"prompt": [5, 6, 7 + number], "seed": number})
-        for number in range(12)
-    ]
 
 
 @pytest.mark.parametrize("failure", ["memory", pytest.param("error", marks=pytest.mark.slow)])
@@ -41,11 +23,11 @@ async def test_a_step_fails(tmp_path: Path, failure: str) -> None:
     failing = Way(module="tests.chaos.failing_worker", environment=environment)
     ways = {"worker-0": failing, "worker-1": failing}
     async with laid_out(small_model(tmp_path / "small"), ways) as stack:
-        reference = await told(stack.url, streams("peace"))
-        load = Load(stack.url, streams("failure"))
+        reference = await told(stack.url, streams(12, 200, "peace"))
+        load = Load(stack.url, streams(12, 200, "failure"))
         await load.begun()
         whole = {"prompt": list(CULPRIT), "stream": False, "stream_options": None}
-        culprit = Asked("culprit", "/v1/completions", streams("culprit")[0].body | whole)
+        culprit = Asked("culprit", "/v1/completions", streams(1, 200, "culprit")[0].body | whole)
         [ended] = await told(stack.url, [culprit])
         assert note.exists()
         if failure == "memory":
