@@ -61,6 +61,8 @@ class CompletionOutput:
     """Of a conversation: what the model thought before it answered."""
     tool_calls: list[ToolCall] = field(default_factory=list)
     """Of a conversation: what it asks you to call."""
+    num_thought_tokens: int = 0
+    """Of `token_ids`, those whose text is `reasoning`."""
 
     def message(self) -> dict[str, Any]:
         """The answer as the next turn of its conversation."""
@@ -104,6 +106,8 @@ class Usage:
     num_output_tokens: int
     num_cached_tokens: int
     """Prompt tokens found in the prefix cache."""
+    num_thought_tokens: int = 0
+    """Output tokens that are thoughts, in a conversation; 0 from an older router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,7 @@ def _sample_of(index: int, chunks: Sequence[Chunk]) -> CompletionOutput:
         stop_reason=last.stop_reason,
         reasoning="".join(chunk.reasoning for chunk in chunks),
         tool_calls=calls_of(delta for chunk in chunks for delta in chunk.tool_calls),
+        num_thought_tokens=last.usage.num_thought_tokens if last.usage else 0,
     )
 
 

@@ -110,7 +110,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 requests = (call.request,)
                 with backend.engine.generate(requests, arrived_at, caller) as generation:
                     pieces = generation.wholes() if request.whole else _each(generation)
-                    await _write_pieces(context, pieces, PieceWriter(call))
+                    writer = PieceWriter(call, backend.model.tokenizer)
+                    await _write_pieces(context, pieces, writer)
 
     async def Embed(  # noqa: N802 - gRPC's name
         self, request: inference_pb2.EmbedRequest, context: Context

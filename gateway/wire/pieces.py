@@ -4,8 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.output import Finish, FinishReason, Piece, PromptLogprobs, TokenLogprob
-from gateway.parsing.deltas import CallArguments, CallBegun, Content, Delta, Parser, Reasoning
+from gateway.output import (
+    Finish,
+    FinishReason,
+    Piece,
+    PromptLogprobs,
+    TokenLogprob,
+    shown_bytes,
+)
+from gateway.parsing.deltas import CallArguments, CallBegun, Content, Delta, Reasoning
+from gateway.reading import Reading
+from gateway.tokenizer import Tokenizer
 from gateway.wire.requests import GenerateCall
 from protos.quire.v1 import inference_pb2, sampling_pb2
 
@@ -19,11 +28,12 @@ _REASONS = {
 
 
 class PieceWriter:
-    """Writes the pieces of one call, in order; it has the parsers of its samples."""
+    """Writes the pieces of one call, in order; it reads its samples, where they are to be read."""
 
-    def __init__(self, call: GenerateCall) -> None:
+    def __init__(self, call: GenerateCall, tokenizer: Tokenizer) -> None:
         self._call = call
-        self._parsers: dict[int, Parser] = {}
+        self._bytes_of = shown_bytes(call.request, tokenizer)
+        self._readings: dict[int, Reading] = {}
         self._begun = False
         """The first sample's first piece has been written."""
 
@@ -37,6 +47,8 @@ class PieceWriter:
             self._write_prompt(message, piece)
         if piece.finish is not None:
             self._write_finish(message, piece.finish)
+            if (reading := self._readings.get(piece.index)) is not None:
+                message.usage.num_thought_tokens = reading.num_thought_tokens
         return message
 
     def _write_output(self, message: inference_pb2.GenerateResponse, piece: Piece) -> None:
@@ -46,13 +58,10 @@ class PieceWriter:
         if self._call.parsing is None:
             message.text = piece.text
             return
-        parser = self._parsers.get(piece.index)
-        if parser is None:
-            parser = self._parsers[piece.index] = self._call.parsing.make_parser()
-        deltas = parser.feed(piece.text)
-        if piece.finish is not None:
-            deltas += parser.close()
-        _write_deltas(message, deltas)
+        reading = self._readings.get(piece.index)
+        if reading is None:
+            reading = self._readings[piece.index] = Reading(self._call.parsing, self._bytes_of)
+        _write_deltas(message, reading.feed(piece))
 
     def _write_prompt(self, message: inference_pb2.GenerateResponse, piece: Piece) -> None:
         if self._call.returns_prompt_token_ids:

@@ -53,7 +53,12 @@ def _finish_reason(reason: sampling_pb2.FinishReason) -> str:
 
 
 def _usage(usage: inference_pb2.Usage) -> Usage:
-    return Usage(usage.num_prompt_tokens, usage.num_output_tokens, usage.num_cached_tokens)
+    return Usage(
+        usage.num_prompt_tokens,
+        usage.num_output_tokens,
+        usage.num_cached_tokens,
+        usage.num_thought_tokens,
+    )
 
 
 def _rows(columns: sampling_pb2.LogprobColumns, token_ids: Sequence[int]) -> list[Row]:

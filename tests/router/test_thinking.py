@@ -9,6 +9,7 @@ import anthropic
 import httpx
 import pytest
 
+import quire
 from router.server import Router
 from tests import openai_spec
 from tests.gateway.test_thinking import BEGIN, END, VOCAB, write_thinker
@@ -124,3 +125,12 @@ async def test_tokens_of_thoughts_are_counted_alike_everywhere(
     response = (await http.post("/v1/responses", json={"input": "hello"})).json()
     for usage in (response["usage"], told[-1]["response"]["usage"]):
         assert usage["output_tokens_details"] == {"reasoning_tokens": num_thought}
+    async with quire.AsyncClient(router.grpc_address) as client:
+        prompt = quire.Chat(chat["messages"])
+        both = await client.generate(prompt, quire.SamplingParams(n=2, max_tokens=None))
+        assert [output.num_thought_tokens for output in both.outputs] == [num_thought] * 2
+        stream = client.stream(prompt, quire.SamplingParams(max_tokens=None))
+        ends = [chunk.usage async for chunk in stream if chunk.usage is not None]
+        assert [usage.num_thought_tokens for usage in ends] == [num_thought]
+        plain = await client.generate("hello")
+        assert plain.outputs[0].num_thought_tokens == 0
