@@ -17,7 +17,8 @@ from protos import flags
 from protos.command_line import run
 from protos.trust import Trust
 from router.listeners import ConfigurationError
-from router.server import Settings, serve
+from router.server import serve
+from router.settings import Settings
 from router.tls import TlsFiles
 
 app = typer.Typer(add_completion=False)

@@ -10,7 +10,8 @@ import httpx
 import openai
 import pytest
 
-from router.server import Router, Settings, listening
+from router.server import Router, listening
+from router.settings import Settings
 from tests.gateway import tiny_model
 from tests.router.fake_scheduler import FakeScheduler, fake_scheduler
 

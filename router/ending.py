@@ -1,0 +1,71 @@
+"""An orderly end: told to, the router refuses new requests and finishes the running ones, up to the
+drain timeout or until it is told again. Those that it cuts off hear so."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+
+from router.backend import Backend
+
+_LAST_WORDS_S = 1.0
+"""In which requests that are cut off tell their clients so."""
+
+_log = logging.getLogger(__name__)
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first, the second; a third ends the process at once.
+
+    Of routers that share ports, one that hears SIGTERM goes alone, and leaves new connections to
+    the others. SIGINT says that all of them end, so that somebody must be there to say so.
+    """
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.told_again = asyncio.Event()
+        self.goes_alone = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._hear, number)
+
+    def _hear(self, number: signal.Signals) -> None:
+        if self.told_again.is_set():
+            os._exit(1)
+        if self.told.is_set():
+            self.told_again.set()
+        else:
+            self.goes_alone = number is signal.SIGTERM
+            self.told.set()
+
+
+async def until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]]) -> None:
+    """Returns when told to end; raises what ended a task that should run for ever."""
+    waiting = asyncio.create_task(told.wait())
+    done, _ = await asyncio.wait([waiting, *running], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for task in done - {waiting}:
+        task.result()
+        raise RuntimeError(f"{task.get_name()} ended by itself")
+
+
+async def drain(backend: Backend, timeout_s: float, told_again: asyncio.Event) -> None:
+    """New requests are refused from now on; running ones get their time, unless told again."""
+    backend.engine.draining = True
+    if backend.permits.num_taken:
+        _log.info("draining: %s", _in_flight(backend))
+    idle = asyncio.create_task(backend.permits.idle())
+    hurry = asyncio.create_task(told_again.wait())
+    await asyncio.wait((idle, hurry), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if not idle.done():
+        why = "told again to end" if told_again.is_set() else f"{timeout_s:g} s are over"
+        _log.warning("%s: %s cut off", why, _in_flight(backend))
+        backend.engine.end_all("the server had to stop before the request was complete")
+        await asyncio.wait((idle,), timeout=_LAST_WORDS_S)
+    idle.cancel()
+    hurry.cancel()
+
+
+def _in_flight(backend: Backend) -> str:
+    count = backend.permits.num_taken
+    return f"{count} request{'s' * (count != 1)} in flight"

@@ -1,0 +1,71 @@
+"""HTTP's front: uvicorn on sockets that are bound already."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from gateway.cors import CorsPolicy
+from router.app import create_app
+from router.backend import Backend
+from router.http_protocol import BoundedHttpProtocol
+from router.tls import TlsFiles
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, with the signals left to us, and quiet while nothing happens."""
+
+    def __init__(self, backend: Backend, cors: CorsPolicy | None, tls: TlsFiles | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(backend, cors),
+                http=BoundedHttpProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self.listening = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._tls = tls.context() if tls else None
+
+    def end(self) -> None:
+        """No longer listens; what is being answered gets a moment."""
+        self.should_exit = True
+        self._ending.set()
+
+    def leave(self) -> None:
+        """No longer listens on the first of its sockets."""
+        self.servers[0].close()
+
+    async def main_loop(self) -> None:
+        """Wakes once a second, for the date in the headers; uvicorn's own does ten times."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._ending.wait()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen: on the first with TLS, if there is any; this process's own port is
+        on loopback."""
+        assert sockets is not None
+        self.config.ssl = self._tls
+        await super().startup(sockets[:1])
+        main = self.servers
+        self.config.ssl = None
+        await super().startup(sockets[1:])
+        self.servers = main + self.servers
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Does not."""
+        yield
