@@ -19,6 +19,12 @@ SCALES = [
 ]
 
 
+def at_scale(name: str) -> pytest.MarkDecorator:
+    """For tests that gain nothing from the other scale: of `short`, `full`."""
+    chosen = [scale for scale in SCALES if scale.id == name]
+    return pytest.mark.parametrize("scene", chosen, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     return resolve("smollm2", lambda message: None).path

@@ -89,6 +89,12 @@ class Stack(ABC):
                         return
                 await asyncio.sleep(0.05)
 
+    async def until_queued(self, count: int) -> None:
+        """So many sequences wait in the scheduler."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.state())["waiting"] < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def until_idle(self) -> dict[str, Any]:
         """The scheduler's totals, once nothing is left of any request."""
         deadline = time.monotonic() + PATIENCE_S

@@ -137,7 +137,9 @@ class Load:
 
     async def _read(self, session: aiohttp.ClientSession, history: History) -> None:
         asked = history.asked
-        async with session.post(self._url + asked.path, json=asked.body) as response:
+        who = {"X-Tenant": asked.tenant} if asked.tenant else {}
+        where = self._url + asked.path
+        async with session.post(where, json=asked.body, headers=who) as response:
             history.status = response.status
             if response.status != 200:
                 history.errors.append(await response.text())

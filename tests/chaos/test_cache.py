@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.recording import Target
 from tests.chaos.checker import check_nothing_left, check_run
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures
@@ -15,6 +16,7 @@ from tests.chaos.test_clients import stories
 pytestmark = pytest.mark.chaos
 
 NUM_REQUESTS = 10
+LEAST_RATE = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ async def test_prefixes_outlive_the_scheduler(
     await check_run(stack, after, before, judge)
     state = await stack.state()
     rate = state["prefix_hit_tokens"] / state["prefix_query_tokens"]
-    figures.add("prefix cache after a scheduler was killed", {"hit rate": rate})
+    target = Target("prefix hit rate with a new scheduler", rate, LEAST_RATE, at_least=True)
+    figures.add("prefix cache after a scheduler was killed", {"hit rate": rate}, target)
     assert rate > 0
     await check_nothing_left(stack)

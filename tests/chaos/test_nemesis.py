@@ -9,21 +9,30 @@ import os
 import random
 import signal
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests.chaos.checker import check_run
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
-from tests.chaos.scene import Scene
+from tests.chaos.scene import Scale, Scene, set_up
 from tests.chaos.streams import Load
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3600)]
 
+SCALE = Scale(num_streams=32, max_tokens=100)
 ROUNDS, SEED = 8, int(os.environ.get("QUIRE_CHAOS_SEED", "1"))
 VICTIMS = ("worker-0", "worker-1", "scheduler")
 MEANS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP)
 MAX_STOP_S = 12.0
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Iterator[Scene]:
+    """Smaller than that of one fault at a time: there are many rounds."""
+    with set_up(SCALE, tmp_path_factory.mktemp("run"), figures) as made:
+        yield made
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.recording import Target
 from tests.chaos.by_hand import Way, laid_out
 from tests.chaos.checker import check_ended, check_nothing_left, check_same
 from tests.chaos.conftest import SCALES
@@ -42,7 +43,6 @@ async def test_the_culprit_alone_fails(
         culprit = Asked("poison", "/v1/completions", everyone[0].body | whole)
         [ended] = await told(stack.url, [culprit])
         histories = await load.ended()
-        figures.add("a poisonous request", pauses(histories, at))
         assert ended.status == 500, ended
         assert "the worker was lost" in ended.errors[0]
         for history, expected in zip(histories, reference, strict=True):
@@ -50,3 +50,6 @@ async def test_the_culprit_alone_fails(
             check_same(history, expected, judge)
         await stack.until_whole()
         await check_nothing_left(stack, num_errors=1)
+        num_well = float(len(histories))
+        target = Target("streams beside it that end well", num_well, len(everyone), at_least=True)
+        figures.add("a poisonous request", pauses(histories, at), target)

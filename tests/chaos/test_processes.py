@@ -19,10 +19,11 @@ from tests.chaos.checker import (
     check_run,
     check_same,
 )
+from tests.chaos.conftest import at_scale
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
 from tests.chaos.scene import STEP_TIMEOUT_S, Scene
-from tests.chaos.stack import PATIENCE_S
+from tests.chaos.stack import PATIENCE_S, Stack
 from tests.chaos.streams import Load, told
 
 pytestmark = pytest.mark.chaos
@@ -31,11 +32,13 @@ MOMENT_S = 2.0
 WORKER_TARGET_S, SCHEDULER_TARGET_S = 1.0, 3.0
 
 
+@at_scale("short")
 async def test_a_second_run_in_peace_is_the_same(scene: Scene, judge: Judge) -> None:
     histories = await told(scene.stack.url, scene.asked())
     await check_run(scene.stack, histories, scene.reference, judge)
 
 
+@at_scale("short")
 @pytest.mark.parametrize(
     ("name", "its_transport"),
     [
@@ -55,26 +58,20 @@ async def test_a_worker_is_killed(
 
     async def kill() -> None:
         nonlocal killed, noticed_s
-        at = time.monotonic()
         killed = stack.pid(name)
-        victim = stack.transport_of(name) if its_transport else killed
-        os.kill(victim, signal.SIGKILL)
-        while (await stack.state())["replays"] == before["replays"]:
-            assert time.monotonic() - at < PATIENCE_S, "nothing ran there"
-        noticed_s = time.monotonic() - at
+        noticed_s = await _kill_one_that_runs(
+            stack, stack.transport_of(name) if its_transport else killed, before["replays"]
+        )
 
     histories, at = await scene.disturbed(kill)
     await stack.until_replaced(name, killed)
     await stack.until_whole()
     await check_run(stack, histories, scene.expected, judge)
-    measured = {"sequences given to the other after, s": noticed_s, **pauses(histories, at)}
-    longest = measured["longest pause of any stream, s"]
     who = f"{name}'s transport" if its_transport else name
-    target = Target(f"{who} killed, s", longest, WORKER_TARGET_S)
-    figures.add(f"{who} killed, a spare replica", measured, target)
+    _tell_of_a_spare(figures, f"{who} killed", noticed_s, pauses(histories, at))
 
 
-@pytest.mark.slow
+@at_scale("full")
 async def test_one_worker_is_killed_and_then_the_other(
     scene: Scene, judge: Judge, figures: Figures
 ) -> None:
@@ -82,17 +79,40 @@ async def test_one_worker_is_killed_and_then_the_other(
     stack = scene.stack
     await stack.until_whole()
     load = Load(stack.url, scene.asked())
-    killed = {}
-    at = time.monotonic()
-    for name, share in (("worker-0", 0.3), ("worker-1", 0.6)):
-        await load.until(share, scene.reference)
-        killed[name] = stack.signal(name, signal.SIGKILL)
+    await load.until(0.3, scene.reference)
+    before = await stack.state()
+    killed = {"worker-0": stack.pid("worker-0")}
+    first_at = time.monotonic()
+    noticed_s = await _kill_one_that_runs(stack, killed["worker-0"], before["replays"])
+    await load.until(0.6, scene.reference)
+    second_at = time.monotonic()
+    killed["worker-1"] = stack.signal("worker-1", signal.SIGKILL)
     histories = await load.ended()
     for name, pid in killed.items():
         await stack.until_replaced(name, pid)
     await stack.until_whole()
     await check_run(stack, histories, scene.reference, judge)
-    figures.add("worker-0 killed, then worker-1 beside it", pauses(histories, at))
+    by_then = pauses(histories, first_at, second_at)
+    _tell_of_a_spare(figures, "worker-0 killed", noticed_s, by_then)
+    figures.add("and then worker-1 beside it", pauses(histories, second_at))
+
+
+async def _kill_one_that_runs(stack: Stack, pid: int, num_replays: int) -> float:
+    """Seconds until what it computed was given to another."""
+    at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    while (await stack.state())["replays"] == num_replays:
+        assert time.monotonic() - at < PATIENCE_S, "nothing ran there"
+    return time.monotonic() - at
+
+
+def _tell_of_a_spare(
+    figures: Figures, what: str, noticed_s: float, waited: dict[str, float]
+) -> None:
+    longest = waited["longest pause of any stream, s"]
+    target = Target(f"{what}, s", longest, WORKER_TARGET_S)
+    measured = {"sequences given to the other after, s": noticed_s, **waited}
+    figures.add(f"{what}, a spare replica", measured, target)
 
 
 async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figures) -> None:
@@ -117,7 +137,7 @@ async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figu
     )
 
 
-@pytest.mark.slow
+@at_scale("full")
 async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures) -> None:
     stack = scene.stack
     await stack.until_whole()
@@ -135,6 +155,7 @@ async def test_a_worker_is_stopped(scene: Scene, judge: Judge, figures: Figures)
 
 
 @pytest.mark.slow
+@at_scale("short")
 async def test_a_worker_is_stopped_for_a_moment(
     scene: Scene, judge: Judge, figures: Figures
 ) -> None:
@@ -175,24 +196,37 @@ async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:
     await check_nothing_left(stack)
 
 
-@pytest.mark.slow
+@at_scale("full")
 @pytest.mark.timeout(1800)
 async def test_every_process_is_restarted_in_turn(
     scene: Scene, judge: Judge, figures: Figures
 ) -> None:
+    """Workers and scheduler while the same streams run; each router, which leaves when its own
+    have ended, in the middle of others."""
     stack = scene.stack
     await stack.until_whole()
-    for name in ("worker-0", "worker-1", "scheduler", "router-0", "router-1"):
-        await stack.until_whole()
+    load = Load(stack.url, scene.asked())
+    await load.until(0.1, scene.reference)
+    at = time.monotonic()
+    for name in ("worker-0", "worker-1", "scheduler"):
+        assert any(history.ended_at is None for history in load.histories), "it came too late"
+        told_to_end = stack.signal(name, signal.SIGTERM)
+        await stack.until_replaced(name, told_to_end)
+        await stack.until_attached(2)
+    histories = await load.ended()
+    await stack.until_whole()
+    await check_run(stack, histories, scene.reference, judge)
+    figures.add("both workers and the scheduler restarted", pauses(histories, at))
+    for name in ("router-0", "router-1"):
         await stack.until_routers_are_ready()
-        told_to_end = 0
+        leaving = 0
 
         async def tell(name: str = name) -> None:
-            nonlocal told_to_end
-            told_to_end = stack.signal(name, signal.SIGTERM)
+            nonlocal leaving
+            leaving = stack.signal(name, signal.SIGTERM)
 
         histories, at = await scene.disturbed(tell)
-        await stack.until_replaced(name, told_to_end)
+        await stack.until_replaced(name, leaving)
         await stack.until_whole()
         await check_run(stack, histories, scene.expected, judge)
         figures.add(f"{name} told to end and started again", pauses(histories, at))

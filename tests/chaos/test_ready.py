@@ -94,10 +94,12 @@ async def test_a_long_prefill_is_no_reason_to_be_unready(
     await watch.stop()
     assert not history.errors
     assert history.usages[0]["prompt_tokens"] == NUM_PREFILLED
-    assert {status for _, status in watch.ready} == {200}
-    assert set(watch.health) == {200}
+    num_unready = sum(status != 200 for _, status in watch.ready)
     asked = {"seconds": seconds, "times asked": len(watch.ready)}
-    figures.add(f"/ready in a prefill of {NUM_PREFILLED} tokens, {how}", asked)
+    target = Target(f"/ready other than 200 in a long prefill, {how}", num_unready, 0.0)
+    figures.add(f"/ready in a prefill of {NUM_PREFILLED} tokens, {how}", asked, target)
+    assert not num_unready
+    assert set(watch.health) == {200}
 
 
 async def test_a_stopped_worker_is_not_ready(stack: Served, figures: Figures, how: str) -> None:

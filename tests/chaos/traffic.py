@@ -46,6 +46,7 @@ class Asked:
     kind: str
     path: str
     body: Json
+    tenant: str = ""
 
     @property
     def is_greedy(self) -> bool:
