@@ -7,42 +7,32 @@ Values feed the next step on the device: tokens, positions and ends are in `Devi
 knows the shape of every step from the plans alone. What a step yields reaches it later, on a thread
 that waits for the copy and sends the result; results come in plan order.
 
-Only rules that follow the output make the host wait: a step some of whose rows have a grammar is
-launched up to its forward pass; while that runs, the host reads the tokens of the step before,
-makes the masks and launches the sampler behind them.
+Only rules that follow the output make the host wait, while a forward pass runs
+(`worker.device_masks`).
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from kernels import sampling
 from kernels.batch import AttentionBatch
 from kernels.ops import DeviceStepOps
 from kernels.step_sampling import count_known_tokens
 from worker.completion import Completion, Launched
 from worker.constraints import Constraints
 from worker.decode_steps import DecodeSteps
+from worker.device_masks import DeviceMasks
 from worker.device_tables import DeviceTables, Writes
 from worker.executor import Deliver, Fail, Model
 from worker.kv_cache import KVCache
 from worker.lane import Fetched, Lane
-from worker.plans import BatchPlan, Int32Column, PlanError
+from worker.plans import BatchPlan, PlanError
 from worker.pooling import PooledRows, Pooler
 from worker.prompt_scores import TILE_ROWS, PromptScores, score
 from worker.slot_counts import Int64Column, SlotCounts
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a step yields, on its way; slots and generations share an index with its columns."""
-
-    slots: Int64Column
-    generation: Int32Column
-    fetched: Fetched
+from worker.step_outputs import StepOutputs
 
 
 class DeviceRunner:
@@ -78,16 +68,11 @@ class DeviceRunner:
         self._tables = tables
         self._lane = lane
         self._ops = step_ops
-        self._constraints = constraints
+        self._masks = DeviceMasks(constraints, tables.masks.allowed, lane)
+        self._outputs = StepOutputs(tables, lane, step_ops, max_num_seqs)
         self._pooler = pooler
-        # Steps whose tokens the constraints have not heard of: one, but for a moment.
-        self._unheard: list[_Outcome] = []
         device = tables.arena.device
         self._row_bounds = torch.arange(max_num_seqs + 1, dtype=torch.int32, device=device)
-        self._out_token = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self._out_finish = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
-        self._wants_logprobs = np.zeros(max_num_seqs, np.bool_)
-        self._num_logprobs = np.zeros(max_num_seqs, np.int64)
         self._scores = PromptScores(max_num_seqs)
         self._score_tile = min(TILE_ROWS, max_num_seqs)
         self._steps = DecodeSteps(self.decode, self.sample_decodes)
@@ -110,8 +95,7 @@ class DeviceRunner:
         self._lane.drain()
         self._completion.drain()
         self._counts.reset()
-        self._constraints.reset()
-        self._unheard.clear()
+        self._masks.reset()
         self._num_ordered = 0
 
     def watch(self, fail: Fail) -> None:
@@ -154,7 +138,7 @@ class DeviceRunner:
         writes = Writes()
         had_work = self._counts.num_live > 0
         self._counts.apply(plan)
-        self._constraints.apply(plan)
+        self._masks.apply(plan)
         positions = self._admit(writes, plan)
         self._tables.append(writes, plan.append_slot, plan.append_index, plan.append_block)
         pooled = None
@@ -166,13 +150,13 @@ class DeviceRunner:
             else:
                 slots, fetched = self._launch_decodes(writes, plan, positions)
         generation = self._counts.generation[slots]
-        self._follow(slots, generation, fetched)
+        self._masks.follow(slots, generation, fetched)
         launched = Launched(
             plan=plan,
             slots=slots,
             generation=generation,
-            logprob_rows=np.flatnonzero(self._wants_logprobs[slots]),
-            num_top=self._num_logprobs[slots][self._wants_logprobs[slots]],
+            logprob_rows=self._outputs.logprob_rows(slots),
+            num_top=self._outputs.num_top(slots),
             fetched=fetched,
             pooled=pooled,
             had_work=had_work,
@@ -186,9 +170,7 @@ class DeviceRunner:
         for admission in plan.admit:
             self._tables.admit(writes, admission)
             self._scores.admit(admission)
-            num_logprobs = admission.sampling.num_logprobs
-            self._wants_logprobs[admission.slot] = num_logprobs is not None
-            self._num_logprobs[admission.slot] = num_logprobs or 0
+            self._outputs.admit(admission)
         return {admission.slot: admission.num_computed for admission in plan.admit}
 
     # --- decode rows alone -----------------------------------------------------------------------
@@ -205,9 +187,8 @@ class DeviceRunner:
         if plan.decode is not None or num_rows != self._num_ordered:
             self._tables.set_order(writes, slots, num_rows)
             self._num_ordered = num_rows
-        rows = np.flatnonzero(self._wants_logprobs[slots])
         self._tables.set_positions(writes, positions)
-        self._tables.set_logprob_rows(writes, rows)
+        self._tables.set_logprob_rows(writes, self._outputs.logprob_rows(slots))
         self._lane.begin()
         self._upload(writes)
         self._count_known_tokens(plan)
@@ -215,9 +196,9 @@ class DeviceRunner:
             return slots, self._lane.fetch(())
         step = graph or self._steps.step(num_rows)
         logits = step.forward()
-        self._restrict(slots)
+        self._masks.refresh(slots)
         step.sample()
-        return slots, self._fetch(logits, slots)
+        return slots, self._outputs.fetch(logits, slots)
 
     def decode(self, num_rows: int, logits: torch.Tensor | None = None) -> torch.Tensor:
         """The launches of a decode step; no size in them depends on anything but `num_rows`.
@@ -243,8 +224,7 @@ class DeviceRunner:
 
     def sample_decodes(self, logits: torch.Tensor, num_rows: int) -> torch.Tensor:
         """What follows `decode`: the tokens of its rows."""
-        self._sample(logits, self._tables.order[:num_rows])
-        return self._out_token[:num_rows]
+        return self._outputs.sample(logits, self._tables.order[:num_rows])
 
     # --- chunks among them -----------------------------------------------------------------------
 
@@ -276,7 +256,7 @@ class DeviceRunner:
             first_chunk=num_decodes,
             new_positions=chunks.end[last],
         )
-        tables.set_logprob_rows(writes, np.flatnonzero(self._wants_logprobs[slots]))
+        tables.set_logprob_rows(writes, self._outputs.logprob_rows(slots))
         self._lane.begin()
         self._upload(writes)
         self._count_known_tokens(plan)
@@ -291,9 +271,10 @@ class DeviceRunner:
         )
         logits, pooled, scores = self._forward(plan, batch)
         if len(slots):
-            self._restrict(slots)
-            self._sample(logits, tables.sample_slot[: len(slots)])
-        return slots, self._fetch(logits, slots, pooled, scores), pooled
+            self._masks.refresh(slots)
+            self._outputs.sample(logits, tables.sample_slot[: len(slots)])
+        extra = scores if pooled is None else (pooled.value, *scores)
+        return slots, self._outputs.fetch(logits, slots, extra), pooled
 
     def _forward(
         self, plan: BatchPlan, batch: AttentionBatch
@@ -350,7 +331,7 @@ class DeviceRunner:
             row_slot=inputs.row_slot,
         )
 
-    # --- ends of every step ----------------------------------------------------------------------
+    # --- before every step -----------------------------------------------------------------------
 
     def _upload(self, writes: Writes) -> None:
         arena = self._tables.arena
@@ -365,65 +346,3 @@ class DeviceRunner:
                 count_known_tokens(
                     tables.sampling, admission.slot, known, admission.num_prompt_tokens
                 )
-
-    def _follow(self, slots: Int64Column, generation: Int32Column, fetched: Fetched) -> None:
-        """Keeps an outcome that masks of later steps depend on."""
-        constrained = slots[self._constraints.among(slots)]
-        if self._constraints.follow_output(constrained):
-            self._unheard.append(_Outcome(slots, generation, fetched))
-
-    def _restrict(self, slots: Int64Column) -> None:
-        """Makes the masks of the rows that sample those of their newest tokens."""
-        if self._constraints.follow_output(slots[self._constraints.among(slots)]):
-            for outcome in self._unheard:
-                token_id, finish = outcome.fetched.wait()[:2]
-                rows = np.flatnonzero(token_id >= 0)
-                self._constraints.advance(
-                    outcome.slots[rows], outcome.generation[rows], token_id[rows], finish[rows]
-                )
-            self._unheard.clear()
-        constrained = slots[self._constraints.among(slots)]
-        changed = self._constraints.refresh(constrained)
-        if len(changed):
-            rows = np.column_stack((changed, self._constraints.masks[changed]))
-            self._lane.upload_rows(rows.astype(np.int32, copy=False), self._set_masks)
-
-    def _set_masks(self, rows: torch.Tensor) -> None:
-        self._tables.masks.allowed.index_copy_(0, rows[:, 0].long(), rows[:, 1:])
-
-    def _sample(self, logits: torch.Tensor, slot: torch.Tensor) -> None:
-        tables, num_rows = self._tables, slot.shape[0]
-        self._ops.sample_and_commit(
-            logits,
-            slot,
-            tables.inputs.new_position[:num_rows],
-            tables.sampling,
-            tables.slots,
-            self._out_token[:num_rows],
-            self._out_finish[:num_rows],
-            grammar=tables.masks,
-        )
-
-    def _fetch(
-        self,
-        logits: torch.Tensor,
-        slots: Int64Column,
-        pooled: PooledRows | None = None,
-        scores: Sequence[torch.Tensor] = (),
-    ) -> Fetched:
-        """Tokens and finishes; then vectors, scores and logprobs, each if there are any."""
-        count = len(slots)
-        outcome = [self._out_token[:count], self._out_finish[:count]]
-        if pooled is not None:
-            outcome.append(pooled.value)
-        outcome += scores
-        asks = self._wants_logprobs[slots]
-        if asks.any():
-            row = self._tables.logprob_row[: int(asks.sum())].long()
-            values = sampling.token_logprobs(
-                logits[row].float(),
-                self._out_token[row].long().clamp(min=0),
-                int(self._num_logprobs[slots].max()),
-            )
-            outcome += [values.logprob, values.rank, values.top_token_id, values.top_logprob]
-        return self._lane.fetch(outcome)

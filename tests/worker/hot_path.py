@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 WHOLE_FILES = (
     "worker/device_runner.py",
+    "worker/device_masks.py",
+    "worker/step_outputs.py",
     "worker/decode_steps.py",
     "worker/completion.py",
     "worker/device_tables.py",

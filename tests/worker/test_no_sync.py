@@ -215,10 +215,10 @@ GRAMMAR = "while the forward pass runs, and only with sequences whose masks foll
 ALLOWED: dict[Call, str] = {
     ("kernels/batch.py", "AttentionBatch.chunks", "tolist"): "the CPU's ops ask, no kernel does",
     ("worker/device_runner.py", "DeviceRunner.__init__", "drain"): START,
-    ("worker/device_runner.py", "DeviceRunner._fetch", "int"): NUMPY,
     ("worker/device_runner.py", "DeviceRunner._launch_mixed", "int"): NUMPY,
     ("worker/device_runner.py", "DeviceRunner._launch_mixed", "tolist"): NUMPY,
-    ("worker/device_runner.py", "DeviceRunner._restrict", "wait"): GRAMMAR,
+    ("worker/device_masks.py", "DeviceMasks.refresh", "wait"): GRAMMAR,
+    ("worker/step_outputs.py", "StepOutputs.fetch", "int"): NUMPY,
     ("worker/decode_steps.py", "DecodeSteps.capture", "drain"): START,
     ("worker/device_runner.py", "DeviceRunner.reset", "drain"): START,
     ("worker/completion.py", "Completion._result", "wait"): ELSEWHERE,
