@@ -5,21 +5,18 @@ from pathlib import Path
 
 import torch
 
-from worker.checkpoint import CheckpointError
 from worker.loader import (
     Loaded,
-    LoadError,
     Opened,
-    checked_checkpoint,
     model_length,
+    opening,
     read_config,
     weight_dtype,
+    weight_source,
 )
 from worker.models.encoder import Encoder, EncoderConfig, encoder_tensors, is_encoder, parse_encoder
-from worker.models.fields import UnsupportedModelError
 from worker.models.weights import Weights
 from worker.plans import Pooling
-from worker.random_weights import RandomWeights
 from worker.sentences import read_pooling, sentence_length
 
 _UNUSED = {
@@ -106,18 +103,12 @@ def open_encoder(
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
     """
-    try:
+    with opening(path):
         config = parse_encoder(read_config(path))
         how = read_pooling(path, is_encoder=True, asked=pooling)
         length = model_length(config.max_position, max_model_len, sentence_length(path))
         shapes = encoder_tensors(config)
-        weights = (
-            RandomWeights(shapes)
-            if load_format == "dummy"
-            else checked_checkpoint(path, shapes, _UNUSED)
-        )
-    except (UnsupportedModelError, CheckpointError, OSError) as error:
-        raise LoadError(f"model {path}: {error}") from error
+        weights = weight_source(path, shapes, load_format, _UNUSED)
     return OpenedEncoder(
         path=path,
         config=config,

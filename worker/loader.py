@@ -212,20 +212,14 @@ def open_model(
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
     """
-    try:
+    with opening(path):
         config = parse_config(read_config(path))
         _check_device(config, device)
         how = read_pooling(path, is_encoder=False, asked=pooling)
         share = config.share(group.shard)
         length = model_length(config.max_position, max_model_len)
         shapes = checkpoint_tensors(config)
-        weights = (
-            RandomWeights(shapes)
-            if load_format == "dummy"
-            else checked_checkpoint(path, shapes, _ignored_tensors(config))
-        )
-    except (UnsupportedModelError, CheckpointError, OSError) as error:
-        raise LoadError(f"model {path}: {error}") from error
+        weights = weight_source(path, shapes, load_format, _ignored_tensors(config))
     return OpenedModel(
         path=path,
         config=config,
@@ -263,13 +257,24 @@ def load_model(
     return opened.load()
 
 
-def checked_checkpoint(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], ignored: set[str]
-) -> Checkpoint:
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Turns what is wrong with the directory into a `LoadError`."""
+    try:
+        yield
+    except (UnsupportedModelError, CheckpointError, OSError) as error:
+        raise LoadError(f"model {path}: {error}") from error
+
+
+def weight_source(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], load_format: str, ignored: set[str]
+) -> WeightSource:
     """The checkpoint in a directory, which has the tensors of these shapes; others may be ignored.
 
-    Raises `CheckpointError`.
+    Or random weights, where `load_format` is "dummy". Raises `CheckpointError`.
     """
+    if load_format == "dummy":
+        return RandomWeights(shapes)
     checkpoint = Checkpoint.open(path)
     if "embed_tokens.weight" in checkpoint.entries:
         # Saved without its head, as models that were trained to embed are.
