@@ -307,6 +307,15 @@ KV_CACHE_MEMORY: Flag[int | None] = Flag(
     None,
     "what full slots need, within a share of what is free",
 )
+WORKER_MAX_NUM_BATCHED_TOKENS: Flag[int | None] = Flag(
+    "max_num_batched_tokens",
+    "Tokens computed in one step of one worker, at most; every running sequence waits for a step's "
+    "end.",
+    "TOKENS",
+    whole(1),
+    None,
+    "2048, and 256 where a CPU generates",
+)
 DTYPE = Flag(
     "dtype",
     "Number format of weights and KV: auto, float32, bfloat16 or float16.",

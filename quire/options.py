@@ -208,7 +208,7 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.DTYPE, flags.LOAD_FORMAT, flags.POOLING),
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
-        *(flags.MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),
+        *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),
         *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_CRASHES),
         *(flags.MAX_QUEUED, flags.MAX_QUEUED_TOKENS),
         *(flags.SERVED_MODEL_NAME, CHAT_TEMPLATE, TOOL_CALL_PARSER, REASONING_PARSER),

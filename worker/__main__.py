@@ -35,8 +35,8 @@ def main(
     kv_cache_memory: Annotated[int | None, flags.KV_CACHE_MEMORY.typer()] = None,
     max_num_seqs: Annotated[int, flags.MAX_NUM_SEQS.typer()] = flags.MAX_NUM_SEQS.default,
     max_num_batched_tokens: Annotated[
-        int, flags.MAX_NUM_BATCHED_TOKENS.typer()
-    ] = flags.MAX_NUM_BATCHED_TOKENS.default,
+        int | None, flags.WORKER_MAX_NUM_BATCHED_TOKENS.typer()
+    ] = None,
     dtype: Annotated[str, flags.DTYPE.typer()] = flags.DTYPE.default,
     load_format: Annotated[str, flags.LOAD_FORMAT.typer()] = flags.LOAD_FORMAT.default,
     pooling: Annotated[str | None, flags.POOLING.typer()] = None,
@@ -97,7 +97,8 @@ def main(
     num_threads = threads or max(1, usable_cores() // place.local_world_size)
     size_thread_pools(num_threads)  # before torch and numba load: they read it then, and only then
 
-    from worker.process import Options, StartError, run
+    from worker.options import Options, StartError
+    from worker.process import run
 
     options = Options(
         model=model,

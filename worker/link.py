@@ -18,6 +18,8 @@ The ranks of a replica agree on what their executors see (`worker.lockstep`), ov
 executors have joined before. They end as one: a link that loses a sibling gives its executor a
 moment to go, and then ends it, wherever it is stuck; nobody could finish its collective any more.
 
+While its loop turns it beats (`worker.beats`): an executor that hears nothing ends it.
+
 The link outlives nothing: when the executor goes, the link ends the stream and exits, so that the
 scheduler learns of it at once. Exit codes: 0 the executor has gone, 2 the scheduler refused the
 hello for good (FAILED_PRECONDITION), 3 a sibling was lost, 4 the executor was stuck.
@@ -26,27 +28,32 @@ hello for good (FAILED_PRECONDITION), 3 a sibling was lost, 4 the executor was s
 import argparse
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
-import random
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
-import grpc
 import grpc.aio
 import uvloop
 
 from protos import flags
-from protos.channels import dial
 from protos.flags import FlagError
-from protos.outage import Outage, plainly
+from protos.outage import Outage
 from protos.trust import Trust
 from worker import logs
+from worker.attach_stream import (
+    RefusedError,
+    Stream,
+    backoff,
+    half_close,
+    open_stream,
+    why_ended,
+    write,
+)
+from worker.beats import beat
 from worker.lockstep import Follower, Leader, Lockstep, Message
 from worker.pipe import (
     END,
@@ -63,13 +70,6 @@ from worker.pipe import (
 
 log = logging.getLogger(__name__)
 
-ATTACH = "/quire.v1.WorkerService/Attach"
-_FIRST_BACKOFF_S = 0.1
-_EAGER_BACKOFF_S = 0.25
-_NUM_EAGER = 60
-"""Dials at that pace: a scheduler that is started again is back within seconds, and every stream
-waits for it meanwhile."""
-_MAX_BACKOFF_S = 5.0
 _FAREWELL_S = 1.0
 _LAST_WORDS_S = 2.0
 """What an executor gets to go by itself when a sibling is lost."""
@@ -77,25 +77,6 @@ _STEPS_WAITED = 10
 """Of the longest that there was, for one that does not end."""
 _MAX_PATIENCE_S = 600.0
 """Which such steps do not stretch further: one of them may have been stopped half-way."""
-_MAX_MESSAGE_BYTES = 64 << 20
-_CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    # A dead peer is noticed within 15 s even when nothing is in flight.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # whose default, a minute, is what counts otherwise
-    ("grpc.http2.max_pings_without_data", 0),
-    # Each dial stands alone: the library's own backoff must not add to ours.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-)
-
-_Stream: TypeAlias = "grpc.aio.StreamStreamCall[bytes, bytes]"
-
-
-class RefusedError(Exception):
-    """The scheduler will never take this worker; the message is its reason."""
 
 
 class LostSiblingError(Exception):
@@ -144,7 +125,7 @@ class Link:
             else Follower(siblings[0].post, self._deliver)
         )
         self._hello = b""
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         """Whose Welcome the executor was given last: its results belong there."""
         self._num_asked = 0
         self._num_marks = 0
@@ -190,7 +171,7 @@ class Link:
                 stretched_s = min(_STEPS_WAITED * said_pace(frame), _MAX_PATIENCE_S)
                 self._patience_s = max(self._patience_s, stretched_s)
             elif self._stream is not None and self._marked.is_set():
-                await _write(self._stream, frame)
+                await write(self._stream, frame)
 
     def _deliver(self, message: Message) -> None:
         """Hands the executor what all ranks hold."""
@@ -215,13 +196,13 @@ class Link:
         await asyncio.Event().wait()  # it was the first to leave, in order
 
     async def _keep_dialling(self) -> None:
-        delays, outage = _backoff(), Outage(f"the scheduler at {self._scheduler}")
+        delays, outage = backoff(), Outage(f"the scheduler at {self._scheduler}")
         while True:
             was_welcome, reason = await self._attach()
             if self._lockstep.has_ended:
                 await asyncio.Event().wait()  # the executor leaves, and nothing is lost to it
             if was_welcome:
-                delays = _backoff()
+                delays = backoff()
                 outage.over()
                 self._ask()
                 self._pipe.post(MARK)
@@ -241,8 +222,7 @@ class Link:
     async def _attach(self) -> tuple[bool, str]:
         """One stream from hello to its end; returns whether it was welcome, and why it ended."""
         opens = True
-        async with dial(self._trust, self._scheduler, _CHANNEL_OPTIONS) as channel:
-            stream: _Stream = channel.stream_stream(ATTACH)(metadata=self._trust.metadata)
+        async with open_stream(self._trust, self._scheduler) as stream:
             try:
                 await stream.write(self._hello)
                 while isinstance(data := await stream.read(), bytes):
@@ -251,54 +231,17 @@ class Link:
                 return not opens, "it closed the stream"
             except asyncio.InvalidStateError:
                 # The hello came too late: it had ended already.
-                return not opens, await self._status(stream)
+                return not opens, await why_ended(stream)
             except grpc.aio.AioRpcError:
-                return not opens, await self._status(stream)
+                return not opens, await why_ended(stream)
             finally:
                 if self._stream is stream:
                     self._stream = None
-                stream.cancel()
-
-    async def _status(self, stream: _Stream) -> str:
-        """Why a stream ended; raises `RefusedError` when dialling again cannot help."""
-        code, details = await stream.code(), await stream.details()
-        if code is grpc.StatusCode.FAILED_PRECONDITION:
-            raise RefusedError(details or "it gave no reason")
-        return plainly(code.name, details)
 
     async def _say_farewell(self) -> None:
         """Half-closes the stream and lets the scheduler end it, so that no result is cut off."""
-        stream = self._stream
-        if stream is None:
-            return
-        try:
-            async with asyncio.timeout(_FAREWELL_S):
-                await stream.done_writing()
-                await stream.code()
-        except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        if self._stream is not None and not await half_close(self._stream, _FAREWELL_S):
             log.info("the scheduler did not end the stream; leaving")
-
-
-async def _write(stream: _Stream, frame: bytes) -> None:
-    """Writes a frame; a stream that has ended swallows it, since its reader reports the end."""
-    try:
-        await stream.write(frame)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        pass
-    except asyncio.CancelledError:
-        # grpc raises this for a stream that was cancelled, too; only a cancelled task may end here.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-
-
-def _backoff() -> Iterator[float]:
-    """Seconds before each next dial, spread by half: short for a while, then up to a limit."""
-    delay = _FIRST_BACKOFF_S
-    for num_dials in itertools.count(1):
-        yield delay * random.uniform(0.5, 1.0)
-        limit = _EAGER_BACKOFF_S if num_dials < _NUM_EAGER else _MAX_BACKOFF_S
-        delay = min(2 * delay, limit)
 
 
 async def _serve(
@@ -306,11 +249,13 @@ async def _serve(
     scheduler: str,
     sibling_fds: Sequence[int],
     *,
+    beats_fd: int | None,
     leads: bool,
     trust: Trust,
     patience_s: float,
 ) -> int:
     executor = os.getppid()
+    beating = None if beats_fd is None else asyncio.create_task(beat(beats_fd))
     pipe = await AsyncPipe.open(socket.socket(fileno=fd))
     siblings = [await AsyncPipe.open(socket.socket(fileno=sibling)) for sibling in sibling_fds]
     try:
@@ -331,6 +276,9 @@ async def _serve(
         )
         _kill(executor)
         return STUCK
+    finally:
+        if beating is not None:
+            beating.cancel()
     return 0
 
 
@@ -355,6 +303,7 @@ def main() -> int:
     """Runs the link; the executor starts it as `python -m worker.link`."""
     parser = argparse.ArgumentParser(prog="python -m worker.link", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="this side of the socketpair")
+    parser.add_argument("--beats-fd", type=int, help="a pipe to beat on")
     parser.add_argument("--scheduler", required=True, help="address to dial")
     parser.add_argument(
         "--patience-s",
@@ -391,6 +340,7 @@ def main() -> int:
         arguments.fd,
         arguments.scheduler,
         siblings,
+        beats_fd=arguments.beats_fd,
         leads=leads,
         trust=trust,
         patience_s=arguments.patience_s,

@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+
+MAX_STEP_TOKENS = 2048
+_CPU_STEP_TOKENS = 256
+"""A CPU computes no more tokens a second in larger steps (`bench/step_budget.py`), and every
+running sequence waits for a step's end."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -30,3 +37,9 @@ def default_buckets(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int
     most = min(max_num_seqs, max_num_batched_tokens)
     sizes = (1, 2, 4, *range(8, 257, 8), *range(320, most, 64))
     return (*(size for size in sizes if size < most), most)
+
+
+def default_step_tokens(device: torch.device, max_num_seqs: int) -> int:
+    """Tokens of a step of a model that generates: enough for one of every slot, at least."""
+    few = _CPU_STEP_TOKENS if device.type == "cpu" else MAX_STEP_TOKENS
+    return max(few, min(max_num_seqs, MAX_STEP_TOKENS))

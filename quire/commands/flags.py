@@ -92,7 +92,7 @@ NumBlocks = Annotated[int | None, _model(flags.NUM_BLOCKS)]
 KvCacheMemory = Annotated[int | None, _model(flags.KV_CACHE_MEMORY)]
 
 MaxNumSeqs = Annotated[int | None, _scheduler(flags.MAX_NUM_SEQS)]
-MaxNumBatchedTokens = Annotated[int | None, _scheduler(flags.MAX_NUM_BATCHED_TOKENS)]
+MaxNumBatchedTokens = Annotated[int | None, _scheduler(flags.WORKER_MAX_NUM_BATCHED_TOKENS)]
 SchedulingPolicy = Annotated[str | None, _scheduler(flags.SCHEDULING_POLICY)]
 PriorityAging = Annotated[float | None, _scheduler(flags.PRIORITY_AGING)]
 PrefixCaching = Annotated[

@@ -2,7 +2,8 @@
 
     python -m tests.worker.stuck_worker --model DIRECTORY --scheduler ADDRESS
 
-Its device is the host behind a lane; what is launched after the start never arrives.
+Its device is the host behind a lane; what is launched after the start never arrives. It takes a
+silent transport for lost after seconds.
 """
 
 import threading
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 
 from kernels.ops import DEVICE_STEP_REFERENCE
-from worker import process, runners
+from worker import link_process, process, runners
 from worker.__main__ import app
 from worker.lane import Array, Fetched, HostLane
 
 PATIENCE_S = 0.5
+SILENCE_S = 3.0
+END_S = 1
 
 
 class StuckLane(HostLane):
@@ -62,6 +65,8 @@ def main() -> None:
         (runners, "make_lane", lambda _: StuckLane()),
         (process, "_PATIENCE_S", PATIENCE_S),
         (process, "_start_link", serve),
+        (link_process, "SILENCE_S", SILENCE_S),
+        (link_process, "END_S", END_S),
     ):
         setattr(module, name, part)
     app()

@@ -24,9 +24,10 @@ from tests.worker.test_encoder import write_model as write_encoder
 from worker import ledger
 from worker.encoder_loader import OpenedEncoder
 from worker.loader import OpenedModel
+from worker.options import Options, StartError
 from worker.parallel import Group
 from worker.place import SOLE
-from worker.process import Options, StartError, _start, _start_encoder
+from worker.start import start
 
 PROMPT = list(range(40, 60))
 NUM_TOKENS = 10
@@ -143,6 +144,7 @@ async def test_it_serves_and_serves_the_same_after_a_break(
         assert hello.model.name == tiny_directory.name
         assert (hello.model.max_model_len, hello.model.vocab_size) == (MAX_MODEL_LEN, VOCAB_SIZE)
         assert (hello.num_blocks, hello.block_size, hello.max_num_seqs) == (30, 8, 4)
+        assert hello.max_num_batched_tokens == 256, "a CPU's steps are short"
         assert hello.device == "cpu (1 threads)"
         await stream.welcome(1)
         ready = await worker.ready()
@@ -282,6 +284,29 @@ async def test_an_executor_that_waits_for_its_device_for_ever_is_ended(
         assert "has not come out of a step 0.5 s after its stream ended; ending it" in log
 
 
+@pytest.mark.parametrize("is_stuck", [False, True])
+async def test_a_link_that_hangs_is_ended_and_the_executor_with_it(
+    tiny_directory: Path, scheduler: FakeScheduler, is_stuck: bool
+) -> None:
+    """Stopped is as good as wedged: its loop does not turn. Nobody else ends it here."""
+    settings = ("--model", tiny_directory, "--scheduler", scheduler.address, "--num-blocks", 30)
+    async with running_worker(*settings, module="tests.worker.stuck_worker") as worker:
+        stream, _ = await scheduler.attached()
+        await stream.welcome(1)
+        await worker.ready()
+        if is_stuck:
+            await stream.plan(first_plan(1))
+            await stream.plan(decode_plan(1, 2))
+            await stream.drain()  # it waits for the results, which never come
+            await asyncio.sleep(0.5)
+        (link,) = children_of(worker.process.pid)
+        os.kill(link, signal.SIGSTOP)
+        code, _, log = await worker.end()
+        assert "the transport process has not shown for 3 s that it lives; ending it" in log
+        assert code == (-signal.SIGALRM if is_stuck else 1)
+        assert ("the transport process ended with code -9" in log) != is_stuck
+
+
 async def test_a_plan_that_contradicts_the_mirror_ends_it(
     tiny_directory: Path, scheduler: FakeScheduler
 ) -> None:
@@ -351,7 +376,7 @@ def test_no_weight_is_read_when_one_sequence_cannot_fit(
 ) -> None:
     monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
     with pytest.raises(StartError, match=r"gives 20\.00 KiB"):
-        _start(options(tiny_directory, 20 << 10), torch.device("cpu"), Group(SOLE))
+        start(options(tiny_directory, 20 << 10), torch.device("cpu"), Group(SOLE))
 
 
 def test_no_weight_is_read_when_they_cannot_fit(
@@ -360,7 +385,7 @@ def test_no_weight_is_read_when_they_cannot_fit(
     monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
     monkeypatch.setattr(ledger, "free_bytes", lambda device: 100 << 10)
     with pytest.raises(StartError, match=r"^the weights need .* 100\.00 KiB of memory are free"):
-        _start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
+        start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
 
 
 def test_no_weight_of_an_encoder_is_read_when_they_cannot_fit(
@@ -369,7 +394,7 @@ def test_no_weight_of_an_encoder_is_read_when_they_cannot_fit(
     monkeypatch.setattr(OpenedEncoder, "load", lambda opened: pytest.fail("weights were read"))
     monkeypatch.setattr(ledger, "free_bytes", lambda device: 10 << 10)
     with pytest.raises(StartError, match=r"^the weights need .* 10\.00 KiB of memory are free"):
-        _start_encoder(options(write_encoder(tmp_path)), torch.device("cpu"), Group(SOLE))
+        start(options(write_encoder(tmp_path)), torch.device("cpu"), Group(SOLE))
 
 
 def test_a_device_that_is_full_is_one_line(
@@ -380,7 +405,7 @@ def test_a_device_that_is_full_is_one_line(
 
     monkeypatch.setattr(OpenedModel, "load", load)
     with pytest.raises(StartError, match=r"do not fit: CUDA out of memory.* 2 GiB\.$"):
-        _start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
+        start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
 
 
 async def test_a_size_that_is_none(tiny_directory: Path) -> None:
