@@ -68,6 +68,7 @@ def main(
     from worker import logs
     from worker.cores import size_thread_pools, usable_cores
     from worker.place import Place, end_with_parent
+    from worker.primitive_caches import bound_primitive_caches
 
     place = Place.find()
     if place is None and tensor_parallel_size > 1:
@@ -95,7 +96,9 @@ def main(
     link_arguments = [word for option, path in trust.items() if path for word in (option, path)]
     logs.configure(place.role)
     num_threads = threads or max(1, usable_cores() // place.local_world_size)
-    size_thread_pools(num_threads)  # before torch and numba load: they read it then, and only then
+    # Before torch and numba load: they read it then, and only then.
+    size_thread_pools(num_threads)
+    bound_primitive_caches()
 
     from worker.options import Options, StartError
     from worker.process import run
