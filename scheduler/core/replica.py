@@ -62,7 +62,7 @@ class Replica:
         self.blocked = False
         """The last plan left sequences waiting that another replica could start sooner."""
         self.is_reserved = False
-        """For suspects of one request at a time (quarantine.py): nobody else is placed here."""
+        """For suspects (quarantine.py): nobody else is placed here."""
         self._hasher = hasher
         self.accounts = accounts
         self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv

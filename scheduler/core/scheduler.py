@@ -193,9 +193,10 @@ class Scheduler:
         if not alone:
             return Outputs()
         samples = self._sequences.samples(alone[0].request)
+        num_losses = max(len(s.blame.losses) for s in alone)
         message = (
-            f"the worker was lost {max(s.num_losses for s in alone)} times while it computed this"
-            " request, at last with no other request beside it"
+            f"the worker was lost {num_losses} times while it computed this request, at last with"
+            " no other request beside it"
         )
         self._ends.num_convicted += len(samples)
         return self._end_all(samples, FinishReason.ERROR, now, message=message)

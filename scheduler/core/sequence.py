@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scheduler.core.blame import Blame
 from scheduler.core.block_hash import HashChain
 from scheduler.core.decisions import Finished
 from scheduler.core.events import FinishReason, Int32Column, Request
@@ -90,12 +91,7 @@ class Sequence:
     num_preemptions: int = 0
     was_replayed: bool = False
     """Its output was not finite once; the second time it ends."""
-    num_crashes: int = 0
-    """Lost workers it is blamed for; progress clears it (quarantine.py)."""
-    num_losses: int = 0
-    """Lost workers whose plans in flight computed it."""
-    cleared_at: int = 0
-    """Known tokens at which the newest of them was not its doing."""
+    blame: Blame = field(default_factory=Blame)
 
     @property
     def num_known_tokens(self) -> int:
