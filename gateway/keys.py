@@ -33,11 +33,15 @@ class ApiKeys:
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         """`keys` by name."""
-        self.names = tuple(keys)
-        self._digests = [_digest(key) for key in keys.values()]
+        self._digests: dict[str, bytes] = {}
+        self.replace(keys)
 
     def __bool__(self) -> bool:
-        return bool(self.names)
+        return bool(self._digests)
+
+    def replace(self, keys: Mapping[str, str]) -> None:
+        """From now on, these."""
+        self._digests = {name: _digest(key) for name, key in keys.items()}
 
     def check(self, authorization: str | None, x_api_key: str | None = None) -> str | None:
         """The name of the key that one of these headers brings: after "Bearer" in OpenAI's, alone
@@ -73,7 +77,7 @@ class ApiKeys:
         """Compares all of them, by digest: neither which one it is shows in the time, nor any
         key's length."""
         digest, found = _digest(given), None
-        for name, known in zip(self.names, self._digests, strict=True):
+        for name, known in self._digests.items():
             if hmac.compare_digest(digest, known):
                 found = name
         return found

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -113,10 +114,11 @@ def main(
     """Serve OpenAI's API over HTTP, and InferenceService over gRPC.
 
     Holds no model: dials the scheduler, which owns the workers. Any number of routers may dial the
-    same scheduler.
+    same scheduler. At SIGHUP it reads the files of keys and certificates for clients again.
     """
     _configure_log()
-    keys = read_keys(api_key, api_key_file)
+    keys_now = partial(read_keys, api_key, api_key_file)
+    keys = keys_now()
     tls = TlsFiles.read(ssl_certfile, ssl_keyfile, ssl_ca_certs)
     if api_key_file is not None and (warning := exposure(api_key_file)):
         _log.warning("%s", warning)
@@ -145,7 +147,7 @@ def main(
             port=port,
             uds=uds,
             grpc_listen=grpc_listen or f"{f'[{host}]' if ':' in host else host}:{grpc_port}",
-            keys=keys,
+            read_keys=keys_now,
             tls=tls,
             shares_prefixes=share_prefix_cache,
             max_body_bytes=max_body_bytes,

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from router.backend import Backend
 
@@ -16,18 +16,21 @@ _log = logging.getLogger(__name__)
 
 
 class Signals:
-    """SIGTERM and SIGINT: the first, the second; a third ends the process at once.
+    """SIGTERM and SIGINT: the first, the second; a third ends the process at once. SIGHUP: what
+    there is to be done at once, instead of ending.
 
     Of routers that share ports, one that hears SIGTERM goes alone, and leaves new connections to
     the others. SIGINT says that all of them end, so that somebody must be there to say so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_hangup: Callable[[], None]) -> None:
         self.told = asyncio.Event()
         self.told_again = asyncio.Event()
         self.goes_alone = True
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._hear, number)
+            loop.add_signal_handler(number, self._hear, number)
 
     def _hear(self, number: signal.Signals) -> None:
         if self.told_again.is_set():

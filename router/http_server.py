@@ -11,13 +11,13 @@ from gateway.cors import CorsPolicy
 from router.app import create_app
 from router.backend import Backend
 from router.http_protocol import BoundedHttpProtocol
-from router.tls import TlsFiles
+from router.tls import ServerTls
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn, with the signals left to us, and quiet while nothing happens."""
 
-    def __init__(self, backend: Backend, cors: CorsPolicy | None, tls: TlsFiles | None) -> None:
+    def __init__(self, backend: Backend, cors: CorsPolicy | None, tls: ServerTls | None) -> None:
         super().__init__(
             uvicorn.Config(
                 create_app(backend, cors),

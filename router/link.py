@@ -67,8 +67,8 @@ class Link:
         *,
         keeps_tenants_apart: bool = False,
     ) -> None:
-        """`keeps_tenants_apart`: none finds what another's requests have left in the cache."""
-        self._keeps_tenants_apart = keeps_tenants_apart
+        self.keeps_tenants_apart = keeps_tenants_apart
+        """None finds what another's requests have left in the cache."""
         self._address = address
         self._trust = trust
         self._router_id = router_id
@@ -100,7 +100,7 @@ class Link:
     def submit(self, submission: Submission) -> None:
         """See `Uplink`."""
         message = submit_message(submission)
-        if self._keeps_tenants_apart:
+        if self.keeps_tenants_apart:
             said = message.submit.cache_salt
             message.submit.cache_salt = own_salt(message.submit.tenant, said)
         self._send(message)

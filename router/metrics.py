@@ -111,7 +111,8 @@ class Metrics(Collector):
         self.generation_tokens = 0
         self.finished = dict.fromkeys(FinishReason, 0)
         """Requests: each prompt of a call, however many samples it has."""
-        self.of_key = {name: Totals() for name in key_names}
+        self.of_key: dict[str, Totals] = {}
+        self.name_keys(key_names)
         self.of_tenant: dict[str, Totals] = {}
         """Of those that have no key."""
         self.resubmitted = 0
@@ -160,6 +161,11 @@ class Metrics(Collector):
             "Samples submitted anew after the scheduler was lost.",
             self.resubmitted,
         )
+
+    def name_keys(self, names: Iterable[str]) -> None:
+        """These keys have rows; those of keys that are gone stay."""
+        for name in names:
+            self.of_key.setdefault(name, Totals())
 
     def count_for(self, tenant: str, *, prompt_tokens: int, generation_tokens: int) -> None:
         """One request has ended, and what it cost, if it had a tenant."""

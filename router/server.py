@@ -18,7 +18,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -35,9 +35,11 @@ from router.listeners import ConfigurationError, bind_grpc, http_sockets
 from router.metrics import Metrics
 from router.permits import Permits
 from router.readiness import Readiness
+from router.renewal import Renewal
 from router.response_store import ResponseStore
 from router.service import create_server
 from router.settings import Settings
+from router.tls import ServerTls
 
 _UPLOADS_PER_REQUEST = 4
 """Bodies that may be read at once, per request that may be in flight: few are slow."""
@@ -57,6 +59,7 @@ class Router:
     grpc_address: str
     leave: Callable[[], None]
     """New connections go to whoever shares the ports, from now on."""
+    renewal: Renewal
     tasks: tuple[asyncio.Task[None], ...]
     """None of them ends before the router does, unless something is wrong."""
 
@@ -64,7 +67,7 @@ class Router:
 async def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT. Raises ConfigurationError."""
     async with listening(settings) as router:
-        signals = Signals()
+        signals = Signals(router.renewal.renew)
         gc.collect()
         gc.freeze()  # what exists now stays; the collector need not look at it again
         _announce(router)
@@ -88,21 +91,21 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
         )
     except ModelError as error:
         raise ConfigurationError(str(error)) from error
-    backend = create_backend(settings, model)
+    keys, tls = settings.read_keys(), ServerTls(settings.tls) if settings.tls else None
+    backend = create_backend(settings, model, keys)
     router_id = f"{socket.gethostname()}-{os.getpid()}"
-    apart = len(settings.keys) > 1 and not settings.shares_prefixes
+    apart = settings.keeps_apart(keys)
     link = Link(
         settings.scheduler, router_id, backend.engine, settings.trust, keeps_tenants_apart=apart
     )
     backend.engine.uplink = link
+    renewal = Renewal(settings, backend.keys, backend.metrics, link, tls)
     with http_sockets(settings.addresses) as bound:
         grpc_server = create_server(backend, reuse_port=settings.reuse_port)
         grpc_address = bind_grpc(
-            grpc_server,
-            settings.grpc_listen,
-            settings.tls.credentials() if settings.tls else None,
+            grpc_server, settings.grpc_listen, tls.credentials() if tls else None
         )
-        http_server = HttpServer(backend, settings.cors, settings.tls)
+        http_server = HttpServer(backend, settings.cors, tls)
         await grpc_server.start()
         serving = asyncio.create_task(http_server.serve(sockets=bound.all), name="http")
         tasks = (
@@ -119,7 +122,7 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
 
         try:
             await http_server.listening.wait()
-            yield Router(backend, bound.address, bound.metrics, grpc_address, leave, tasks)
+            yield Router(backend, bound.address, bound.metrics, grpc_address, leave, renewal, tasks)
         finally:
             http_server.end()
             await grpc_server.stop(grace=1.0)
@@ -130,11 +133,11 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
             backend.close()
 
 
-def create_backend(settings: Settings, model: Model) -> Backend:
+def create_backend(settings: Settings, model: Model, keys: Mapping[str, str]) -> Backend:
     """The router without its fronts and its link."""
     permits = Permits(settings.max_in_flight, "requests are in flight")
     responses = ResponseStore(settings.max_stored_bytes, settings.response_ttl_s)
-    metrics = Metrics(model.name, permits, responses, settings.keys)
+    metrics = Metrics(model.name, permits, responses, keys)
     engine = Engine(model, metrics, scheduler_timeout_s=settings.scheduler_timeout_s)
     return Backend(
         model=model,
@@ -146,7 +149,7 @@ def create_backend(settings: Settings, model: Model) -> Backend:
         responses=responses,
         background=BackgroundRuns(engine, responses),
         max_body_bytes=settings.max_body_bytes,
-        keys=ApiKeys(settings.keys),
+        keys=ApiKeys(keys),
         seeds=random.Random(settings.seed),
         version=_version(),
         started_at=int(time.time()),

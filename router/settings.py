@@ -1,7 +1,7 @@
 """What one router process was told to be."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.cors import CorsPolicy
@@ -45,8 +45,9 @@ class Settings:
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
-    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What clients must send one of, by name; without any, everybody may ask."""
+    read_keys: Callable[[], Mapping[str, str]] = dict
+    """What clients must send one of, by name, as it is said now; without any, everybody may ask.
+    Raises FlagError."""
     shares_prefixes: bool = False
     """Several keys have one prefix cache."""
     tls: TlsFiles | None = None
@@ -66,6 +67,10 @@ class Settings:
                 f"--max-stored-bytes is {self.max_stored_bytes}; with --reuse-port it must be 0: "
                 "a client that comes back may meet another process"
             )
+
+    def keeps_apart(self, keys: Mapping[str, str]) -> bool:
+        """Whether requests of one of these keys find nothing in the cache of another's."""
+        return len(keys) > 1 and not self.shares_prefixes
 
     @property
     def addresses(self) -> Addresses:

@@ -1,4 +1,4 @@
-"""TLS towards clients: one certificate for both fronts."""
+"""TLS towards clients: one certificate for both fronts, which may change while they serve."""
 
 import ssl
 from dataclasses import dataclass
@@ -49,10 +49,47 @@ class TlsFiles:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def credentials(self) -> grpc.ServerCredentials:
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
         """For gRPC."""
         authority = Path(self.ca_certs).read_bytes() if self.ca_certs else None
         pair = (Path(self.keyfile).read_bytes(), Path(self.certfile).read_bytes())
-        return grpc.ssl_server_credentials(
-            [pair], authority, require_client_auth=authority is not None
+        return grpc.ssl_server_certificate_configuration([pair], authority)
+
+
+class ServerTls:
+    """What new connections are shown, and asked for: the files as they were last read."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._context = files.context()
+        self._configuration = files.configuration()
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTP/1.1; its connections turn to the newest files as they begin."""
+        first = self._files.context()
+
+        def turn(connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+            connection.context = self._context
+
+        first.sni_callback = turn  # called for every connection, whether it names a host or not
+        return first
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For gRPC, which asks for the files as they are now at each connection."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration,
+            lambda: self._configuration,
+            require_client_authentication=self._files.ca_certs is not None,
         )
+
+    def read_again(self) -> None:
+        """For new connections. Raises FlagError, and all stays as it was."""
+        files = self._files
+        TlsFiles.read(files.certfile, files.keyfile, files.ca_certs)
+        try:
+            context, configuration = files.context(), files.configuration()
+        except (OSError, ssl.SSLError) as error:  # they have changed since they were looked at
+            raise FlagError(
+                f"{flags.SSL_CERTFILE.option} is {files.certfile!r}: {error}"
+            ) from error
+        self._context, self._configuration = context, configuration

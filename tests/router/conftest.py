@@ -47,6 +47,8 @@ def settings(model_dir: Path) -> Callable[..., Settings]:
         }
         if key := given.pop("api_key", None):
             given["keys"] = {"default": key}
+        if keys := given.pop("keys", None):
+            given["read_keys"] = lambda: keys
         return Settings(**(defaults | given))
 
     return build

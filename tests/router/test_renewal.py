@@ -1,0 +1,155 @@
+"""Keys and certificates that change while the router serves."""
+
+import asyncio
+import shutil
+import signal
+import ssl
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from gateway.keys import read_keys
+from protos.quire.v1 import inference_pb2, inference_pb2_grpc
+from router.server import Router
+from router.tls import TlsFiles
+from tests.certificates import Signed, signed
+from tests.router.conftest import StartRouter, until
+from tests.router.fake_scheduler import FakeScheduler
+from tests.router.test_process import running
+
+XYZ = {"model": "tiny", "prompt": "xyz", "max_tokens": 4}
+
+
+async def status(http: httpx.AsyncClient, key: str) -> int:
+    headers = {"authorization": f"Bearer {key}"}
+    return (await http.post("/v1/completions", json=XYZ, headers=headers)).status_code
+
+
+async def test_keys_come_and_go(
+    start_router: StartRouter, scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice sk-a\n")
+    async with (
+        start_router(read_keys=lambda: read_keys((), str(path), {})) as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+        grpc.aio.insecure_channel(router.grpc_address) as channel,
+    ):
+        assert [await status(http, key) for key in ("sk-a", "sk-b")] == [200, 401]
+        assert scheduler.submits[-1].cache_salt == ""
+        path.write_text("alice sk-a2\nbob sk-b\n")
+        assert await status(http, "sk-b") == 401  # nobody has told it to look
+        router.renewal.renew()
+        assert [await status(http, key) for key in ("sk-a", "sk-a2", "sk-b")] == [401, 200, 200]
+        # They are two now, and apart.
+        alices, bobs = [submit.cache_salt for submit in scheduler.submits[-2:]]
+        assert "" != alices != bobs != ""
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        asked = inference_pb2.GenerateRequest(text="xyz")
+        pieces = stub.Generate(asked, metadata=(("x-api-key", "sk-b"),))
+        assert [piece async for piece in pieces]
+        headers = {"x-api-key": "sk-b"}
+        text = (await http.get("/metrics", headers=headers)).text
+        assert 'quire:key_requests_total{key_name="bob",model_name="tiny"} 2.0' in text
+
+
+@pytest.mark.parametrize("wrong", ["", "alice\n", "alice sk-x\nalice sk-y\n"])
+async def test_a_file_that_is_wrong_changes_nothing(
+    start_router: StartRouter, tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice sk-a\n")
+    async with (
+        start_router(read_keys=lambda: read_keys((), str(path), {})) as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        path.write_text(wrong)
+        router.renewal.renew()
+        assert "keys and certificates stay as they were: " in caplog.text
+        assert "sk-" not in caplog.text
+        assert await status(http, "sk-a") == 200
+
+
+async def status_of_version(http: httpx.AsyncClient, key: str) -> int:
+    return (await http.get("/version", headers={"x-api-key": key})).status_code
+
+
+def copied(files: Signed, to: Path) -> TlsFiles:
+    """The same files at paths that others may take."""
+    for source, name in ((files.cert, "cert"), (files.key, "key"), (files.ca, "ca")):
+        (to / name).write_bytes(Path(source).read_bytes())
+    return TlsFiles(str(to / "cert"), str(to / "key"), str(to / "ca"))
+
+
+def credentials(files: Signed) -> grpc.ChannelCredentials:
+    """Of a client."""
+    pem = [Path(path).read_bytes() for path in (files.ca, files.key, files.cert)]
+    return grpc.ssl_channel_credentials(*pem)
+
+
+async def greeted(router: Router, files: Signed) -> tuple[bool, bool]:
+    """Whether HTTP and gRPC speak to a client that knows, and shows, these."""
+    context = ssl.create_default_context(cafile=files.ca)
+    context.load_cert_chain(files.cert, files.key)
+    try:
+        async with httpx.AsyncClient(base_url=router.address, verify=context, timeout=20) as http:
+            over_http = (await http.get("/health")).status_code == 200
+    except httpx.TransportError:
+        over_http = False
+    target = f"localhost:{router.grpc_address.rpartition(':')[2]}"
+    async with grpc.aio.secure_channel(target, credentials(files)) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        try:
+            await stub.ListModels(inference_pb2.ListModelsRequest(), timeout=20)
+        except grpc.aio.AioRpcError:
+            return over_http, False
+    return over_http, True
+
+
+async def test_certificates_and_authorities_are_those_of_the_newest_files(
+    start_router: StartRouter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = signed(tmp_path / "old"), signed(tmp_path / "new")
+    async with start_router(tls=copied(old, tmp_path)) as router:
+        assert await greeted(router, old) == (True, True)
+        assert await greeted(router, new) == (False, False)
+        # Half of a change is none.
+        shutil.copyfile(new.cert, tmp_path / "cert")
+        router.renewal.renew()
+        assert "stay as they were: --ssl-certfile is " in caplog.text
+        assert await greeted(router, old) == (True, True)
+        copied(new, tmp_path)
+        assert await greeted(router, old) == (True, True)  # nobody has told it to look
+        router.renewal.renew()
+        assert await greeted(router, new) == (True, True)
+        assert await greeted(router, old) == (False, False)
+
+
+async def test_a_process_reads_its_keys_at_sighup_and_goes_on(
+    model_dir: Path, tmp_path: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("alice sk-a\n")
+    path.chmod(0o600)
+    scheduler, address = served
+    arguments = ("--scheduler", address, "--api-key-file", str(path))
+    async with (
+        running("--model", str(model_dir), *arguments) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=20) as http,
+    ):
+        await until(lambda: scheduler.num_canaries > 0)
+        scheduler.hold_at = 2
+        asking = asyncio.create_task(status(http, "sk-a"))
+        await until(lambda: bool(scheduler.submits))
+        path.write_text("bob sk-b\n")
+        router.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(20):
+            while await status_of_version(http, "sk-b") != 200:  # noqa: ASYNC110 - it is a process
+                await asyncio.sleep(0.01)
+        scheduler.hold_at = None
+        assert await asking == 200  # what was let in goes on
+        assert await status(http, "sk-a") == 401
+        router.process.send_signal(signal.SIGTERM)
+        assert await router.end() == 0
