@@ -21,7 +21,14 @@ _Address = Annotated[
 
 def drain(
     *,
-    address: _Address = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The scheduler's --admin-listen, like 127.0.0.1:50052.",
+            metavar="ADDR",
+            show_default=False,
+        ),
+    ] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -36,9 +43,14 @@ def drain(
     tls_key: flags.TlsKey = None,
     tls_ca: flags.TlsCa = None,
 ) -> None:
-    """Give a cell up: refuse new requests, finish what runs, send its workers away.
+    """Give a cell up for good: refuse new requests, finish what runs, send its workers away.
 
-    For processes that were started one by one; Ctrl-C does it for `quire serve`.
+    For a scheduler and workers that were started one by one. It ends the workers; the scheduler
+    stays, and refuses what comes, until it is ended, too.
+
+    What `quire serve` has started it would start again, so its own are refused here: Ctrl-C ends
+    all of them and finishes what runs. To restart one process alone, as for an upgrade, end it with
+    `kill PID`, as `quire ps` lists it: what it computes goes on elsewhere, or when it is back.
 
     [bold]Examples[/bold]
 
@@ -50,7 +62,7 @@ def drain(
     from quire.progress import announce
 
     trust = Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)
-    target = address or _the_admin()
+    target = _given_up(address)
     announce("waiting until nothing is in flight")
     asyncio.run(ask(target, trust, timeout))
     typer.echo("drained")
@@ -78,6 +90,22 @@ def reset(
     trust = Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca)
     num_blocks = asyncio.run(reset_prefix_cache(address or _the_admin(), trust))
     typer.echo(f"{num_blocks} block{'s' * (num_blocks != 1)} forgotten")
+
+
+def _given_up(address: str | None) -> str:
+    """The address of the cell. Raises ConfigurationError for one whose workers would come back."""
+    from quire.errors import ConfigurationError
+    from quire.registry import running_stacks, the_served_stack
+
+    named = (stack for stack in running_stacks() if stack.admin == address)
+    kept = the_served_stack() if address is None else next(named, None)
+    if kept is not None:
+        raise ConfigurationError(
+            f"the stack of {kept.model} is kept running by process {kept.pid}, which would start "
+            f"its workers again; `quire serve` finishes what runs and ends with Ctrl-C or `kill "
+            f"{kept.pid}`"
+        )
+    return address or _the_admin()
 
 
 def _the_admin() -> str:

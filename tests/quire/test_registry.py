@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from quire import registry
 from quire.registry import ProcessRecord, StackRecord, publish, running_stacks, withdraw
 
@@ -71,3 +73,18 @@ def test_a_file_of_another_version_is_passed_over(tmp_path: Path) -> None:
     (registry._home() / "run-other.json").write_text('{"pid": 1}')
     (registry._home() / "run-torn.json").write_text('{"pid": ')
     assert running_stacks() == [mine]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--address", "unix:/run/admin.sock")])
+def test_a_stack_whose_workers_would_come_back_is_not_drained(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    publish(record(tmp_path))
+    drain = ("-m", "quire", "drain", *arguments)
+    done = subprocess.run([sys.executable, *drain], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: the stack of tiny is kept running by process {os.getpid()}, which would start its "
+        f"workers again; `quire serve` finishes what runs and ends with Ctrl-C or `kill "
+        f"{os.getpid()}`\n"
+    )
