@@ -131,7 +131,6 @@ class Engine:
         if self.over is not None:
             raise self.over
         self.cell.check_accepts()
-        is_here = self.cell.is_available
         deadline = caller.deadline(requests, arrived_at)
         if deadline is not None and deadline.left_s() <= 0:
             raise deadline.passed(has_begun=False)
@@ -142,6 +141,16 @@ class Engine:
             tenant=caller.tenant,
             deadline=deadline,
         )
+        generation.open(self._samples_of(generation, requests), self._stopped)
+        try:
+            self._start(generation)
+            yield generation
+        finally:
+            self._close(generation)
+
+    def _samples_of(
+        self, generation: Generation, requests: Sequence[GenerateRequest]
+    ) -> list[Sample]:
         samples: list[Sample] = []
         for request in requests:
             first = self._unused_ids(request.n)
@@ -154,21 +163,24 @@ class Engine:
                     first + number, len(samples), number, request, output, generation, scores
                 )
                 samples.append(sample)
-                self._samples[sample.sequence_id] = sample
-                sample.submitted = is_here
-            if is_here:
-                self._submit(generation, Submission(first, request, 0, request.n, ()))
-        generation.open(samples, self._stopped)
-        if deadline is not None:
+        return samples
+
+    def _start(self, generation: Generation) -> None:
+        """Submits it, or lets it wait for the cell, like what is in flight."""
+        is_here = self.cell.is_available
+        for sample in generation.samples:
+            self._samples[sample.sequence_id] = sample
+            sample.submitted = is_here
+            if is_here and sample.number == 0:
+                request = sample.request
+                whole = Submission(sample.sequence_id, request, 0, request.n, ())
+                self._submit(generation, whole)
+        if (deadline := generation.deadline) is not None:
             generation.alarm = asyncio.get_running_loop().call_later(
                 deadline.left_s() + ALARM_S, self._time_out, generation
             )
         if not is_here:
             self._mind_patience()
-        try:
-            yield generation
-        finally:
-            self._close(generation)
 
     def end_all(self, message: str) -> None:
         """Ends every call in flight with an error; none goes on from here."""

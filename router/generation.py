@@ -221,11 +221,11 @@ class Generation:
 
     def _advance(self, sample: Sample) -> Piece:
         """Turns the news of one sequence into a piece."""
-        sample.has_news = False
         fresh = [] if sample.output.stopped else sample.tokens[sample.num_taken :]
         text, count = sample.output.feed(fresh)
         if fresh and sample.output.stopped and sample.finished is None:
             self.on_stop(sample, sample.num_taken + count)
+        sample.has_news = False  # not before: an end that is told here is part of these news
         sample.num_taken = len(sample.tokens)
         logprobs, sample.logprobs = sample.logprobs[:count], []
         finish = None
