@@ -15,6 +15,9 @@ INSTALLED := $(VENV)/.installed
 COMPOSE := docker compose -f deploy/compose.yaml
 # One thread per test process: several of them share the machine.
 TEST_ENV := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# In the order of their names the files with a few long tests come first, and none is left alone at
+# the end; pytest-xdist's own order is by the number of tests.
+TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,10 +36,10 @@ run: $(INSTALLED)  ## Serve MODEL (the default one) with ARGS, like "--port 8001
 	$(BIN)/quire serve $(MODEL) $(ARGS)
 
 test: $(INSTALLED)  ## Run the default tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_AT_ONCE)
 
 test-all: $(INSTALLED)  ## Run every test, the long ones too
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_AT_ONCE) -m ""
 
 chaos: $(INSTALLED)  ## Kill, stop, cut off and restart real processes under load, and print every pause
 	$(TEST_ENV) $(BIN)/python -m pytest -s -m chaos -k "not short" tests/chaos $(ARGS)
