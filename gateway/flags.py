@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gateway.errors import ModelError
 from gateway.parsing.formats import AUTO, CALL_FORMATS, NONE, THOUGHTS
-from protos.flags import Flag, one_of, readable_file
+from protos.flag import Flag, one_of, readable_file
 
 _TEMPLATES = Path(__file__).parent / "templates"
 """A template for each format of calls, under its name."""

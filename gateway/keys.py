@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gateway.errors import Fault, RequestError
-from protos.flags import FlagError
+from protos.flag import FlagError
 
 KEY_VARIABLE = "QUIRE_API_KEY"
 KEYS_VARIABLE = "QUIRE_API_KEYS"

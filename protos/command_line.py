@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import typer
 
-from protos.flags import FlagError
+from protos.flag import FlagError
 
 _NOT_READABLE = cast(type[Exception], typer.BadParameter.__mro__[2])
 """click's ClickException, of which typer has a copy of its own or not, by its version."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protos import flags
-from protos.flags import FlagError
+from protos.flag import FlagError
 
 TOKEN_KEY = "quire-cluster-token"
 """Of the metadata of every call to a scheduler."""

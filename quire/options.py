@@ -12,7 +12,7 @@ from typing import Any
 from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from protos import flags
-from protos.flags import Flag, FlagError
+from protos.flag import Flag, FlagError
 from quire.errors import ConfigurationError
 
 

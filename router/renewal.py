@@ -7,7 +7,7 @@ What is in flight goes on; a connection keeps the certificate that it began with
 import logging
 
 from gateway.keys import ApiKeys
-from protos.flags import FlagError
+from protos.flag import FlagError
 from router.link import Link
 from router.metrics import Metrics
 from router.settings import Settings

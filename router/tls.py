@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 
 from protos import flags
-from protos.flags import FlagError
+from protos.flag import FlagError
 from protos.trust import check_authority, check_pair
 
 

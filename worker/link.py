@@ -40,7 +40,7 @@ import grpc.aio
 import uvloop
 
 from protos import flags
-from protos.flags import FlagError
+from protos.flag import FlagError
 from protos.outage import Outage
 from protos.trust import Trust
 from worker import logs

@@ -11,22 +11,22 @@ import typer
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
 from gateway.limits import described_limits, parse_limits
 from protos import flags
-from protos.flags import FlagError
+from protos.flag import Flag, FlagError
 
 MODEL_HELP = (
     "An alias (smollm2, minilm), a Hugging Face directory, a .gguf file or a hub id (org/name)."
 )
 
 
-def _model(flag: flags.Flag[Any]) -> Any:
+def _model(flag: Flag[Any]) -> Any:
     return flag.typer(rich_help_panel="Model and workers")
 
 
-def _scheduler(flag: flags.Flag[Any]) -> Any:
+def _scheduler(flag: Flag[Any]) -> Any:
     return flag.typer(rich_help_panel="Scheduler")
 
 
-def _router(flag: flags.Flag[Any]) -> Any:
+def _router(flag: Flag[Any]) -> Any:
     return flag.typer(rich_help_panel="Router")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import RequestError
 from gateway.keys import ApiKeys, exposure, read_keys
-from protos.flags import FlagError
+from protos.flag import FlagError
 
 KEYS = ApiKeys({"alice": "sk-a", "bob": "sk-b"})
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.flags import CHAT_TEMPLATE
 from gateway.model import Model, load_model
 from gateway.parsing.formats import CALL_FORMATS
-from protos.flags import FlagError
+from protos.flag import FlagError
 from tests.gateway.test_tools import FAMILIES, HELLO, WEATHER, accepts, parse, pieces_of, whole
 from tests.gateway.test_tools import prompt as prompt_of
 

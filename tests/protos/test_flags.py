@@ -13,7 +13,7 @@ import scheduler.__main__
 import worker.__main__
 from gateway import flags as gateway_flags
 from protos import command_line, flags
-from protos.flags import Flag, FlagError
+from protos.flag import Flag, FlagError
 from quire.cli import app
 from scheduler.core.config import CoreConfig
 

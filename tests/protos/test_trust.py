@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from protos.flags import FlagError
+from protos.flag import FlagError
 from protos.trust import NO_TRUST, Trust
 from tests.certificates import signed
 
