@@ -199,6 +199,10 @@ class Stack:
         metrics = [member.ready[0].metrics or "" for member in routers]
         return [url.removesuffix("/metrics") for url in metrics]
 
+    def renew(self) -> None:
+        """The routers read their keys and certificates again."""
+        self._supervisor.hang_up("router")
+
     async def stop(self) -> None:
         """Ends every process; requests in flight may take `drain_timeout` to finish."""
         limit_s = self._options.drain_timeout + FAREWELL_S

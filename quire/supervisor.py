@@ -132,6 +132,12 @@ class Supervisor:
             of_role = [member for member in self.members if member.spec.role == role]
             await asyncio.gather(*(self._stop_member(member, timeout_s) for member in of_role))
 
+    def hang_up(self, role: str) -> None:
+        """SIGHUP to the members of a role: their files have changed."""
+        for member in self.members:
+            if member.spec.role == role and member.process is not None:
+                member.process.hang_up()
+
     async def kill(self) -> None:
         """Ends all members now."""
         for member in self.members:

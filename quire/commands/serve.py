@@ -10,6 +10,7 @@ import typer
 
 from protos.flags import DRAIN_TIMEOUT, HANG_TIMEOUT, HOST, STACK_GRPC_PORT, STACK_PORT
 from quire.commands import flags
+from quire.commands.hangup import Terminal
 from quire.supervisor import first_of
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def serve(
     Prints the URLs and a curl line once a token has really been generated.
     Ctrl-C finishes what is in flight and stops all processes; a second
     Ctrl-C stops them at once.
+    SIGHUP (`kill -HUP PID`) has the files of keys and of certificates for
+    clients read again; what is in flight goes on.
 
     [bold]Examples[/bold]
 
@@ -143,12 +146,14 @@ class _Session:
         self._door = door
         self._asked = asyncio.Event()
         self._asked_again = asyncio.Event()
+        self._terminal = Terminal()
 
     async def run(self) -> None:
         """Returns after a clean end. Raises StackFailed."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             await self._serve()
         finally:
@@ -189,6 +194,15 @@ class _Session:
             await self._stack.cut()
         await drain
         announce("stopped")
+
+    def _on_hangup(self) -> None:
+        from quire.progress import announce
+
+        if self._terminal.is_gone():
+            self._on_signal()
+            return
+        announce("the routers read keys and certificates again")
+        self._stack.renew()
 
     def _on_signal(self) -> None:
         (self._asked_again if self._asked.is_set() else self._asked).set()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,13 @@ class Server:
             text=True,
             timeout=60,
         ).stdout
+
+    def until_said(self, text: str) -> None:
+        """Returns when some line of it has this."""
+        deadline = time.monotonic() + START_S
+        while not any(text in line for line in self.lines):
+            assert time.monotonic() < deadline, "".join(self.lines)
+            time.sleep(0.01)
 
     def rows(self) -> list[dict[str, Any]]:
         """What `quire ps` lists."""

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -68,8 +69,14 @@ def test_a_stack_with_certificate_keys_and_token(
         )
         assert refused.returncode == 1
         assert "the cluster token is missing or wrong" in refused.stderr
+        keys.write_text("alice sk-e\n")
+        server.process.send_signal(signal.SIGHUP)
+        server.until_said("read again: the keys are alice, default; certificates, too")
+        with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=files.ca)) as http:
+            for key, code in (("sk-a", 401), ("sk-b", 401), ("sk-c", 200), ("sk-e", 200)):
+                assert http.get("/version", headers={"x-api-key": key}).status_code == code
         said = "".join(server.lines)
-        assert not any(secret in said for secret in ("sk-a", "sk-b", "sk-c", TOKEN))
+        assert not any(secret in said for secret in ("sk-a", "sk-b", "sk-c", "sk-e", TOKEN))
         commands = _command_lines([row["pid"] for row in server.rows()])
         assert not any(secret in commands for secret in ("sk-a", "sk-b", "sk-c", TOKEN))
 

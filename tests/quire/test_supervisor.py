@@ -73,6 +73,33 @@ async def watched() -> AsyncIterator[Watched]:
     await watched.supervisor.kill()
 
 
+HEAR_HANGUPS = (
+    "import signal, time\nsignal.signal(signal.SIGHUP, lambda *_: print('heard', flush=True))\n"
+    "time.sleep(0.3)\n" + SERVE + "while True: signal.pause()"
+)
+
+
+async def test_a_hangup_reaches_who_serves_and_who_will(watched: Watched) -> None:
+    """And nobody of another role, who would end of it."""
+    hearer = watched.supervisor.add(child(HEAR_HANGUPS, name="router", role="router"))
+    other = watched.supervisor.add(child(SERVE_UNTIL_TERM))
+
+    async def until_heard(count: int) -> None:
+        async with asyncio.timeout(30):
+            while watched.lines.count("router: heard") < count:  # noqa: ASYNC110 - a child's line
+                await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(30):
+        while hearer.process is None:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.001)
+    watched.supervisor.hang_up("router")  # it does not serve yet
+    await watched.supervisor.until_served()
+    await until_heard(1)
+    watched.supervisor.hang_up("router")
+    await until_heard(2)
+    assert (hearer.restarts, other.restarts, other.state) == (0, 0, State.READY)
+
+
 async def test_a_child_serves_and_ends_when_asked(watched: Watched) -> None:
     member = watched.supervisor.add(child(SERVE_UNTIL_TERM))
     await watched.supervisor.until_served()
