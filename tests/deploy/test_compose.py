@@ -149,8 +149,8 @@ def test_prometheus_finds_every_scaled_service_by_name(services: Services) -> No
 def test_the_proxy_asks_routers_whether_they_are_ready() -> None:
     config = (DEPLOY / "haproxy.cfg").read_text()
     backends = re.findall(r"server-template router \d+ router:(\d+) .*resolvers docker", config)
-    assert backends == ["8000", "50050"]
-    assert config.count("option httpchk GET /ready") == 2
+    assert backends == ["8000", "8000", "50050", "50050"]
+    assert re.findall(r"option httpchk GET (.*)", config) == ["/ready", "/health"] * 2
     # /ready is HTTP/1.1 also where the requests are HTTP/2.
     assert "proto h2 resolvers docker init-addr none check port 8000 check-proto h1" in config
 
