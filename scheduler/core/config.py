@@ -27,7 +27,7 @@ class CoreConfig:
     """Share of a replica's blocks that admission leaves free for the sequences already running."""
     max_crashes: int = 2
     """Lost workers that one sequence may have been running on without progress since; then it is
-    tried alone (quarantine.py), and ends if the worker is lost again."""
+    tried apart (quarantine.py), and ends if a worker is lost while it is alone there."""
     trial_patience_s: float = 60.0
     """How long such sequences wait for a replica to attach anew before one that serves is cleared
     for them."""

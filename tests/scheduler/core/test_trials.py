@@ -4,7 +4,7 @@ from math import ceil
 
 import pytest
 
-from scheduler.core.blame import CLEARING_TOKENS
+from scheduler.core.blame import CLEARING_TOKENS, Blame, Loss
 from scheduler.core.decisions import Finished
 from scheduler.core.quarantine import PARTS
 from tests.scheduler.core.cell import Cell, Key
@@ -70,6 +70,7 @@ def test_who_has_no_room_beside_the_others_of_its_group_follows() -> None:
     while cell.scheduler.state().num_suspects:
         order += admitted(cell, cell.step())
     assert order[:4] == [keys[14], keys[15], keys[12], keys[13]]
+    assert len(cell.unfinished()) == 16, "its room is free once the one before has made progress"
     cell.run(depth=2)
     assert reasons(cell, keys) == [LENGTH] * 16
 
@@ -85,8 +86,10 @@ def test_a_culprit_costs_as_many_workers_as_there_are_groups_in_groups(num_reque
     assert cell.num_crashes == workers_lost_to_one(num_requests)
 
 
-@pytest.mark.parametrize("replicas", [("a",), ("a", "b")])
-@pytest.mark.parametrize("num_culprits", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("replicas", "num_culprits"),
+    [(("a",), 0), (("a", "b"), 0), (("a", "b"), 1), (("a",), 2), (("a", "b"), 3)],
+)
 def test_sixty_four_streams_of_which_few_are_poison(
     replicas: tuple[str, ...], num_culprits: int
 ) -> None:
@@ -179,15 +182,21 @@ def test_a_group_that_loses_its_worker_is_tried_in_parts_before_the_others() -> 
 
 
 def test_a_loss_in_a_trial_asks_for_no_more_progress() -> None:
-    cell = large_cell("a")
-    keys = suspects(cell, 20)
-    group = admitted(cell, cell.plan())
-    assert group == keys[-3:]
-    lose(cell)
-    sequence = cell.scheduler._sequences.find(*group[0])
-    assert sequence is not None
-    assert len(sequence.blame.losses) == 3
-    assert sequence.blame.cleared_at == 3 + 4 * CLEARING_TOKENS
+    blame = Blame()
+    asked = []
+    for number, in_trial in enumerate((False, False, True, True, False)):
+        blame.note(Loss(number, in_trial), num_known=3, num_reached=4)
+        asked.append((blame.cleared_at - 4) // CLEARING_TOKENS)
+    assert asked == [1, 2, 4, 4, 4]
+
+
+def test_losses_that_progress_has_cleared_a_culprit_of_are_not_explained() -> None:
+    before, during = Loss(1, in_trial=False), Loss(2, in_trial=True)
+    blame = Blame()
+    blame.note(before, num_known=3, num_reached=4)
+    blame.note(during, num_known=blame.cleared_at, num_reached=20)
+    blame.explain()
+    assert (before.is_explained, during.is_explained) == (False, True)
 
 
 def test_a_sample_that_outlives_the_suspected_one_is_tried_too() -> None:
