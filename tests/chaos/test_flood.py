@@ -27,6 +27,8 @@ TIMES_TOO_MUCH = 10
 AT_ONCE = 8
 REFUSAL_TARGET_S = 0.1
 
+STEP_TOKENS = 128
+"""Whoever comes waits for the steps that are in flight: on one core these are to be short."""
 FLOOD, ITS_PROMPT, ITS_OUTPUT = 200, 64, 32
 NUM_BESIDE = 6
 TTFT_TARGET, JAIN_TARGET = 3.0, 0.95
@@ -41,9 +43,9 @@ async def test_ten_times_what_fits(tmp_path: Path, figures: Figures) -> None:
     small = small_model(tmp_path / "small")
     with running(small, tmp_path / "run", "--served-model-name", MODEL, *flags) as stack:
         fitting = NUM_SLOTS + NUM_QUEUED
-        load = Load(stack.url, streams(NUM_SLOTS, 900, "first"))
+        load = Load(stack.url, streams(NUM_SLOTS, 400, "first"))
         await load.begun()
-        queue = Load(stack.url, streams(NUM_QUEUED, 900, "queue"))
+        queue = Load(stack.url, streams(NUM_QUEUED, 400, "queue"))
         await stack.until_queued(NUM_QUEUED)
         seconds = await _refused(stack, streams((TIMES_TOO_MUCH - 1) * fitting, 4, "late"))
         for history in [*await load.ended(), *await queue.ended()]:
@@ -77,7 +79,7 @@ async def _refused(stack: Served, asked: list[Asked]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    flags = ("--max-num-seqs", str(NUM_SLOTS))
+    flags = ("--max-num-seqs", str(NUM_SLOTS), "--max-num-batched-tokens", str(STEP_TOKENS))
     with running("smollm2", tmp_path_factory.mktemp("run"), *flags) as stack:
         yield stack
 
@@ -116,7 +118,10 @@ async def test_one_tenant_floods_and_another_asks_one_thing_at_a_time(
         return seconds
 
     alone = await one_at_a_time(0)
-    flood = Load(stack.url, of_tenant("A", FLOOD, ITS_PROMPT, ITS_OUTPUT))
+    asked = of_tenant("A", FLOOD, ITS_PROMPT, ITS_OUTPUT)
+    for number, one in enumerate(asked):  # they do not all end in one step
+        one.body["max_tokens"] += number * 5 % ITS_OUTPUT
+    flood = Load(stack.url, asked)
     await stack.until_queued(FLOOD - NUM_SLOTS)
     beside = await one_at_a_time(NUM_BESIDE)
     unanswered = sum(not history.num_tokens for history in flood.histories)

@@ -8,7 +8,7 @@ import pytest
 from bench.recording import Target
 from tests.chaos.by_hand import Way, laid_out
 from tests.chaos.checker import check_ended, check_nothing_left, check_same
-from tests.chaos.conftest import SCALES
+from tests.chaos.conftest import SHORT
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
 from tests.chaos.poisoned_worker import POISON
@@ -19,8 +19,13 @@ from tests.chaos.traffic import Asked, mixed
 pytestmark = pytest.mark.chaos
 
 TOKENS = (9001, 9002, 9003)
+SCALES = [
+    pytest.param(SHORT, id="short"),
+    pytest.param(Scale(num_streams=64, max_tokens=60), id="full", marks=pytest.mark.slow),
+]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scale", SCALES)
 async def test_the_culprit_alone_fails(
     model_dir: Path, judge: Judge, figures: Figures, scale: Scale
