@@ -17,6 +17,7 @@ from scheduler.core.decisions import Outputs
 from scheduler.core.events import Refused, Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.state import CoreState
+from scheduler.feeding import Feeder
 from scheduler.messages import (
     CellView,
     LogprobTable,
@@ -28,7 +29,6 @@ from scheduler.messages import (
     WorkerHello,
 )
 from scheduler.metrics import Metrics
-from scheduler.pacing import StepWatch
 from scheduler.replicas import Attachment, Rank, Replicas, check_model
 from scheduler.routers import Router, Routers
 from scheduler.stream import Stream
@@ -37,8 +37,6 @@ from scheduler.wire.columns import Malformed
 
 logger = logging.getLogger(__name__)
 
-BURST_S = 0.001
-"""After the first plan of an idle replica, how long the next waits for the rest of a burst."""
 _QUIET_S = 1.0
 
 
@@ -65,8 +63,7 @@ class Cell:
         self._started_at = clock()
         self._routers = Routers()
         self._replicas = Replicas()
-        self._watches: dict[int, StepWatch] = {}
-        self._feed_is_due = False
+        self._feeder = Feeder(core, self._replicas, self.metrics, clock)
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = inf
         self._idle = asyncio.Event()
@@ -86,7 +83,7 @@ class Cell:
         """A router's stream has ended: so do its sequences."""
         self._routers.leave(router)
         self._tell(self._core.drop_router(router.number, self._clock()))
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     def submit(self, request: Request) -> None:
         """A router's request. Raises Refused."""
@@ -101,18 +98,18 @@ class Cell:
         self._tell(self._core.accept(request, self._clock()))
         if request.deadline_s > 0:
             self._arm_expiry()
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     def abort(self, router: Router, sequence_ids: Sequence[int]) -> None:
         """The clients of these sequences have left."""
         for sequence_id in sequence_ids:
             self._tell(self._core.abort(router.number, sequence_id, self._clock()))
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     def finish(self, router: Router, sequence_id: int, num_tokens: int) -> None:
         """The router has found a stop string after this many output tokens."""
         self._tell(self._core.finish(router.number, sequence_id, num_tokens, self._clock()))
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     def _arm_expiry(self) -> None:
         """Wakes when the next deadline comes; one timer for all."""
@@ -129,7 +126,7 @@ class Cell:
         self._expiry, self._expires_at = None, inf
         self._tell(self._core.expire(self._clock()))
         self._arm_expiry()
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     # ---- workers ----
 
@@ -181,9 +178,7 @@ class Cell:
             raise Malformed(str(error)) from error
         plan, seconds = attachment.complete_oldest(now)
         self._tell(outputs, result.logprobs, result.vectors, result.scores)
-        self._feed(attachment, attachment.pace.depth)
-        if self._core.take_moved():
-            self._feed_soon()
+        self._feeder.feed(attachment)
         self.metrics.iteration_tokens.observe(plan.num_tokens)
         self.metrics.worker_wait_s.observe(result.timing.wait_s)
         self.metrics.step_s.observe(seconds)
@@ -198,12 +193,7 @@ class Cell:
         self.model = ranks[0].hello.model
         self.model_known.set()
         attachment = self._replicas.attach(ranks, now)
-        self._watches[attachment.epoch] = StepWatch(
-            lambda: attachment.overdue_at(self._step_timeout_s),
-            lambda: self._fence(attachment),
-            clock=self._clock,
-            floor_s=self._step_timeout_s,
-        )
+        self._feeder.watch(attachment, self._fence, self._step_timeout_s)
         inventory = attachment.inventory
         keeps = self._core.attach(attachment.replica_id, attachment.capacity, inventory)
         attachment.welcome(self._core.hash_seed(attachment.replica_id), keeps_names=keeps)
@@ -213,17 +203,17 @@ class Cell:
                 *(attachment.replica_id, len(inventory.name)),
             )
         self._push_status()
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     def _detach(
         self, attachment: Attachment, code: grpc.StatusCode, why: str, *, blame: bool
     ) -> None:
         """An epoch is void. Blame: the sequences in flight may be why."""
-        self._watches.pop(attachment.epoch).stop()
+        self._feeder.forget(attachment)
         self._replicas.detach(attachment, code, why)
         self._tell(self._withdraw(attachment.replica_id, blame=blame))
         self._push_status()
-        self._feed_soon()
+        self._feeder.feed_soon()
 
     def _withdraw(self, replica_id: str, *, blame: bool) -> Outputs:
         """The core loses a replica; what becomes of the sequences that ran on it is told once."""
@@ -246,50 +236,6 @@ class Cell:
         oldest = attachment.in_flight[0]
         why = f"step {oldest.step_id} ({oldest.num_tokens} tokens) missed its deadline"
         self._detach(attachment, grpc.StatusCode.DEADLINE_EXCEEDED, why, blame=True)
-
-    # ---- feeding ----
-
-    def _feed_soon(self) -> None:
-        """Feeds every replica once the events that are already here have been taken in."""
-        if not self._feed_is_due:
-            self._feed_is_due = True
-            asyncio.get_running_loop().call_soon(self._feed_all)
-
-    def _feed_all(self) -> None:
-        self._feed_is_due = False
-        for attachment in self._replicas:
-            if not attachment.in_flight:
-                self._start(attachment)
-            elif not attachment.is_starting:
-                self._feed(attachment, attachment.pace.depth)
-        if self._core.take_moved():
-            self._feed_soon()
-
-    def _start(self, attachment: Attachment) -> None:
-        """Feeds a replica that idles. Requests that come together arrive one by one: its first
-        plan goes at once, the ones ahead of it a moment later, with the rest of the burst."""
-        self._feed(attachment, 1)
-        if attachment.in_flight:
-            attachment.is_starting = True
-            loop = asyncio.get_running_loop()
-            loop.call_later(BURST_S, self._feed_ahead, attachment)
-
-    def _feed_ahead(self, attachment: Attachment) -> None:
-        attachment.is_starting = False
-        if self._replicas.get(attachment.replica_id) is attachment:
-            self._feed(attachment, attachment.pace.depth)
-
-    def _feed(self, attachment: Attachment, depth: int) -> None:
-        """Sends plans until this many are in flight or nothing is left to compute."""
-        while len(attachment.in_flight) < depth:
-            now = self._clock()
-            plan = self._core.schedule(attachment.replica_id, now)
-            if plan is None:
-                return
-            message = workers.encode_plan(plan, attachment.epoch)
-            attachment.send(plan, message, now)
-            self._watches[attachment.epoch].arm()
-            self.metrics.plan_bytes.observe(len(message))
 
     def _tell(
         self,
@@ -340,7 +286,7 @@ class Cell:
     def tick(self) -> None:
         """Once a second: routers hear how the cell is, and a quiet core is checked."""
         self._push_status()
-        self._feed_soon()
+        self._feeder.feed_soon()
         quiet = self._clock() - self._last_event_at >= _QUIET_S
         if quiet and self._last_event_at > self._checked_at and not self._num_in_flight():
             self._checked_at = self._clock()

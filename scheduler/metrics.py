@@ -157,7 +157,7 @@ def _gauges(model: str, view: CellView, state: CoreState) -> Iterator[Metric]:
     for name, text, value in (
         ("vllm:num_requests_running", "Sequences holding a slot.", float(state.num_running)),
         ("vllm:num_requests_waiting", "Sequences queued.", float(state.num_waiting)),
-        ("quire:suspects", "Sequences on trial for lost workers, or about to be.", float(state.num_suspects)),
+        ("quire:suspects", "Sequences on trial, or about to be.", float(state.num_suspects)),
         (
             "vllm:kv_cache_usage_perc",
             "Share of blocks in use by sequences, 0 to 1.",

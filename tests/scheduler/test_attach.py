@@ -86,7 +86,7 @@ async def test_requests_that_are_here_together_are_admitted_together(served: Ser
 async def test_the_rest_of_a_burst_is_admitted_together(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.cell.BURST_S", 0.3)
+    monkeypatch.setattr("scheduler.feeding.BURST_S", 0.3)
     rank = await FakeRank.attached(served.address)
     served.cell.submit(request(1, length=3))
     assert len((await rank.plan()).admit) == 1

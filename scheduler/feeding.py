@@ -1,0 +1,96 @@
+"""Plans go out: each replica gets as many ahead of its results as its pace asks for."""
+
+import asyncio
+from collections.abc import Callable
+
+from scheduler.core.scheduler import Scheduler
+from scheduler.metrics import Metrics
+from scheduler.pacing import StepWatch
+from scheduler.replicas import Attachment, Replicas
+from scheduler.wire import workers
+
+BURST_S = 0.001
+"""After the first plan of an idle replica, how long the next waits for the rest of a burst."""
+
+
+class Feeder:
+    """Feeds replicas; and watches, by epoch, that each answers in time."""
+
+    def __init__(
+        self,
+        core: Scheduler,
+        replicas: Replicas,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._core = core
+        self._replicas = replicas
+        self._metrics = metrics
+        self._clock = clock
+        self._watches: dict[int, StepWatch] = {}
+        self._is_due = False
+
+    def watch(
+        self, attachment: Attachment, fence: Callable[[Attachment], None], step_timeout_s: float
+    ) -> None:
+        """From now on its plans have deadlines; `fence` is called when one is missed."""
+        self._watches[attachment.epoch] = StepWatch(
+            lambda: attachment.overdue_at(step_timeout_s),
+            lambda: fence(attachment),
+            clock=self._clock,
+            floor_s=step_timeout_s,
+        )
+
+    def forget(self, attachment: Attachment) -> None:
+        """Its epoch is void."""
+        self._watches.pop(attachment.epoch).stop()
+
+    def feed_soon(self) -> None:
+        """Feeds every replica once the events that are already here have been taken in."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._feed_all)
+
+    def _feed_all(self) -> None:
+        self._is_due = False
+        for attachment in self._replicas:
+            if not attachment.in_flight:
+                self._start(attachment)
+            elif not attachment.is_starting:
+                self._send(attachment, attachment.pace.depth)
+        self._feed_others()
+
+    def feed(self, attachment: Attachment) -> None:
+        """It has answered; others may have something to do by that."""
+        self._send(attachment, attachment.pace.depth)
+        self._feed_others()
+
+    def _feed_others(self) -> None:
+        if self._core.take_moved():
+            self.feed_soon()
+
+    def _start(self, attachment: Attachment) -> None:
+        """Feeds a replica that idles. Requests that come together arrive one by one: its first
+        plan goes at once, the ones ahead of it a moment later, with the rest of the burst."""
+        self._send(attachment, 1)
+        if attachment.in_flight:
+            attachment.is_starting = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(BURST_S, self._send_ahead, attachment)
+
+    def _send_ahead(self, attachment: Attachment) -> None:
+        attachment.is_starting = False
+        if self._replicas.get(attachment.replica_id) is attachment:
+            self._send(attachment, attachment.pace.depth)
+
+    def _send(self, attachment: Attachment, depth: int) -> None:
+        """Sends plans until this many are in flight or nothing is left to compute."""
+        while len(attachment.in_flight) < depth:
+            now = self._clock()
+            plan = self._core.schedule(attachment.replica_id, now)
+            if plan is None:
+                return
+            message = workers.encode_plan(plan, attachment.epoch)
+            attachment.send(plan, message, now)
+            self._watches[attachment.epoch].arm()
+            self._metrics.plan_bytes.observe(len(message))
