@@ -10,15 +10,14 @@ has accepted), workers, scheduler.
 
 import asyncio
 import contextlib
-import json
 import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from gateway.keys import KEY_VARIABLE, KEYS_VARIABLE, read_keys
+from quire.door import TcpDoor
 from quire.errors import ConfigurationError, RequestFailed, StackFailed
 from quire.hangs import Patience
 from quire.http import Endpoint
@@ -37,71 +36,6 @@ FAREWELL_S = 5.0
 """What a process gets beyond its drain before it is killed."""
 CUT_S = 3.0
 """What a router that was told twice gets to tell its clients."""
-
-
-@dataclass(frozen=True, slots=True)
-class TcpDoor:
-    """The router answers on TCP."""
-
-    host: str
-    port: int
-    grpc_port: int
-    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """By name, those of `api_key_file` among them; without any, everybody may ask."""
-    api_key_file: str | None = None
-    share_prefix_cache: bool = False
-    """Several keys have one prefix cache."""
-    ssl_certfile: str | None = None
-    """None: no TLS."""
-    ssl_keyfile: str | None = None
-    ssl_ca_certs: str | None = None
-
-    @property
-    def arguments(self) -> list[str]:
-        """A router's."""
-        given = {
-            "--host": self.host,
-            "--port": str(self.port),
-            "--grpc-port": str(self.grpc_port),
-            "--api-key-file": self.api_key_file,
-            "--ssl-certfile": self.ssl_certfile,
-            "--ssl-keyfile": self.ssl_keyfile,
-            "--ssl-ca-certs": self.ssl_ca_certs,
-        }
-        words = [word for option, value in given.items() if value for word in (option, value)]
-        return [*words, *(["--share-prefix-cache"] if self.share_prefix_cache else [])]
-
-    @property
-    def environment(self) -> tuple[tuple[str, str], ...]:
-        """A router's, which must not find the same keys in ours again."""
-        of_file = read_keys((), self.api_key_file, {}) if self.api_key_file else {}
-        others = {name: key for name, key in self.api_keys.items() if name not in of_file}
-        return ((KEY_VARIABLE, ""), (KEYS_VARIABLE, json.dumps(others) if others else ""))
-
-    @property
-    def url(self) -> str:
-        """Of the OpenAI API, from this machine."""
-        scheme = "http" if self.ssl_certfile is None else "https"
-        return f"{scheme}://{self.reachable_host}:{self.port}"
-
-    @property
-    def grpc(self) -> str:
-        """Target of InferenceService, from this machine."""
-        return f"{self.reachable_host}:{self.grpc_port}"
-
-    @property
-    def reachable_host(self) -> str:
-        """The host itself, or loopback where it means every interface."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
-        return f"[{host}]" if ":" in host else host
-
-    @property
-    def ports(self) -> list[AskedPort]:
-        """What must be free for it to open."""
-        return [
-            AskedPort("--port", self.host, self.port),
-            AskedPort("--grpc-port", self.host, self.grpc_port),
-        ]
 
 
 def check_ports(options: StackOptions, door: TcpDoor | None) -> None:
@@ -151,6 +85,9 @@ class Stack:
         self._door = door
         patience = Patience.of(options.hang_timeout)
         self._supervisor = Supervisor(log=log, on_change=self._publish, patience=patience)
+        self._log = log
+        self._is_unrecorded = False
+        """The record could not be written when it was last tried."""
         self._on_end = contextlib.ExitStack()
 
     @property
@@ -242,8 +179,18 @@ class Stack:
         )
 
     def _publish(self) -> None:
-        if self.run_dir.exists():
+        """For `quire ps`; who serves goes on serving, whether or not it can be written down."""
+        if not self.run_dir.exists():
+            return
+        try:
             publish(self.record())
+        except OSError as error:
+            if not self._is_unrecorded:
+                text = f"quire ps will not know of changes: {error}"
+                self._log("supervisor", f"{time.strftime('%H:%M:%S')} supervisor warning {text}")
+            self._is_unrecorded = True
+        else:
+            self._is_unrecorded = False
 
     def _specs(self, metrics_ports: Sequence[int]) -> list[ChildSpec]:
         share: tuple[str, ...] = ()

@@ -109,10 +109,22 @@ class Supervisor:
         """Starts a child and keeps it running."""
         member = Member(spec)
         self.members.append(member)
-        self._keepers[member] = asyncio.create_task(self._keep(member))
-        if self._looking is None and self._patience.stopped_s:
-            self._looking = asyncio.create_task(self._look_for_stopped())
+        self._keepers[member] = self._task(self._keep(member), member.spec.name)
+        if self._patience.stopped_s and (self._looking is None or self._looking.done()):
+            self._looking = self._task(self._look_for_stopped(), "supervisor")
         return member
+
+    def _task(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Work that must not end by an error unheard: the stack could not be relied on any more."""
+
+        def on_end(task: asyncio.Task[None]) -> None:
+            if task.cancelled() or (error := task.exception()) is None or self.failed.done():
+                return
+            self.failed.set_result(StackFailed(f"{name}: cannot be looked after: {error!r}"))
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(on_end)
+        return task
 
     async def until_served(self) -> None:
         """Returns when every member serves. Raises StackFailed."""
@@ -144,19 +156,24 @@ class Supervisor:
             member.stop_asked.set()
         processes = [member.process for member in self.members if member.process]
         await asyncio.gather(*(process.kill() for process in processes))
-        await asyncio.gather(*self._keepers.values())
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
 
     async def _stop_member(self, member: Member, timeout_s: float) -> None:
         member.stop_asked.set()
         self._change(member, State.STOPPING)
         if member.process:
             await member.process.stop(timeout_s)
-        await self._keepers[member]
+        await asyncio.wait([self._keepers[member]])
         self._change(member, State.STOPPED)
 
     async def _keep(self, member: Member) -> None:
         while not member.stop_asked.is_set():
-            process = member.process = await ChildProcess.start(member.next_spec(), self._log)
+            try:
+                process = member.process = await ChildProcess.start(member.next_spec(), self._log)
+            except OSError as error:  # no memory, process or descriptor is left just now
+                if not await self._wait_to_start(member, error):
+                    return
+                continue
             if member.stop_asked.is_set():
                 await process.kill()  # asked while it was being started
                 return
@@ -175,6 +192,20 @@ class Supervisor:
                 self._change(member, State.STOPPED)
                 return
             await self._pause(member, code)
+
+    async def _wait_to_start(self, member: Member, error: OSError) -> bool:
+        """Whether to try again what the machine refused: who has served is never given up."""
+        member.failed_starts += 1
+        text = f"cannot be started: {error.strerror or error}"
+        if not member.ready and member.failed_starts >= self._restarts.max_failed_starts:
+            if not self.failed.done():
+                self.failed.set_result(StackFailed(f"{member.spec.name}: {text}"))
+            self._change(member, State.STOPPED)
+            return False
+        self._log(member.spec.name, warning(member.spec, f"{text}; trying again"))
+        self._change(member, State.RESTARTING)
+        await self._delay(member)
+        return True
 
     async def _watch(self, member: Member, process: ChildProcess) -> int:
         """Follows a process to its end; returns its exit code."""
@@ -204,7 +235,10 @@ class Supervisor:
                 for member in self.members
                 if member.process
             }
-            tree = await asyncio.to_thread(ProcessTree.now)
+            try:
+                tree = await asyncio.to_thread(ProcessTree.now)
+            except OSError:  # no descriptor is left just now: the next look will do
+                continue
             for pid, why in watch.look(tree, processes).items():
                 self._end_hung(*processes[pid], why)
 
@@ -226,8 +260,12 @@ class Supervisor:
         if process.exited.done():
             return
         self._log(member.spec.name, warning(member.spec, f"{why}: killed"))
-        for pid in ProcessTree.now().below(process.pid):  # ranks have sessions of their own
-            with contextlib.suppress(ProcessLookupError):
+        try:
+            pids = ProcessTree.now().below(process.pid)  # ranks have sessions of their own
+        except OSError:
+            pids = [process.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
     async def _pause(self, member: Member, code: int) -> None:
@@ -236,6 +274,9 @@ class Supervisor:
         text = f"ended ({describe_exit(code)}); starting it again"
         self._log(member.spec.name, warning(member.spec, text))
         self._change(member, State.RESTARTING)
+        await self._delay(member)
+
+    async def _delay(self, member: Member) -> None:
         with contextlib.suppress(TimeoutError):
             delay_s = self._restarts.delay_s(member.failed_starts)
             await asyncio.wait_for(member.stop_asked.wait(), delay_s)
