@@ -14,7 +14,8 @@ from quire.commands.hangup import Terminal
 from quire.supervisor import first_of
 
 if TYPE_CHECKING:
-    from quire.stack import Stack, TcpDoor
+    from quire.door import TcpDoor
+    from quire.stack import Stack
 
 
 def serve(
@@ -90,11 +91,12 @@ def serve(
     """
     from gateway.keys import read_keys
     from protos.trust import check_pair
+    from quire.door import TcpDoor
     from quire.models import check, resolve
     from quire.options import StackOptions
     from quire.preflight import check_machine
     from quire.progress import announce
-    from quire.stack import Stack, TcpDoor, check_ports
+    from quire.stack import Stack, check_ports
 
     options = StackOptions.among(context.params)
     model = _the_model(model, named_model)

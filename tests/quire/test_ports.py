@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from quire.door import TcpDoor
 from quire.errors import ConfigurationError
 from quire.models import ResolvedModel
 from quire.options import StackOptions
 from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free, hold_shared
-from quire.stack import Stack, TcpDoor, check_ports
+from quire.stack import Stack, check_ports
 
 HELD = pytest.mark.skipif(sys.platform != "linux", reason="a port can be held on Linux")
 

@@ -147,7 +147,7 @@ def test_a_router_reads_its_keys_before_anything_else(tmp_path: Path, model_dir:
 
 
 def test_a_stack_hands_its_keys_to_its_routers_and_none_twice(tmp_path: Path) -> None:
-    from quire.stack import TcpDoor
+    from quire.door import TcpDoor
 
     path = tmp_path / "keys"
     path.write_text("alice sk-a\n")
