@@ -15,17 +15,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
 
-from gateway.errors import Fault, RequestError, invalid, quote
+from gateway.errors import RequestError, invalid, quote
 from gateway.model import Model
 from gateway.output import FinishReason, PromptLogprobs, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
+from router.accounts import Accounts
 from router.caller import NOBODY, Caller
 from router.cell import Cell, unavailable
 from router.generation import Generation, PromptScores, Sample
 from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
 from router.metrics import Metrics
+from router.outcomes import checked, failure, timed_out, too_slow
 from router.refusals import refusal_error
 
 MAX_UNREAD_TOKENS = 4096
@@ -37,8 +38,6 @@ ALARM_S = 0.25
 LEAST_TIMEOUT_S = 0.001
 
 _SEQUENCE_IDS = 1 << 32
-_GRAVEST_FIRST = tuple(reversed(FinishReason))
-_ENDED_BY_SERVER = "the server ended the request before it was complete; try again"
 
 
 class Engine:
@@ -50,6 +49,7 @@ class Engine:
         """`scheduler_timeout_s`: how long calls in flight wait for a lost scheduler or worker."""
         self.model = model
         self.metrics = metrics
+        self._accounts = Accounts(metrics)
         self.cell = Cell(model)
         self.draining = False
         self.over: RequestError | None = None
@@ -230,10 +230,10 @@ class Engine:
             sample.tokens.append(token_ids[row])
             if logprobs and (logprob := logprobs.get(row)) is not None:
                 sample.logprobs.append(logprob)
-            self._time_token(sample, now)
+            self._accounts.token_came(sample, now)
             sample.generation.heard(sample)
             if len(sample.tokens) - sample.num_taken > MAX_UNREAD_TOKENS:
-                self._fail(sample.generation, _too_slow())
+                self._fail(sample.generation, too_slow(MAX_UNREAD_TOKENS))
 
     def scored(self, sequence_id: int, logprobs: PromptLogprobs) -> None:
         """See `Listener`."""
@@ -287,20 +287,10 @@ class Engine:
 
     def _end(self, sample: Sample, finished: Finished) -> None:
         del self._samples[sample.sequence_id]
-        if sample.wants_vector and finished.reason is FinishReason.STOP and not finished.vector:
-            finished = Finished(FinishReason.ERROR, message="the server lost the prompt's vector")
-        if _lacks_scores(sample, finished):
-            message = "the server lost the logprobs of the prompt"
-            finished = Finished(FinishReason.ERROR, message=message)
-        sample.finished = finished
-        self._time_end(sample)
-        if finished.reason is FinishReason.ERROR:
-            message = finished.message or "the server could not finish the request"
-            self._fail(sample.generation, RequestError(Fault.INTERNAL, message))
-        elif finished.reason is FinishReason.TIMEOUT:
-            self._fail(sample.generation, _timed_out(sample.generation))
-        elif finished.reason is FinishReason.ABORT:
-            self._fail(sample.generation, unavailable(_ENDED_BY_SERVER))
+        sample.finished = checked(sample, finished)
+        self._accounts.sample_ended(sample)
+        if (error := failure(sample)) is not None:
+            self._fail(sample.generation, error)
         else:
             sample.generation.heard(sample)
 
@@ -309,7 +299,7 @@ class Engine:
         for sample in generation.samples:
             if sample.sequence_id in self._samples:
                 sample.finished = Finished(FinishReason.TIMEOUT)
-        self._fail(generation, _timed_out(generation))
+        self._fail(generation, timed_out(generation))
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
         self._abort(generation)
@@ -320,8 +310,7 @@ class Engine:
         if generation.alarm is not None:
             generation.alarm.cancel()
         self._abort(generation)
-        if generation.counted:
-            self._count_requests(generation)
+        self._accounts.call_over(generation)
 
     def _abort(self, generation: Generation) -> None:
         """Withdraws what has not ended; harmless when all has."""
@@ -403,79 +392,3 @@ class Engine:
             ids = range(first, first + count)
             if not any(i in self._samples or i in self._leaving for i in ids):
                 return first
-
-    def _time_token(self, sample: Sample, now: float) -> None:
-        generation = sample.generation
-        if not generation.counted:
-            return
-        metrics = self.metrics
-        metrics.generation_tokens += 1
-        if sample.last_token_at is not None:
-            metrics.inter_token_latency.observe(now - sample.last_token_at)
-        else:
-            sample.first_token_at = now
-            if sample.number == 0:
-                metrics.time_to_first_token.observe(now - generation.arrived_at)
-                metrics.prompt_tokens += len(sample.request.prompt_token_ids)
-        sample.last_token_at = now
-
-    def _time_end(self, sample: Sample) -> None:
-        if sample.generation.counted and sample.wants_vector:
-            self.metrics.prompt_tokens += len(sample.request.prompt_token_ids)
-        if sample.generation.counted and len(sample.tokens) > 1:
-            assert sample.first_token_at is not None
-            assert sample.last_token_at is not None
-            span_s = sample.last_token_at - sample.first_token_at
-            self.metrics.time_per_output_token.observe(span_s / (len(sample.tokens) - 1))
-
-    def _count_requests(self, generation: Generation) -> None:
-        """The call is over."""
-        elapsed_s = time.monotonic() - generation.arrived_at
-        for _, group in groupby(generation.samples, key=lambda s: s.index - s.number):
-            samples = list(group)
-            reason = min(map(_reason, samples), key=_GRAVEST_FIRST.index)
-            self.metrics.finished[reason] += 1
-            self.metrics.count_for(
-                generation.tenant,
-                prompt_tokens=_num_prompt_tokens(samples),
-                generation_tokens=sum(len(sample.tokens) for sample in samples),
-            )
-            if reason in (FinishReason.STOP, FinishReason.LENGTH):
-                self.metrics.e2e_request_latency.observe(elapsed_s)
-
-
-def _reason(sample: Sample) -> FinishReason:
-    """Why it has ended; what is withdrawn has been aborted."""
-    if sample.finished is None:
-        return FinishReason.ABORT
-    return FinishReason.STOP if sample.output.stopped else sample.finished.reason
-
-
-def _lacks_scores(sample: Sample, finished: Finished) -> bool:
-    """Whether it ended well without what was asked for; its first sample has it in time."""
-    ended_well = finished.reason in (FinishReason.STOP, FinishReason.LENGTH)
-    if sample.scores is None or sample.number > 0:
-        return False
-    return ended_well and not sample.scores.is_complete
-
-
-def _num_prompt_tokens(samples: Sequence[Sample]) -> int:
-    """That one request's samples have cost: none, if nothing was ever computed for it."""
-    first = samples[0]
-    computed = any(sample.tokens for sample in samples) or (
-        first.wants_vector and first.finished is not None
-    )
-    return len(first.request.prompt_token_ids) if computed else 0
-
-
-def _timed_out(generation: Generation) -> RequestError:
-    if generation.deadline is None:
-        return RequestError(Fault.TIMED_OUT, "the request took longer than the server gives it")
-    return generation.deadline.passed(has_begun=generation.has_begun)
-
-
-def _too_slow() -> RequestError:
-    return RequestError(
-        Fault.SLOW_READER,
-        f"more than {MAX_UNREAD_TOKENS} tokens wait to be read: the client reads too slowly",
-    )
