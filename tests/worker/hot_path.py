@@ -21,6 +21,7 @@ WHOLE_FILES = (
     "kernels/linear.py",
     "worker/models/decoder.py",
     "worker/models/layers.py",
+    "worker/models/vocabulary.py",
     "worker/models/gemma*.py",  # the families with layers of their own
     "kernels/gpu/*.py",
 )

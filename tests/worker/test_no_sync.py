@@ -235,8 +235,8 @@ ALLOWED: dict[Call, str] = {
     ("worker/lane.py", "HostLane.upload_rows", "from_numpy"): HOST,
     ("worker/lane.py", "_InFlight.wait", "numpy"): ELSEWHERE,
     ("worker/lane.py", "_InFlight.wait", "synchronize"): ELSEWHERE,
-    ("worker/models/layers.py", "Embedding.read", "item"): START,
-    ("worker/models/layers.py", "Embedding.read", "tensor"): START,
+    ("worker/models/vocabulary.py", "Embedding.read", "item"): START,
+    ("worker/models/vocabulary.py", "Embedding.read", "tensor"): START,
 }
 
 

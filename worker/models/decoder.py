@@ -6,7 +6,8 @@ from kernels.batch import AttentionBatch, RopeTable, StepTensors
 from kernels.ops import Ops
 from worker.kv_cache import KVCache
 from worker.models.config import ModelConfig
-from worker.models.layers import Embedding, Head, Norm, ReadLayer
+from worker.models.layers import Norm, ReadLayer
+from worker.models.vocabulary import Embedding, Head
 from worker.models.weights import Weights, held_tensors
 
 

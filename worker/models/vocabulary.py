@@ -1,0 +1,117 @@
+"""Both ends of a model: token ids to the residual stream, and the normed residual stream to logits.
+
+Ranks hold a part of the vocabulary each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.linear import linear, linear_into, pack_weight
+from worker.models.config import ModelConfig
+from worker.models.layers import Projection
+from worker.models.weights import Weights
+from worker.parallel import Group
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Token ids to the residual stream; of one rank, which holds the whole vocabulary.
+
+    Attributes:
+        weight: [rows, hidden].
+        scale: multiplies what is looked up; None for nothing.
+    """
+
+    weight: torch.Tensor
+    scale: float | None
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        rows = self.look_up(token_ids)
+        return rows if self.scale is None else rows * self.scale
+
+    def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden], unscaled."""
+        return torch.nn.functional.embedding(token_ids, self.weight)
+
+    @staticmethod
+    def read(config: ModelConfig, weights: Weights) -> "Embedding":
+        """The embedding of the model."""
+        weight = read_vocabulary(config, weights, "model.embed_tokens.weight")
+        scale = config.embedding_scale
+        if scale is not None:
+            scale = torch.tensor(scale, dtype=weight.dtype).item()  # rounded as it was in training
+        if len(weight) == config.vocab_size:
+            return Embedding(weight, scale)
+        return SplitEmbedding(weight, scale, weights.group.shard.rank * len(weight), weights.group)
+
+
+@dataclass(frozen=True)
+class SplitEmbedding(Embedding):
+    """Of one rank among several: each looks up the tokens that it holds, and the rows add up.
+
+    Attributes:
+        first: token id of the first row.
+        group: the ranks.
+    """
+
+    first: int
+    group: Group
+
+    def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """`Embedding.look_up`."""
+        row = token_ids - self.first
+        is_held = (row >= 0) & (row < len(self.weight))
+        rows = torch.nn.functional.embedding(row * is_held, self.weight)
+        return self.group.sum(rows * is_held[:, None])
+
+
+def read_vocabulary(config: ModelConfig, weights: Weights, name: str) -> torch.Tensor:
+    """This rank's rows of a matrix over the vocabulary: as many on each rank, the rest zeros."""
+    rows, each = weights.group.shard.vocabulary(config.vocab_size)
+    matrix = weights.matrix(name, config.vocab_size, config.hidden_size, rows=rows)
+    missing = each - len(matrix)
+    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+
+
+@dataclass(frozen=True)
+class Head:
+    """The normed residual stream to logits.
+
+    Attributes:
+        projection: hidden to this rank's part of the vocabulary.
+        vocab_size: columns of the logits.
+        softcap: logits l become softcap · tanh(l / softcap); None: they stay.
+        group: the ranks.
+    """
+
+    projection: Projection
+    vocab_size: int
+    softcap: float | None
+    group: Group
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[num_rows, vocab_size], the same on each rank; in `out` if that is given."""
+        weight = self.projection.weight
+        if self.group.world_size > 1:
+            logits = self.group.join_columns(linear(x, weight), self.vocab_size, out)
+        else:
+            logits = linear(x, weight) if out is None else linear_into(x, weight, out)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    @classmethod
+    def read(cls, config: ModelConfig, weights: Weights, embedding: Embedding) -> "Head":
+        """The head of the model.
+
+        A tied head shares values with the embedding, and not memory where the packed layout
+        differs from the plain one.
+        """
+        weight = (
+            embedding.weight
+            if config.tied_embeddings
+            else read_vocabulary(config, weights, "lm_head.weight")
+        )
+        projection = Projection(pack_weight(weight), None)
+        return cls(projection, config.vocab_size, config.logits_softcap, weights.group)
