@@ -32,9 +32,6 @@ class HashChain:
     """None: this sequence shares with nobody, and nothing is ever hashed."""
     keys: list[bytes] = field(default_factory=list)
 
-    def copy(self) -> "HashChain":
-        return HashChain(self.space, self.root, list(self.keys))
-
 
 class BlockHasher:
     """Makes and extends chains under one secret seed."""

@@ -5,6 +5,7 @@ share an index. Whatever the core does not decide on (sampling parameters, the c
 carried through as it is.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -97,6 +98,12 @@ class Capacity:
     model_revision: str = ""
     graph_buckets: tuple[int, ...] = ()
     """Numbers of decode rows that the replica has a captured step for, ascending."""
+
+    def graph_bucket(self, num_decodes: int) -> int:
+        """Rows of the smallest captured step that holds so many decode rows; 0 if there is none."""
+        index = bisect_left(self.graph_buckets, num_decodes)
+        found = num_decodes > 0 and index < len(self.graph_buckets)
+        return self.graph_buckets[index] if found else 0
 
 
 @dataclass(frozen=True, slots=True)

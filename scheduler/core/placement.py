@@ -37,7 +37,7 @@ def choose(
         return able[0] if able else None
 
     def score(replica: Replica) -> int:
-        cached = len(replica.cached_blocks(sequence)) * replica.block_size
+        cached = len(replica.prefixes.cached_blocks(sequence)) * replica.block_size
         return cached - _load(replica, sequence)
 
     return max(able, key=score)

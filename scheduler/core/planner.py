@@ -154,7 +154,7 @@ class Planner:
         wanted: dict[Account, int] = {}
         if len(replica.queue) and replica.slots.num_free:
             first = replica.queue.first()
-            needed = self._blocks_to_admit(first, replica.cached_blocks(first))
+            needed = self._blocks_to_admit(first, replica.prefixes.cached_blocks(first))
             if needed <= replica.pool.num_available:
                 wanted[first.account] = first.num_queued_tokens
         for sequence in prefilling:
@@ -186,7 +186,7 @@ class Planner:
         while fits and budget.tokens > 0 and len(replica.queue) > 0:
             sequence = replica.queue.first()
             least = replica.least_chunk(sequence.num_known_tokens)
-            cached = replica.cached_blocks(sequence)
+            cached = replica.prefixes.cached_blocks(sequence)
             needed = self._blocks_to_admit(sequence, cached)
             fits = budget.fits(tokens=least, slots=1, blocks=needed)
             if fits:
@@ -233,5 +233,5 @@ class Planner:
             named_block=_column(list(named)),
             block_name=b"".join(named.values()),
             unnamed_block=_column(unnamed),
-            graph_bucket=0 if draft.chunk_slot else replica.graph_bucket(num_decodes),
+            graph_bucket=0 if draft.chunk_slot else replica.capacity.graph_bucket(num_decodes),
         )

@@ -10,11 +10,9 @@ Who owns what while a sequence is here:
 the methods here, so that every change of hands is in this file.
 """
 
-from bisect import bisect_left
-
 import numpy as np
 
-from scheduler.core.block_hash import BlockHasher, HashChain, HashSpace
+from scheduler.core.block_hash import BlockHasher
 from scheduler.core.block_pool import BlockPool
 from scheduler.core.config import CoreConfig
 from scheduler.core.decisions import Admission
@@ -23,6 +21,7 @@ from scheduler.core.events import Capacity, Int32Column, Inventory, Request
 from scheduler.core.fairness import CHARGE_EVERY, Accounts
 from scheduler.core.in_flight import InFlight
 from scheduler.core.limbo import Remains
+from scheduler.core.prefixes import Prefixes
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.slots import SlotTable
 from scheduler.core.state import Counters
@@ -50,9 +49,14 @@ class Replica:
         # Each decoding slot costs a token in every step, so more slots than tokens cannot run.
         num_slots = min(config.max_num_seqs, capacity.max_num_seqs, self.max_step_tokens)
         self.watermark_blocks = int(np.ceil(config.watermark * capacity.num_blocks))
-        self.space = HashSpace(capacity.model_revision, capacity.block_size, hasher.seed)
         self.slots = SlotTable(num_slots, self.block_size)
         self.pool = BlockPool(capacity.num_blocks, keeps_prefixes=config.enable_prefix_caching)
+        self.prefixes = Prefixes(
+            self.pool,
+            capacity,
+            hasher,
+            among_requests=config.enable_prefix_caching and self.keeps_kv,
+        )
         self.calendar = DecodeCalendar(num_slots, self.block_size)
         self.in_flight = InFlight(name)
         self.queue = WaitingQueue()
@@ -63,9 +67,7 @@ class Replica:
         """The last plan left sequences waiting that another replica could start sooner."""
         self.is_reserved = False
         """For suspects (quarantine.py): nobody else is placed here."""
-        self._hasher = hasher
         self.accounts = accounts
-        self._counts_prefixes = config.enable_prefix_caching and self.keeps_kv
 
     @property
     def is_empty(self) -> bool:
@@ -76,11 +78,6 @@ class Replica:
     def next_step(self) -> int:
         """The step that is planned next."""
         return self.in_flight.next_step
-
-    @property
-    def hash_seed(self) -> bytes:
-        """Under which its blocks are named; empty if their names are nobody else's affair."""
-        return self._hasher.seed if self._counts_prefixes else b""
 
     def adopt(self, inventory: Inventory) -> None:
         """Its blocks, all of them free, hold these prefixes under its own seed."""
@@ -96,12 +93,6 @@ class Replica:
         """The fewest of so many known tokens that a step may compute: without KV, all of them."""
         return 1 if self.keeps_kv else num_tokens
 
-    def graph_bucket(self, num_decodes: int) -> int:
-        """Rows of the smallest captured step that holds so many decode rows; 0 if there is none."""
-        buckets = self.capacity.graph_buckets
-        index = bisect_left(buckets, num_decodes)
-        return buckets[index] if num_decodes > 0 and index < len(buckets) else 0
-
     def can_hold(self, request: Request) -> bool:
         """Whether a sequence of this request could run here alone."""
         return (
@@ -110,26 +101,6 @@ class Replica:
             and self.least_chunk(request.num_positions) <= self.max_step_tokens
             and (self.keeps_kv or request.max_tokens == 0)
         )
-
-    def chain_of(self, sequence: Sequence) -> HashChain:
-        """The sequence's chain in this replica's hash space, covering every full block it knows."""
-        chain = sequence.chain
-        if chain is None or chain.space != self.space:
-            shares = self._counts_prefixes or (self.keeps_kv and sequence.request.num_samples > 1)
-            root = None
-            if shares:
-                root = self._hasher.root(self.space, sequence.request, sequence.private)
-            chain = sequence.chain = HashChain(self.space, root)
-        if chain.root is not None:
-            full = sequence.num_known_tokens // self.block_size
-            if len(chain.keys) < full:
-                self._hasher.cover(chain, sequence.tokens())
-        return chain
-
-    def cached_blocks(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold its prefix, leaving at least its last token to compute."""
-        limit = sequence.num_cacheable_tokens // self.block_size
-        return self.pool.match(self.chain_of(sequence).keys, limit)
 
     def num_computed(self, sequence: Sequence) -> int:
         """Positions that sent plans compute for a running sequence."""
@@ -141,7 +112,7 @@ class Replica:
 
     def enqueue(self, sequence: Sequence) -> None:
         """Wait here."""
-        cached = len(self.cached_blocks(sequence)) * self.block_size
+        cached = len(self.prefixes.cached_blocks(sequence)) * self.block_size
         sequence.replica = self.name
         self.queue.push(sequence, sequence.num_known_tokens - cached)
 
@@ -180,15 +151,12 @@ class Replica:
         sequence.standing = (now + (arrival - sequence.accepted_at), serial)
         cached = sequence.num_computed_tokens
         sequence.num_cached_tokens = min(cached, sequence.request.num_prompt_tokens)
-        if self._counts_prefixes:
+        if self.prefixes.among_requests:
             self.counters.num_prefix_query_tokens += sequence.num_known_tokens
             self.counters.num_prefix_hit_tokens += cached
 
     def compute(self, sequence: Sequence, num_tokens: int) -> list[int]:
-        """Plan the next known tokens of a sequence in `next_step`; returns the blocks it gained.
-
-        Full blocks are named at once: whatever is planned later runs after they are written.
-        """
+        """Plan the next known tokens of a sequence in `next_step`; returns the blocks it gained."""
         start = sequence.num_computed_tokens
         end = start + num_tokens
         gained = self.pool.allocate(self.num_blocks_for(end) - len(sequence.blocks))
@@ -199,9 +167,7 @@ class Replica:
             self.accounts.charge_input(sequence.account, unpaid)
             sequence.num_paid_tokens = end
         sequence.last_step = self.next_step
-        names = self.chain_of(sequence).keys
-        for index in range(start // self.block_size, min(end // self.block_size, len(names))):
-            self.pool.register(sequence.blocks[index], names[index])
+        self.prefixes.name_known(sequence, start, end)
         return gained
 
     def catch_up(self) -> list[Sequence]:
@@ -241,15 +207,7 @@ class Replica:
             known = sequence.num_known_tokens
             if known < count:
                 sequence.output.frombytes(tail[known % self.block_size * tails.itemsize :])
-            self._name_block(sequence, count // self.block_size - 1, tail)
-
-    def _name_block(self, sequence: Sequence, index: int, tokens: bytes) -> None:
-        chain = sequence.chain
-        assert chain is not None, "a running sequence has a chain"
-        if chain.root is not None:
-            if len(chain.keys) == index:
-                self._hasher.append(chain, tokens)
-            self.pool.register(sequence.blocks[index], chain.keys[index])
+            self.prefixes.name_confirmed(sequence, count // self.block_size - 1, tail)
 
     def charge_outputs(self) -> None:
         """Bring the tenants' counters up to date."""
@@ -297,12 +255,6 @@ class Replica:
             sequence.num_preemptions += 1
             sequence.move(Status.WAITING)
         return running
-
-    def forget_after(self, sequence: Sequence, num_tokens: int) -> None:
-        """Stop offering the sequence's blocks that hold any token beyond the first `num_tokens`."""
-        if sequence.chain is not None and sequence.chain.space == self.space:
-            for name in sequence.chain.keys[num_tokens // self.block_size :]:
-                self.pool.forget(name)
 
     def distrust(self, sequence: Sequence) -> None:
         """Its KV may be what went wrong: stop offering every block it used, shared ones too."""

@@ -114,7 +114,7 @@ class Scheduler:
             return Outputs()
         replica = self._replicas.home(sequence)
         if replica is not None:
-            replica.forget_after(sequence, sequence.request.num_prompt_tokens + num_tokens)
+            replica.prefixes.forget_after(sequence, sequence.request.num_prompt_tokens + num_tokens)
         finished = self._end(sequence, FinishReason.STOP, now, max_output_tokens=num_tokens)
         return Outputs(finished=(finished,))
 
@@ -170,7 +170,7 @@ class Scheduler:
     def hash_seed(self, replica: str) -> bytes:
         """Under which this replica's blocks are named: for the scheduler after this one. Raises
         KeyError if it is not attached."""
-        return self._replicas[replica].hash_seed
+        return self._replicas[replica].prefixes.seed
 
     def detach(self, replica: str, now: float, *, blame: bool) -> Outputs:
         """The replica is gone: its sequences return to queues with every confirmed token. With
