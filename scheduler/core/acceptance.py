@@ -50,15 +50,15 @@ def check_room(request: Request, replicas: Collection[Replica]) -> None:
 
 def check_load(
     request: Request,
+    replicas: Collection[Replica],
     queues: Collection[WaitingQueue],
     config: CoreConfig,
     *,
-    tokens_per_s: float,
     mean_output_tokens: float,
 ) -> None:
     """Raises Refused if too much is queued already. What was accepted once is never refused, and
-    nothing is for its size alone. The speed and the length of an output are to say when to come
-    back."""
+    nothing is for its size alone. When to come back follows from the replicas' speed and the
+    length of an output."""
     num_waiting = sum(len(queue) for queue in queues)
     is_new = not request.resubmitted and len(request.token_ids) == request.num_prompt_tokens
     if num_waiting == 0 or not is_new:
@@ -74,5 +74,6 @@ def check_load(
         )
     else:
         return
+    tokens_per_s = sum(replica.in_flight.throughput.tokens_per_s for replica in replicas)
     backlog = num_queued_tokens + num_waiting * mean_output_tokens
     raise Refused(message, invalid=False, retry_after_s=wait_s(backlog, tokens_per_s))

@@ -66,13 +66,14 @@ class Scheduler:
 
     def accept(self, request: Request, now: float) -> Outputs:
         """Queue the samples of a request. Raises Refused, and then nothing of it is kept."""
-        check_room(request, list(self._replicas))
+        replicas = list(self._replicas)
+        check_room(request, replicas)
         self._sequences.check_free(request)
         check_load(
             request,
+            replicas,
             [*self._replicas.queues(), self._quarantine.waiting],
             self._config,
-            tokens_per_s=sum(r.in_flight.throughput.tokens_per_s for r in self._replicas),
             mean_output_tokens=self._output_length.mean,
         )
         samples = self._make_samples(request, now)
