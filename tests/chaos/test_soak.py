@@ -1,15 +1,18 @@
 """Twenty thousand short requests, a tenth of them abandoned: no process grows.
 
     make chaos ARGS="-k 'soak and full'"
+    QUIRE_SOAK_REQUESTS=100000 make chaos ARGS="-k 'soak and full'"
 
 A model of next to no size, so that what is measured is what requests leave behind. They come in
-parts, after each of which all is idle and the memory of every process is read. A worker's goes up
-and down by a tenth from part to part, as torch's allocations come and go: the medians of the first
-half and of the second are compared. The short form is in the default tier and judges no memory;
-so few requests are no measure.
+parts, after each of which all is idle and the memory of every process is read. What a process takes
+once belongs to the first half: a worker's primitives of matrix products (`worker.primitive_caches`)
+and what malloc keeps for each thread. The least of the first half and of the second are compared,
+since a reading may fall on what is about to be given back. The short form is in the default tier
+and judges no memory; so few requests are no measure.
 """
 
 import asyncio
+import os
 import random
 from collections.abc import Iterator
 
@@ -28,7 +31,7 @@ pytestmark = pytest.mark.chaos
 
 IN_FLIGHT = 64
 ABANDONED = 0.1
-FULL = 20_000
+FULL = int(os.environ.get("QUIRE_SOAK_REQUESTS", "20000"))
 NUM_PARTS = 8
 ALLOWED = 1.05
 """Growth."""
@@ -43,7 +46,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize(
     "count",
     [pytest.param(400, id="short"), pytest.param(FULL, id="full", marks=pytest.mark.slow)],
