@@ -13,7 +13,7 @@ from worker.primitive_caches import NUM_KEPT, bound_primitive_caches
 NAMES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 NUM_ROW_COUNTS = 600
 MOST_MIB_EACH = 1.2
-"""Of a primitive; without a bound all of them, twice as many as are counted here, are kept."""
+"""Of a primitive, which has 0.8; without a bound as many as there are here are kept."""
 
 GROWTH = f"""
 from worker.primitive_caches import bound_primitive_caches
