@@ -1,12 +1,14 @@
-"""The tiny model and the free port that the worker's tests share."""
+"""The tiny model, the fake scheduler and the free port that the worker's tests share."""
 
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.worker.builders import write_tiny_llama
+from tests.worker.fake_scheduler import FakeScheduler, fake_scheduler
 from worker.loader import LoadedModel, load_model
 
 
@@ -29,3 +31,10 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[FakeScheduler]:
+    """One that the test plays."""
+    async with fake_scheduler() as server:
+        yield server

@@ -91,12 +91,6 @@ async def running_link(
         await process.communicate()
 
 
-@pytest.fixture
-async def scheduler() -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler() as server:
-        yield server
-
-
 async def test_frames_pass_both_ways_untouched(scheduler: FakeScheduler) -> None:
     async with running_link(scheduler.address) as executor:
         stream, hello = await scheduler.attached()

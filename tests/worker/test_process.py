@@ -1,33 +1,20 @@
 """`python -m worker` as a whole: it serves a fake scheduler, and says clearly why it cannot."""
 
 import asyncio
-import json
 import os
 import select
 import signal
-import socket
-import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
-import torch
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE
-from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler, fake_scheduler
-from tests.worker.test_encoder import write_model as write_encoder
-from worker import ledger
-from worker.encoder_loader import OpenedEncoder
-from worker.loader import OpenedModel
-from worker.options import Options, StartError
-from worker.parallel import Group
-from worker.place import SOLE
-from worker.start import start
+from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler
+from tests.worker.processes import running_worker
 
 PROMPT = list(range(40, 60))
 NUM_TOKENS = 10
@@ -80,52 +67,6 @@ async def generate(stream: Attachment, epoch: int) -> list[int]:
         finish = result.finish[0]
     assert finish == sampling_pb2.FINISH_REASON_LENGTH
     return tokens
-
-
-@dataclass
-class Worker:
-    """A running worker process."""
-
-    process: asyncio.subprocess.Process
-
-    async def ready(self) -> dict[str, object]:
-        """What its ready line says."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(PATIENCE_S):
-            line = (await self.process.stdout.readline()).decode()
-        assert line.startswith("quire-ready ")
-        ready: dict[str, object] = json.loads(line.removeprefix("quire-ready "))
-        return ready
-
-    async def end(self) -> tuple[int | None, str, str]:
-        """Exit code, the rest of its output, and its log."""
-        async with asyncio.timeout(PATIENCE_S):
-            output, log = await self.process.communicate()
-        return self.process.returncode, output.decode(), log.decode()
-
-
-@asynccontextmanager
-async def running_worker(*arguments: object, module: str = "worker") -> AsyncIterator[Worker]:
-    metrics = () if "--metrics-port" in arguments else ("--metrics-port", 0)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", module, "--device", "cpu", "--threads", "1"),
-        *(str(argument) for argument in (*metrics, *arguments)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Worker(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-@pytest.fixture
-async def scheduler() -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler() as server:
-        yield server
 
 
 def children_of(pid: int) -> list[int]:
@@ -284,6 +225,7 @@ async def test_an_executor_that_waits_for_its_device_for_ever_is_ended(
         assert "has not come out of a step 0.5 s after its stream ended; ending it" in log
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("is_stuck", [False, True])
 async def test_a_link_that_hangs_is_ended_and_the_executor_with_it(
     tiny_directory: Path, scheduler: FakeScheduler, is_stuck: bool
@@ -320,110 +262,3 @@ async def test_a_plan_that_contradicts_the_mirror_ends_it(
         code, _, log = await worker.end()
         assert code == 1
         assert "retire_slot names a slot that holds no sequence" in log
-
-
-# --- what a restart cannot cure ------------------------------------------------------------------
-
-
-async def only_error(*arguments: object) -> str:
-    """The one `error:` line of a worker that must exit with code 2."""
-    async with running_worker(*arguments) as worker:
-        code, output, log = await worker.end()
-    errors = [line for line in log.splitlines() if line.startswith("error: ")]
-    assert (code, output, len(errors)) == (2, "", 1), log
-    assert "Traceback" not in log
-    return errors[0]
-
-
-async def test_a_missing_directory(tmp_path: Path) -> None:
-    missing = tmp_path / "nothing-here"
-    assert await only_error("--model", missing) == f"error: model {missing}: no such directory"
-
-
-async def test_not_enough_memory_for_one_sequence(tiny_directory: Path) -> None:
-    assert await only_error("--model", tiny_directory, "--kv-cache-memory", "20KiB") == (
-        "error: one sequence of max_model_len 96 needs 56.00 KiB of KV memory; "
-        "--kv-cache-memory gives 20.00 KiB, enough for --max-model-len 16"
-    )
-
-
-def options(model: Path, kv_cache_memory: int | None = None) -> Options:
-    """As they are without any flag."""
-    return Options(
-        model=model,
-        scheduler="unix:/nowhere",
-        served_model_name="tiny",
-        max_model_len=None,
-        block_size=16,
-        num_blocks=None,
-        kv_cache_memory=kv_cache_memory,
-        max_num_seqs=4,
-        max_num_batched_tokens=64,
-        dtype="auto",
-        load_format="auto",
-        enforce_eager=False,
-        device="cpu",
-        gpu_memory_utilization=0.9,
-        num_threads=1,
-        replica_id=None,
-        metrics_host="127.0.0.1",
-        metrics_port=0,
-    )
-
-
-def test_no_weight_is_read_when_one_sequence_cannot_fit(
-    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
-    with pytest.raises(StartError, match=r"gives 20\.00 KiB"):
-        start(options(tiny_directory, 20 << 10), torch.device("cpu"), Group(SOLE))
-
-
-def test_no_weight_is_read_when_they_cannot_fit(
-    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OpenedModel, "load", lambda opened: pytest.fail("weights were read"))
-    monkeypatch.setattr(ledger, "free_bytes", lambda device: 100 << 10)
-    with pytest.raises(StartError, match=r"^the weights need .* 100\.00 KiB of memory are free"):
-        start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
-
-
-def test_no_weight_of_an_encoder_is_read_when_they_cannot_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(OpenedEncoder, "load", lambda opened: pytest.fail("weights were read"))
-    monkeypatch.setattr(ledger, "free_bytes", lambda device: 10 << 10)
-    with pytest.raises(StartError, match=r"^the weights need .* 10\.00 KiB of memory are free"):
-        start(options(write_encoder(tmp_path)), torch.device("cpu"), Group(SOLE))
-
-
-def test_a_device_that_is_full_is_one_line(
-    tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(opened: OpenedModel) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the docs")
-
-    monkeypatch.setattr(OpenedModel, "load", load)
-    with pytest.raises(StartError, match=r"do not fit: CUDA out of memory.* 2 GiB\.$"):
-        start(options(tiny_directory), torch.device("cpu"), Group(SOLE))
-
-
-async def test_a_size_that_is_none(tiny_directory: Path) -> None:
-    assert await only_error("--model", tiny_directory, "--kv-cache-memory", "lots") == (
-        "error: --kv-cache-memory is 'lots'; it must be a size like 2GiB or 512MiB"
-    )
-
-
-async def test_a_metrics_port_in_use(tiny_directory: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        found = await only_error("--model", tiny_directory, "--metrics-port", port)
-    assert found == f"error: cannot serve metrics on 127.0.0.1:{port}: Address already in use"
-
-
-async def test_a_refused_hello(tiny_directory: Path, scheduler: FakeScheduler) -> None:
-    scheduler.refusal = "this cell serves another model"
-    found = await only_error("--model", tiny_directory, "--scheduler", scheduler.address)
-    assert found.endswith("refused this worker: this cell serves another model")

@@ -8,10 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
-
 from protos.quire.v1 import worker_pb2
-from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler, fake_scheduler
+from tests.worker.fake_scheduler import PATIENCE_S, Attachment, FakeScheduler
 from tests.worker.test_process import NUM_TOKENS, decode_plan, first_plan
 
 Rank = tuple[Attachment, worker_pb2.Hello]
@@ -59,12 +57,6 @@ async def generate(streams: list[Attachment], epoch: int) -> list[bytes]:
         assert (result.epoch, result.step_id) == (epoch, step)
         tokens.append(result.token_id)
     return tokens
-
-
-@pytest.fixture
-async def scheduler() -> AsyncIterator[FakeScheduler]:
-    async with fake_scheduler() as server:
-        yield server
 
 
 async def test_ranks_attach_alike_and_rank_0_answers(
