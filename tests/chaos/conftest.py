@@ -15,7 +15,7 @@ SHORT = Scale(num_streams=16, max_tokens=40)
 FULL = Scale(num_streams=64, max_tokens=200)
 SCALES = [
     pytest.param(SHORT, id="short"),
-    pytest.param(FULL, id="full", marks=pytest.mark.slow),
+    pytest.param(FULL, id="full", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
 ]
 
 

@@ -98,6 +98,11 @@ class Load:
         self._url = url
         self._task = asyncio.create_task(self._run())
 
+    @property
+    def is_over(self) -> bool:
+        """Every one has ended."""
+        return self._task.done()
+
     async def begun(self) -> None:
         """Returns when each of them has had a token."""
         while True:

@@ -161,7 +161,8 @@ async def test_one_direction_is_silent(model_dir: Path, judge: Judge, figures: F
 
 async def test_plans_for_one_worker_stay_on_the_way(tmp_path: Path) -> None:
     """Its stream is open and what it says arrives: a plan that is not answered in time is late all
-    the same, and the other worker goes on."""
+    the same (on a busy machine the pings that are not may be noticed first), and the other worker
+    goes on."""
     port = free_port()
     async with (
         proxy(f"127.0.0.1:{port}") as way,
@@ -172,13 +173,16 @@ async def test_plans_for_one_worker_stay_on_the_way(tmp_path: Path) -> None:
             scheduler_flags=("--step-timeout", "3"),
         ) as stack,
     ):
-        reference = await told(stack.url, streams(8, 250, "peace"))
-        load = Load(stack.url, streams(8, 250, "stalled"))
+        reference = await told(stack.url, streams(4, 800, "peace"))
+        load = Load(stack.url, streams(4, 800, "stalled"))
         await load.begun()
         way.fall_silent(up=False)
+        assert not load.is_over, "it came too late"
         check_exact(await load.ended(), reference)
-        why = re.compile(r"replica 'replica-0' detached: step \d+ .* missed its deadline")
-        assert any(map(why.search, stack.log)), "something else noticed"
+        why = re.compile(
+            r"replica 'replica-0' detached: (step \d+ .* missed its deadline|lost the stream)"
+        )
+        assert any(map(why.search, stack.log))
         way.heal()
         await stack.until_whole()
         await check_nothing_left(stack)
@@ -198,11 +202,12 @@ async def test_results_of_a_void_epoch_are_counted_and_ignored(tmp_path: Path) -
             patience=Patience(stopped_s=0),
         ) as stack,
     ):
-        reference = await told(stack.url, streams(8, 250, "peace"))
+        reference = await told(stack.url, streams(4, 800, "peace"))
         before = await epochs_of(stack)
-        load = Load(stack.url, streams(8, 250, "void"))
+        load = Load(stack.url, streams(4, 800, "void"))
         await load.begun()
         pid = stack.signal("worker-0", signal.SIGSTOP)
+        assert not load.is_over, "it came too late"
         way.cut()
         async with asyncio.timeout(PATIENCE_S):
             while await epochs_of(stack) in ({}, before):  # noqa: ASYNC110
