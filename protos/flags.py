@@ -35,7 +35,8 @@ METRICS_HOST = Flag(
 )
 DRAIN_TIMEOUT: Flag[float] = Flag(
     "drain_timeout",
-    "How long accepted requests may take to finish when told to end.",
+    "How long accepted requests may take to finish when told to end (of a scheduler: those of "
+    "routers that end with it).",
     "SECONDS",
     number(0),
     30.0,

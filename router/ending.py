@@ -55,6 +55,7 @@ async def until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]])
 async def drain(backend: Backend, timeout_s: float, told_again: asyncio.Event) -> None:
     """New requests are refused from now on; running ones get their time, unless told again."""
     backend.engine.draining = True
+    backend.engine.uplink.leave()
     if backend.permits.num_taken:
         _log.info("draining: %s", _in_flight(backend))
     idle = asyncio.create_task(backend.permits.idle())

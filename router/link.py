@@ -28,6 +28,7 @@ from router.wire import (
     frame_logprobs,
     frame_scores,
     hello_message,
+    leaving_message,
     refusal_of,
     sequence_finished,
     submit_message,
@@ -75,6 +76,7 @@ class Link:
         self._listener = listener
         self._outbox: asyncio.Queue[scheduler_pb2.ConnectRequest] | None = None
         """None while not connected."""
+        self._is_leaving = False
 
     async def run(self) -> NoReturn:
         """Connects and listens until cancelled."""
@@ -119,6 +121,11 @@ class Link:
             )
         )
 
+    def leave(self) -> None:
+        """See `Uplink`. Every scheduler that is met from now on is told, too."""
+        self._is_leaving = True
+        self._send(leaving_message())
+
     def _send(self, message: scheduler_pb2.ConnectRequest) -> None:
         if self._outbox is not None:
             self._outbox.put_nowait(message)
@@ -136,6 +143,8 @@ class Link:
                     return
                 outbox: asyncio.Queue[scheduler_pb2.ConnectRequest] = asyncio.Queue()
                 self._outbox = outbox
+                if self._is_leaving:
+                    self._send(leaving_message())
                 _log.info("connected to the scheduler at %s", self._address)
                 self._listener.welcomed(first.welcome.incarnation)
                 writer = asyncio.create_task(self._write(call, outbox))

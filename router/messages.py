@@ -121,6 +121,9 @@ class Uplink(Protocol):
     def finish(self, sequence_id: int, num_tokens: int) -> None:
         """A stop string matched; output tokens beyond `num_tokens` do not count."""
 
+    def leave(self) -> None:
+        """This router is about to end: a scheduler that ends, too, waits for it."""
+
 
 class Listener(Protocol):
     """Who hears the scheduler. All calls come from the event loop and return at once."""

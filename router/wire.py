@@ -32,6 +32,11 @@ def hello_message(router_id: str) -> scheduler_pb2.ConnectRequest:
     )
 
 
+def leaving_message() -> scheduler_pb2.ConnectRequest:
+    """This router is about to end."""
+    return scheduler_pb2.ConnectRequest(leaving=scheduler_pb2.RouterLeaving())
+
+
 def submit_message(submission: Submission) -> scheduler_pb2.ConnectRequest:
     """A request, or one sample of it submitted anew with the tokens so far."""
     request = submission.request

@@ -85,6 +85,10 @@ class Cell:
         self._tell(self._core.drop_router(router.number, self._clock()))
         self._feeder.feed_soon()
 
+    def announce_leave(self, router: Router) -> None:
+        """A router ends itself; nobody would submit again what it has in flight."""
+        self._routers.announce_leave(router)
+
     def submit(self, request: Request) -> None:
         """A router's request. Raises Refused."""
         if self.draining:
@@ -303,6 +307,10 @@ class Cell:
     async def wait_drained(self) -> None:
         """Returns when nothing accepted is left."""
         await self._idle.wait()
+
+    async def wait_left(self, word_s: float) -> None:
+        """Returns when every router that ends itself has; each has so long to say that it does."""
+        await self._routers.wait_left(word_s)
 
     def reset_prefixes(self) -> int:
         """Every cached prefix is forgotten; returns how many blocks held one."""

@@ -1,9 +1,10 @@
 """The scheduler as a process: listen, serve, drain, leave.
 
-On SIGTERM or SIGINT it drains: new requests are refused, accepted ones go on up to a limit, then
-the streams end. A second signal ends it at once. Nothing is lost with it: workers keep their
-weights and dial until the next scheduler is there, and routers submit to it again what the limit
-cut off.
+On SIGTERM or SIGINT it hands over: the streams end once their news is out. Nothing is lost with it:
+workers keep their weights and dial until the next scheduler is there, and routers submit to it what
+was in flight here. Those that are about to end themselves could not; as long as there are any, up to
+a limit, everyone is served as before. A cell that an operator drains is finished first, up to the
+same limit: there is no next scheduler. A second signal ends it at once.
 """
 
 import asyncio
@@ -21,12 +22,17 @@ from protos.trust import Trust
 from scheduler.cell import Cell
 from scheduler.core.config import CoreConfig
 from scheduler.core.scheduler import Scheduler
+from scheduler.guard import Guard
 from scheduler.metrics import MetricsServer
 from scheduler.service import GrpcServer, PortTaken
 
 logger = logging.getLogger(__name__)
 
+_DEFECT = 1
+"""The exit code of a scheduler that has failed: a supervisor starts the next."""
 _TICK_S = 1.0
+_WORD_S = 0.5
+"""How long routers that are told to end together with the scheduler may take to say so."""
 _FAREWELL_S = 5.0
 """How long peers may take to hear that their streams have ended."""
 
@@ -54,7 +60,8 @@ class ProcessConfig:
 async def run(config: ProcessConfig) -> None:
     """Serves until told to stop. Raises PortTaken when an address is not to be had."""
     stop = _stop_on_signals()
-    cell = Cell(Scheduler(config.core), step_timeout_s=config.step_timeout_s)
+    guard = Guard(lambda: os._exit(_DEFECT))
+    cell = Cell(Scheduler(config.core), step_timeout_s=config.step_timeout_s, guard=guard)
     server = GrpcServer.of_cell(cell, config.trust)
     addresses = [_listen(server, address) for address in config.listen]
     admin_server = GrpcServer.of_admin(cell, config.trust)
@@ -67,7 +74,7 @@ async def run(config: ProcessConfig) -> None:
     _say_ready(addresses[0], admin, metrics.url)
     logger.info("listening on %s; for operators on %s", ", ".join(addresses), admin)
     await stop.wait()
-    await _drain(cell, server, config.drain_timeout_s)
+    await _wait_for_leavers(cell, server, config.drain_timeout_s)
     ticking.cancel()
     cell.end_streams()
     await admin_server.stop(0)
@@ -114,7 +121,7 @@ def _serve_metrics(cell: Cell, config: ProcessConfig) -> MetricsServer:
 async def _tick(cell: Cell) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
-        cell.tick()
+        cell.guard.run(cell.tick)
 
 
 def _freeze() -> None:
@@ -135,12 +142,11 @@ def _say_ready(address: str, admin: str, metrics_url: str) -> None:
     sys.stdout.flush()
 
 
-async def _drain(cell: Cell, server: GrpcServer, timeout_s: float) -> None:
-    logger.info("draining for at most %g s", timeout_s)
+async def _wait_for_leavers(cell: Cell, server: GrpcServer, timeout_s: float) -> None:
+    """Returns when nobody is left whose requests the next scheduler would not be given."""
     await server.announce_end()
-    cell.start_draining()
     try:
         async with asyncio.timeout(timeout_s):
-            await cell.wait_drained()
+            await (cell.wait_drained() if cell.draining else cell.wait_left(_WORD_S))
     except TimeoutError:
-        logger.warning("some sequences are unfinished: their routers will submit them again")
+        logger.warning("after %g s some sequences are unfinished: they are cut off", timeout_s)

@@ -4,8 +4,11 @@ The core knows a router by a number that is never used twice. It has no news of 
 dropped but the ends of its sequences, and those find nobody here.
 """
 
+import asyncio
+import contextlib
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -35,6 +38,9 @@ class Routers:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._connected: dict[int, Router] = {}
+        self._leaving: set[int] = set()
+        """Those that finish what they have and hang up for good."""
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._connected)
@@ -52,7 +58,26 @@ class Routers:
     def leave(self, router: Router) -> None:
         """Its stream has ended."""
         del self._connected[router.number]
+        self._leaving.discard(router.number)
+        self._changed.set()
         logger.info("router %r left", router.router_id)
+
+    def announce_leave(self, router: Router) -> None:
+        """It will hang up for good once what it has is complete."""
+        self._leaving.add(router.number)
+        self._changed.set()
+
+    async def wait_left(self, word_s: float) -> None:
+        """Returns when no router is left that ends itself; each has so long to say that it does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(word_s):
+                await self._until(lambda: len(self._leaving) == len(self._connected))
+        await self._until(lambda: not self._leaving)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
 
     def broadcast(self, message: bytes) -> None:
         """The same message to every router."""

@@ -72,6 +72,8 @@ class RouterSession:
         elif kind == "finish":
             finish = message.finish
             self._cell.finish(self._router, finish.sequence_id, finish.num_tokens)
+        elif kind == "leaving":
+            self._cell.announce_leave(self._router)
         else:
             raise Malformed("a RouterHello comes once")
 

@@ -118,6 +118,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     aborted: list[int] = field(default_factory=list)
     finishes: list[tuple[int, int]] = field(default_factory=list)
     """Sequence and number of tokens."""
+    incarnations_left: list[int] = field(default_factory=list)
+    """In which the router said that it is about to end."""
     num_canaries: int = 0
     num_vectors: int = 0
     num_steps: int = 0
@@ -214,6 +216,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                     for sequence_id in request.abort.sequence_id:
                         self.aborted.append(sequence_id)
                         self._end(sequence_id, sampling_pb2.FINISH_REASON_ABORT, outbox)
+                case "leaving":
+                    self.incarnations_left.append(self.incarnation)
                 case "finish":
                     finish = request.finish
                     self.finishes.append((finish.sequence_id, finish.num_tokens))

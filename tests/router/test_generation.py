@@ -42,6 +42,10 @@ class Uplink:
         """`router.link.Uplink`."""
         raise AssertionError("the scheduler is away")
 
+    def leave(self) -> None:
+        """`router.link.Uplink`."""
+        raise AssertionError("the router stays")
+
 
 class Call:
     """Two samples that wait for a stop string, before an engine whose scheduler comes and goes."""

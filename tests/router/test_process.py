@@ -85,6 +85,9 @@ async def test_it_finishes_what_runs_before_it_ends(
             await until_refused(http)
             assert (await http.get("/health")).status_code == 200
             assert (await http.get("/ready")).status_code == 503
+            assert scheduler.incarnations_left == [1]  # a scheduler that ends, too, waits for it
+            scheduler.kill()
+            await until(lambda: scheduler.incarnations_left == [1, 2])
             scheduler.hold_at = None
             assert (await asking).json()["choices"][0]["text"] == "xyzxyzxyz"
         assert await router.end() == 0

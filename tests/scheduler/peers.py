@@ -144,6 +144,10 @@ class FakeRouter(Peer):
         finish = scheduler_pb2.Finish(sequence_id=sequence_id, num_tokens=num_tokens)
         await self.write(scheduler_pb2.ConnectRequest(finish=finish))
 
+    async def leave(self) -> None:
+        leaving = scheduler_pb2.RouterLeaving()
+        await self.write(scheduler_pb2.ConnectRequest(leaving=leaving))
+
     async def receive(self) -> scheduler_pb2.ConnectResponse:
         return scheduler_pb2.ConnectResponse.FromString(await self.read())
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.scheduler.peers import FakeRank, FakeRouter, Peer, token_at, within_time
 
@@ -81,23 +82,47 @@ async def test_it_says_where_it_serves_and_sigterm_ends_it(processes: list[Proce
     assert all(line[8:20] == " scheduler " + line[19] for line in err.splitlines()), err
 
 
-async def test_it_drains_before_it_leaves(processes: list[Process], tmp_path: Path) -> None:
+async def test_told_to_end_it_hands_over_at_once(processes: list[Process]) -> None:
+    """What is in flight is submitted to the next scheduler: nobody is refused, and none waits."""
+    scheduler = await Process.started(*FREE, "--drain-timeout", "600")
+    processes.append(scheduler)
+    rank = await FakeRank.attached(scheduler.address)
+    router = await FakeRouter.connected(scheduler.address)
+    await router.submit(1, [1, 2, 3])
+    await rank.answer(await rank.plan())
+    scheduler.process.send_signal(signal.SIGTERM)
+    await router.submit(2, [1, 2, 3])  # as good as in flight
+    with pytest.raises(grpc.aio.AioRpcError, match="the scheduler is shutting down"):
+        await router.until_finished(2)  # and no refusal
+    assert router.tokens[1][0] == token_at(3)
+    assert (await rank.end())[0] is grpc.StatusCode.UNAVAILABLE  # not told to leave
+    assert (await scheduler.ended())[0] == 0
+
+
+async def test_routers_that_leave_with_it_are_served_to_the_end(
+    processes: list[Process], tmp_path: Path
+) -> None:
+    """And meanwhile so is everyone."""
     address = f"unix:{tmp_path}/scheduler.sock"
     scheduler = await Process.started("--listen", address, "--metrics-port", "0")
     processes.append(scheduler)
     rank = await FakeRank.attached(address)
-    router = await FakeRouter.connected(address)
-    await router.submit(1, [1, 2, 3], max_tokens=5)
+    leaves = await FakeRouter.connected(address, "leaves")
+    stays = await FakeRouter.connected(address, "stays")
+    await leaves.submit(1, [1, 2, 3], max_tokens=5)
     plan = await rank.plan()
     scheduler.process.send_signal(signal.SIGTERM)
-    while not router.statuses[-1].draining:
-        router.statuses.append(await router.status())
-
+    await leaves.leave()
+    await until_not_serving(address)
+    await asyncio.sleep(1.0)  # longer than it waits for such words
     await rank.answer(plan)
     working = asyncio.create_task(rank.work())
-    await router.until_finished(1)
-
-    assert router.tokens == {1: [token_at(3 + n) for n in range(5)]}
+    await stays.submit(1, [1, 2, 3], max_tokens=5)
+    await stays.until_finished(1)
+    await leaves.until_finished(1)
+    assert leaves.tokens == stays.tokens == {1: [token_at(3 + n) for n in range(5)]}
+    await leaves.hang_up()
+    assert (await stays.end())[0] is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
         await within_time(working)  # it was not told to leave: it dials the next one
     assert (await scheduler.ended())[0] == 0
@@ -109,6 +134,7 @@ async def test_what_outlasts_the_drain_does_not_hold_it_up(processes: list[Proce
     rank = await FakeRank.attached(scheduler.address)
     router = await FakeRouter.connected(scheduler.address)
     await router.submit(1, [1, 2, 3])
+    await router.leave()
     await rank.plan()
     scheduler.process.send_signal(signal.SIGTERM)
     code, details = await router.end()
@@ -121,13 +147,23 @@ async def test_a_second_signal_ends_it_at_once(processes: list[Process]) -> None
     processes.append(scheduler)
     rank = await FakeRank.attached(scheduler.address)
     router = await FakeRouter.connected(scheduler.address)
+    await router.leave()
     await router.submit(1, [1, 2, 3])
     await rank.plan()  # it is accepted: there is something to wait for
     scheduler.process.send_signal(signal.SIGINT)
-    while not router.statuses[-1].draining:
-        router.statuses.append(await router.status())
+    await until_not_serving(scheduler.address)
     scheduler.process.send_signal(signal.SIGINT)
     assert (await scheduler.ended())[0] == 1
+
+
+async def until_not_serving(address: str) -> None:
+    """It has heard that it is to end."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        status = health_pb2.HealthCheckResponse.SERVING
+        while status == health_pb2.HealthCheckResponse.SERVING:
+            answer = await within_time(stub.Check(health_pb2.HealthCheckRequest()))
+            status = answer.status
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "metrics"])

@@ -26,45 +26,47 @@ from protos.quire.v1 import sampling_pb2 as quire_dot_v1_dot_sampling__pb2
 from protos.quire.v1 import worker_pb2 as quire_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/scheduler.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\x1a\x15quire/v1/worker.proto\"\xad\x01\n\x0e\x43onnectRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.quire.v1.RouterHelloH\x00\x12\"\n\x06submit\x18\x02 \x01(\x0b\x32\x10.quire.v1.SubmitH\x00\x12 \n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x0f.quire.v1.AbortH\x00\x12\"\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x10.quire.v1.FinishH\x00\x42\t\n\x07message\"\xb8\x01\n\x0f\x43onnectResponse\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.quire.v1.RouterWelcomeH\x00\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x0f.quire.v1.FrameH\x00\x12$\n\x07refusal\x18\x03 \x01(\x0b\x32\x11.quire.v1.RefusalH\x00\x12&\n\x06status\x18\x04 \x01(\x0b\x32\x14.quire.v1.CellStatusH\x00\x42\t\n\x07message\":\n\x0bRouterHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\trouter_id\x18\x02 \x01(\t\"$\n\rRouterWelcome\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\"\xd4\x02\n\x06Submit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x13\n\x0bnum_samples\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12*\n\x08sampling\x18\x07 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\r\n\x05probe\x18\x0c \x01(\x08\x12\x12\n\nscore_from\x18\r \x01(\r\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x12\n\ndeadline_s\x18\x0f \x01(\x01\x12\x13\n\x0bresubmitted\x18\x10 \x01(\x08\"\x1c\n\x05\x41\x62ort\x12\x13\n\x0bsequence_id\x18\x01 \x03(\r\"1\n\x06\x46inish\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"\xa8\x01\n\x05\x46rame\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x0c\x12\x10\n\x08token_id\x18\x02 \x01(\x0c\x12*\n\x08logprobs\x18\x03 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12$\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x12.quire.v1.Finished\x12&\n\x06scores\x18\x05 \x01(\x0b\x32\x16.quire.v1.PromptScores\"n\n\x0cPromptScores\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x0c\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x0c\x12*\n\x08logprobs\x18\x04 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\"\x88\x02\n\x08\x46inished\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\r\x12\x0f\n\x07queue_s\x18\x07 \x01(\x01\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\t \x01(\x01\x12\x0f\n\x07message\x18\n \x01(\t\x12\x0e\n\x06vector\x18\x0b \x01(\x0c\"z\n\x07Refusal\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12#\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x15.quire.v1.RefusalCode\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x15\n\rretry_after_s\x18\x05 \x01(\x01\"\xc4\x01\n\nCellStatus\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x13.quire.v1.ModelCardH\x00\x88\x01\x01\x12)\n\x08replicas\x18\x02 \x03(\x0b\x32\x17.quire.v1.ReplicaStatus\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x42\x08\n\x06_model\"\x91\x03\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0blast_seen_s\x18\x04 \x01(\x01\x12\x18\n\x10num_blocks_total\x18\x05 \x01(\r\x12\x17\n\x0fnum_blocks_free\x18\x06 \x01(\r\x12\x19\n\x11num_blocks_cached\x18\x07 \x01(\r\x12\x17\n\x0fnum_blocks_used\x18\x08 \x01(\r\x12\x13\n\x0bnum_running\x18\t \x01(\r\x12\x13\n\x0bnum_waiting\x18\n \x01(\r\x12\x12\n\nblock_size\x18\x0b \x01(\r\x12\x0c\n\x04pids\x18\x0c \x03(\r\x12\x11\n\tnum_steps\x18\r \x01(\x04\x12\x17\n\nstep_age_s\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0fstep_patience_s\x18\x0f \x01(\x01\x12\x1c\n\x14num_generated_tokens\x18\x10 \x01(\x04\x12\x13\n\x0bnum_vectors\x18\x11 \x01(\x04\x42\r\n\x0b_step_age_s\"\x11\n\x0fGetStateRequest\"\xd8\x02\n\x10GetStateResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.quire.v1.CellStatus\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0bnum_routers\x18\x03 \x01(\r\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x1f\n\x17num_prefix_query_tokens\x18\x06 \x01(\x04\x12\x1d\n\x15num_prefix_hit_tokens\x18\x07 \x01(\x04\x12\x1a\n\x12num_overrun_tokens\x18\x08 \x01(\x04\x12\x13\n\x0bnum_replays\x18\t \x01(\x04\x12\x14\n\x0cnum_suspects\x18\n \x01(\r\x12\x15\n\rnum_convicted\x18\x0b \x01(\x04\x12\x13\n\x0bnum_expired\x18\x0c \x01(\x04\x12\x16\n\x0enum_distrusted\x18\r \x01(\x04*b\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x18\n\x14REFUSAL_CODE_INVALID\x10\x01\x12\x1b\n\x17REFUSAL_CODE_OVERLOADED\x10\x02\x32\x99\x01\n\x10SchedulerService\x12\x42\n\x07\x43onnect\x12\x18.quire.v1.ConnectRequest\x1a\x19.quire.v1.ConnectResponse(\x01\x30\x01\x12\x41\n\x08GetState\x12\x19.quire.v1.GetStateRequest\x1a\x1a.quire.v1.GetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18quire/v1/scheduler.proto\x12\x08quire.v1\x1a\x17quire/v1/sampling.proto\x1a\x15quire/v1/worker.proto\"\xd9\x01\n\x0e\x43onnectRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.quire.v1.RouterHelloH\x00\x12\"\n\x06submit\x18\x02 \x01(\x0b\x32\x10.quire.v1.SubmitH\x00\x12 \n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x0f.quire.v1.AbortH\x00\x12\"\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x10.quire.v1.FinishH\x00\x12*\n\x07leaving\x18\x05 \x01(\x0b\x32\x17.quire.v1.RouterLeavingH\x00\x42\t\n\x07message\"\xb8\x01\n\x0f\x43onnectResponse\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.quire.v1.RouterWelcomeH\x00\x12 \n\x05\x66rame\x18\x02 \x01(\x0b\x32\x0f.quire.v1.FrameH\x00\x12$\n\x07refusal\x18\x03 \x01(\x0b\x32\x11.quire.v1.RefusalH\x00\x12&\n\x06status\x18\x04 \x01(\x0b\x32\x14.quire.v1.CellStatusH\x00\x42\t\n\x07message\":\n\x0bRouterHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x11\n\trouter_id\x18\x02 \x01(\t\"\x0f\n\rRouterLeaving\"$\n\rRouterWelcome\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\"\xd4\x02\n\x06Submit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x13\n\x0bnum_samples\x18\x02 \x01(\r\x12\x10\n\x08token_id\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0c\n\x04seed\x18\x06 \x01(\x06\x12*\n\x08sampling\x18\x07 \x01(\x0b\x32\x18.quire.v1.SamplingParams\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x12\n\ncache_salt\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\x12\x12\n\nrequest_id\x18\x0b \x01(\t\x12\r\n\x05probe\x18\x0c \x01(\x08\x12\x12\n\nscore_from\x18\r \x01(\r\x12\x0e\n\x06tenant\x18\x0e \x01(\t\x12\x12\n\ndeadline_s\x18\x0f \x01(\x01\x12\x13\n\x0bresubmitted\x18\x10 \x01(\x08\"\x1c\n\x05\x41\x62ort\x12\x13\n\x0bsequence_id\x18\x01 \x03(\r\"1\n\x06\x46inish\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"\xa8\x01\n\x05\x46rame\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x0c\x12\x10\n\x08token_id\x18\x02 \x01(\x0c\x12*\n\x08logprobs\x18\x03 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\x12$\n\x08\x66inished\x18\x04 \x03(\x0b\x32\x12.quire.v1.Finished\x12&\n\x06scores\x18\x05 \x01(\x0b\x32\x16.quire.v1.PromptScores\"n\n\x0cPromptScores\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x0c\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0e\n\x06length\x18\x03 \x01(\x0c\x12*\n\x08logprobs\x18\x04 \x01(\x0b\x32\x18.quire.v1.LogprobColumns\"\x88\x02\n\x08\x46inished\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.quire.v1.FinishReason\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\r\x12\x0f\n\x07queue_s\x18\x07 \x01(\x01\x12\x11\n\tprefill_s\x18\x08 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\t \x01(\x01\x12\x0f\n\x07message\x18\n \x01(\t\x12\x0e\n\x06vector\x18\x0b \x01(\x0c\"z\n\x07Refusal\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12#\n\x04\x63ode\x18\x02 \x01(\x0e\x32\x15.quire.v1.RefusalCode\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x15\n\rretry_after_s\x18\x05 \x01(\x01\"\xc4\x01\n\nCellStatus\x12\'\n\x05model\x18\x01 \x01(\x0b\x32\x13.quire.v1.ModelCardH\x00\x88\x01\x01\x12)\n\x08replicas\x18\x02 \x03(\x0b\x32\x17.quire.v1.ReplicaStatus\x12\x13\n\x0bnum_running\x18\x03 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x04 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x05 \x01(\x04\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x42\x08\n\x06_model\"\x91\x03\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x13\n\x0blast_seen_s\x18\x04 \x01(\x01\x12\x18\n\x10num_blocks_total\x18\x05 \x01(\r\x12\x17\n\x0fnum_blocks_free\x18\x06 \x01(\r\x12\x19\n\x11num_blocks_cached\x18\x07 \x01(\r\x12\x17\n\x0fnum_blocks_used\x18\x08 \x01(\r\x12\x13\n\x0bnum_running\x18\t \x01(\r\x12\x13\n\x0bnum_waiting\x18\n \x01(\r\x12\x12\n\nblock_size\x18\x0b \x01(\r\x12\x0c\n\x04pids\x18\x0c \x03(\r\x12\x11\n\tnum_steps\x18\r \x01(\x04\x12\x17\n\nstep_age_s\x18\x0e \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0fstep_patience_s\x18\x0f \x01(\x01\x12\x1c\n\x14num_generated_tokens\x18\x10 \x01(\x04\x12\x13\n\x0bnum_vectors\x18\x11 \x01(\x04\x42\r\n\x0b_step_age_s\"\x11\n\x0fGetStateRequest\"\xd8\x02\n\x10GetStateResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.quire.v1.CellStatus\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0bnum_routers\x18\x03 \x01(\r\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x1f\n\x17num_prefix_query_tokens\x18\x06 \x01(\x04\x12\x1d\n\x15num_prefix_hit_tokens\x18\x07 \x01(\x04\x12\x1a\n\x12num_overrun_tokens\x18\x08 \x01(\x04\x12\x13\n\x0bnum_replays\x18\t \x01(\x04\x12\x14\n\x0cnum_suspects\x18\n \x01(\r\x12\x15\n\rnum_convicted\x18\x0b \x01(\x04\x12\x13\n\x0bnum_expired\x18\x0c \x01(\x04\x12\x16\n\x0enum_distrusted\x18\r \x01(\x04*b\n\x0bRefusalCode\x12\x1c\n\x18REFUSAL_CODE_UNSPECIFIED\x10\x00\x12\x18\n\x14REFUSAL_CODE_INVALID\x10\x01\x12\x1b\n\x17REFUSAL_CODE_OVERLOADED\x10\x02\x32\x99\x01\n\x10SchedulerService\x12\x42\n\x07\x43onnect\x12\x18.quire.v1.ConnectRequest\x1a\x19.quire.v1.ConnectResponse(\x01\x30\x01\x12\x41\n\x08GetState\x12\x19.quire.v1.GetStateRequest\x1a\x1a.quire.v1.GetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSALCODE']._serialized_start=2614
-  _globals['_REFUSALCODE']._serialized_end=2712
+  _globals['_REFUSALCODE']._serialized_start=2675
+  _globals['_REFUSALCODE']._serialized_end=2773
   _globals['_CONNECTREQUEST']._serialized_start=87
-  _globals['_CONNECTREQUEST']._serialized_end=260
-  _globals['_CONNECTRESPONSE']._serialized_start=263
-  _globals['_CONNECTRESPONSE']._serialized_end=447
-  _globals['_ROUTERHELLO']._serialized_start=449
-  _globals['_ROUTERHELLO']._serialized_end=507
-  _globals['_ROUTERWELCOME']._serialized_start=509
-  _globals['_ROUTERWELCOME']._serialized_end=545
-  _globals['_SUBMIT']._serialized_start=548
-  _globals['_SUBMIT']._serialized_end=888
-  _globals['_ABORT']._serialized_start=890
-  _globals['_ABORT']._serialized_end=918
-  _globals['_FINISH']._serialized_start=920
-  _globals['_FINISH']._serialized_end=969
-  _globals['_FRAME']._serialized_start=972
-  _globals['_FRAME']._serialized_end=1140
-  _globals['_PROMPTSCORES']._serialized_start=1142
-  _globals['_PROMPTSCORES']._serialized_end=1252
-  _globals['_FINISHED']._serialized_start=1255
-  _globals['_FINISHED']._serialized_end=1519
-  _globals['_REFUSAL']._serialized_start=1521
-  _globals['_REFUSAL']._serialized_end=1643
-  _globals['_CELLSTATUS']._serialized_start=1646
-  _globals['_CELLSTATUS']._serialized_end=1842
-  _globals['_REPLICASTATUS']._serialized_start=1845
-  _globals['_REPLICASTATUS']._serialized_end=2246
-  _globals['_GETSTATEREQUEST']._serialized_start=2248
-  _globals['_GETSTATEREQUEST']._serialized_end=2265
-  _globals['_GETSTATERESPONSE']._serialized_start=2268
-  _globals['_GETSTATERESPONSE']._serialized_end=2612
-  _globals['_SCHEDULERSERVICE']._serialized_start=2715
-  _globals['_SCHEDULERSERVICE']._serialized_end=2868
+  _globals['_CONNECTREQUEST']._serialized_end=304
+  _globals['_CONNECTRESPONSE']._serialized_start=307
+  _globals['_CONNECTRESPONSE']._serialized_end=491
+  _globals['_ROUTERHELLO']._serialized_start=493
+  _globals['_ROUTERHELLO']._serialized_end=551
+  _globals['_ROUTERLEAVING']._serialized_start=553
+  _globals['_ROUTERLEAVING']._serialized_end=568
+  _globals['_ROUTERWELCOME']._serialized_start=570
+  _globals['_ROUTERWELCOME']._serialized_end=606
+  _globals['_SUBMIT']._serialized_start=609
+  _globals['_SUBMIT']._serialized_end=949
+  _globals['_ABORT']._serialized_start=951
+  _globals['_ABORT']._serialized_end=979
+  _globals['_FINISH']._serialized_start=981
+  _globals['_FINISH']._serialized_end=1030
+  _globals['_FRAME']._serialized_start=1033
+  _globals['_FRAME']._serialized_end=1201
+  _globals['_PROMPTSCORES']._serialized_start=1203
+  _globals['_PROMPTSCORES']._serialized_end=1313
+  _globals['_FINISHED']._serialized_start=1316
+  _globals['_FINISHED']._serialized_end=1580
+  _globals['_REFUSAL']._serialized_start=1582
+  _globals['_REFUSAL']._serialized_end=1704
+  _globals['_CELLSTATUS']._serialized_start=1707
+  _globals['_CELLSTATUS']._serialized_end=1903
+  _globals['_REPLICASTATUS']._serialized_start=1906
+  _globals['_REPLICASTATUS']._serialized_end=2307
+  _globals['_GETSTATEREQUEST']._serialized_start=2309
+  _globals['_GETSTATEREQUEST']._serialized_end=2326
+  _globals['_GETSTATERESPONSE']._serialized_start=2329
+  _globals['_GETSTATERESPONSE']._serialized_end=2673
+  _globals['_SCHEDULERSERVICE']._serialized_start=2776
+  _globals['_SCHEDULERSERVICE']._serialized_end=2929
 # @@protoc_insertion_point(module_scope)

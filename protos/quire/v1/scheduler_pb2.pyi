@@ -19,16 +19,18 @@ REFUSAL_CODE_INVALID: RefusalCode
 REFUSAL_CODE_OVERLOADED: RefusalCode
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("hello", "submit", "abort", "finish")
+    __slots__ = ("hello", "submit", "abort", "finish", "leaving")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     hello: RouterHello
     submit: Submit
     abort: Abort
     finish: Finish
-    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+    leaving: RouterLeaving
+    def __init__(self, hello: _Optional[_Union[RouterHello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., leaving: _Optional[_Union[RouterLeaving, _Mapping]] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
     __slots__ = ("welcome", "frame", "refusal", "status")
@@ -49,6 +51,10 @@ class RouterHello(_message.Message):
     protocol_version: int
     router_id: str
     def __init__(self, protocol_version: _Optional[int] = ..., router_id: _Optional[str] = ...) -> None: ...
+
+class RouterLeaving(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RouterWelcome(_message.Message):
     __slots__ = ("incarnation",)
