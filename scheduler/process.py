@@ -2,9 +2,9 @@
 
 On SIGTERM or SIGINT it hands over: the streams end once their news is out. Nothing is lost with it:
 workers keep their weights and dial until the next scheduler is there, and routers submit to it what
-was in flight here. Those that are about to end themselves could not; as long as there are any, up to
-a limit, everyone is served as before. A cell that an operator drains is finished first, up to the
-same limit: there is no next scheduler. A second signal ends it at once.
+was in flight here. Those that are about to end themselves could not; as long as there are any, up
+to a limit, everyone is served as before. A cell that an operator drains is finished first, up to
+the same limit: there is no next scheduler. A second signal ends it at once.
 """
 
 import asyncio
