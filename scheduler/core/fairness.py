@@ -15,7 +15,7 @@ every `CHARGE_EVERY` steps, when a slot is left, and before one tenant is chosen
 counter lags by at most so many steps of the tenant's running sequences.
 """
 
-import heapq
+from bisect import bisect_left, bisect_right, insort
 
 import numpy as np
 
@@ -51,19 +51,23 @@ class Accounts:
         self._by_index: list[Account | None] = []
         self._vacant: list[int] = []
         self._idle: dict[str, float] = {}
-        self._idle_least: list[tuple[float, str]] = []
-        """A heap, with entries of those who came back."""
+        self._idle_in_order: list[tuple[float, str]] = []
+        """The same, those served least first."""
         self._level = 0.0
 
     @property
     def num_active(self) -> int:
         return len(self._active)
 
+    def find(self, tenant: str) -> Account | None:
+        """The account of a tenant; None if it has no sequence."""
+        return self._active.get(tenant)
+
     def open(self, tenant: str) -> Account:
         """The account of a tenant that has one sequence more."""
         account = self._active.get(tenant)
         if account is None:
-            served = max(self._idle.pop(tenant, 0.0), self._level)
+            served = max(self._recall(tenant), self._level)
             if not self._vacant:
                 self._vacant.append(len(self._by_index))
                 self._by_index.append(None)
@@ -81,7 +85,7 @@ class Accounts:
         self._by_index[account.index] = None
         self._vacant.append(account.index)
         self._idle[account.tenant] = account.served
-        heapq.heappush(self._idle_least, (account.served, account.tenant))
+        insort(self._idle_in_order, (account.served, account.tenant))
         self._forget_idle()
 
     def charge_input(self, account: Account, num_tokens: int) -> None:
@@ -104,13 +108,22 @@ class Accounts:
         account.served += cost
         self._level += cost / len(self._active)
 
+    def _recall(self, tenant: str) -> float:
+        """The counter of a tenant that comes back, which is idle no more; 0 if it is forgotten."""
+        served = self._idle.pop(tenant, None)
+        if served is None:
+            return 0.0
+        del self._idle_in_order[bisect_left(self._idle_in_order, (served, tenant))]
+        return served
+
     def _forget_idle(self) -> None:
         """Whoever would be lifted anyway need not be remembered, nor more than a number."""
-        heap = self._idle_least
-        while heap and (heap[0][0] <= self._level or len(heap) > _MAX_IDLE):
-            served, tenant = heapq.heappop(heap)
-            if self._idle.get(tenant) == served:
-                del self._idle[tenant]
+        order = self._idle_in_order
+        num_lifted = bisect_right(order, self._level, key=lambda entry: entry[0])
+        num_forgotten = max(num_lifted, len(order) - _MAX_IDLE)
+        for _, tenant in order[:num_forgotten]:
+            del self._idle[tenant]
+        del order[:num_forgotten]
 
     def check_integrity(self) -> None:
         """Raises AssertionError unless indices are one-to-one and what is kept is bounded."""
@@ -118,4 +131,8 @@ class Accounts:
         named = sum(account is not None for account in self._by_index)
         assert named == len(self._active), "an idle tenant has an index"
         assert all(account.num_live > 0 for account in self._active.values()), "idle but active"
-        assert len(self._idle) <= len(self._idle_least) <= _MAX_IDLE, "too many idle tenants"
+        order = self._idle_in_order
+        assert order == sorted((served, tenant) for tenant, served in self._idle.items()), (
+            "idle tenants are out of order"
+        )
+        assert len(order) <= _MAX_IDLE, "too many idle tenants"

@@ -58,7 +58,7 @@ def test_what_is_charged_is_what_was_computed_and_twice_the_output() -> None:
         cell.step()
     assert served(cell, "a") >= 20 + 2 + 2 * 2, "two blocks of four were cached"
     cell.run()
-    [(idle, _)] = cell.scheduler._accounts._idle_least or [(0.0, "")]
+    [(idle, _)] = cell.scheduler._accounts._idle_in_order or [(0.0, "")]
     assert idle in (0.0, 9 + 10 + 1 + 60 + 2 + 4)
 
 
@@ -122,8 +122,25 @@ def test_memory_does_not_grow_with_the_tenants_seen() -> None:
         accounts.charge_input(account, i)
         accounts.close(account)
         accounts.check_integrity()
-    kept = (accounts._idle, accounts._idle_least, accounts._by_index)
+    kept = (accounts._idle, accounts._idle_in_order, accounts._by_index)
     assert max(map(len, kept)) <= 1024 + 1
+
+
+def test_one_that_comes_and_goes_makes_nobody_be_forgotten() -> None:
+    accounts = Accounts(1.0, 2.0)
+    for _ in range(200):
+        accounts.open("stays")
+    for i in range(99):
+        accounts.open(f"active {i}")
+    greedy = accounts.open("greedy")
+    accounts.charge_output(greedy, 500_000)
+    accounts.close(greedy)
+    for _ in range(4000):
+        visitor = accounts.open("visitor")
+        accounts.charge_output(visitor, 200)
+        accounts.close(visitor)
+        accounts.check_integrity()
+    assert accounts.open("greedy").served == 1_000_000
 
 
 def test_a_queue_does_not_grow_with_the_tenants_seen() -> None:
