@@ -74,6 +74,7 @@ class Scheduler:
             replicas,
             [*self._replicas.queues(), self._quarantine.waiting],
             self._config,
+            account=self._accounts.find(request.tenant),
             mean_output_tokens=self._output_length.mean,
         )
         samples = self._make_samples(request, now)

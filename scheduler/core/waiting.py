@@ -60,6 +60,16 @@ class WaitingQueue:
         """Whoever has a sequence here."""
         return iter(self._lanes)
 
+    def num_sequences_of(self, account: Account | None) -> int:
+        """Sequences of a tenant here; 0 without an account."""
+        lane = None if account is None else self._lanes.get(account)
+        return 0 if lane is None else len(lane.sequences)
+
+    def num_tokens_of(self, account: Account | None) -> int:
+        """Tokens to compute for a tenant here; 0 without an account."""
+        lane = None if account is None else self._lanes.get(account)
+        return 0 if lane is None else lane.num_tokens
+
     def first(self) -> Sequence:
         """Who is next; the queue must not be empty."""
         heap = self._heap
@@ -80,9 +90,8 @@ class WaitingQueue:
     def num_tokens_before(self, sequence: Sequence) -> int:
         """About how many tokens are computed here before one that comes now has its turn: its own
         tenant's, and of every other tenant's no more than its own will be served meanwhile."""
-        lane = self._lanes.get(sequence.account)
-        own = 0 if lane is None else lane.num_tokens
-        num_others = len(self._lanes) - (lane is not None)
+        own = self.num_tokens_of(sequence.account)
+        num_others = len(self._lanes) - (sequence.account in self._lanes)
         theirs = min(self.num_tokens - own, (own + sequence.num_known_tokens) * num_others)
         return own + theirs
 

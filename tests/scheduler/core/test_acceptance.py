@@ -82,6 +82,59 @@ def test_what_was_accepted_before_is_never_refused_for_load(
     assert cell.end(again).reason is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize(("output", "resubmitted"), [([3] * 4, False), ([], True)])
+def test_what_was_accepted_before_waits_for_a_replica_that_can_hold_it(
+    output: list[int], resubmitted: bool
+) -> None:
+    """A small replica comes first to the scheduler after the one that accepted it."""
+    cell = Cell()
+    cell.attach("small", num_blocks=4, block_size=4)
+    refusal(cell, [1] * 40, 8)
+    again = cell.submit([1] * 40, 8, output=output, resubmitted=resubmitted)
+    cell.run()
+    assert cell.unfinished() == [again]
+    cell.attach("large", num_blocks=12, block_size=4)
+    cell.run()
+    assert cell.end(again).reason is FinishReason.LENGTH
+    cell.assert_at_rest()
+
+
+def test_what_was_accepted_before_and_no_replica_of_the_model_can_hold_is_refused() -> None:
+    cell = Cell()
+    cell.attach(max_model_len=16)
+    assert refusal(cell, [1] * 40, 8, resubmitted=True).field == "token_id"
+
+
+def test_a_tenant_that_fills_the_queue_does_not_keep_the_others_out() -> None:
+    cell = Cell(max_queued=8)
+    for _ in range(8):
+        cell.submit([1], 4, tenant="a")
+    assert not refusal(cell, [1], tenant="a").invalid
+    first, second = cell.submit([1], 4, tenant="b"), cell.submit([1], 4, tenant="c")
+    assert "10 sequences are queued; the limit is 8" in refusal(cell, [1], tenant="d").message
+    cell.attach()
+    cell.run()
+    assert cell.end(first).reason is cell.end(second).reason is FinishReason.LENGTH
+
+
+def test_beyond_a_limit_a_tenant_has_an_even_share_of_it_at_most() -> None:
+    cell = Cell(max_queued=16)
+    for _ in range(11):
+        cell.submit([1], 4, tenant="a")
+    for _ in range(6):  # 16 places, of which a third is 5 and a bit
+        cell.submit([1], 4, tenant="b")
+    refusal(cell, [1], tenant="b")
+    cell.submit([1], 4, tenant="c")
+
+
+def test_the_same_of_a_queue_full_of_tokens() -> None:
+    cell = Cell(max_queued_tokens=100)
+    cell.submit([1] * 100, 4, tenant="a")
+    refusal(cell, [1], tenant="a")
+    refusal(cell, [1] * 26, tenant="b")
+    cell.submit([1] * 25, 4, tenant="b")
+
+
 def test_nothing_is_refused_for_its_size_alone() -> None:
     cell = Cell(max_queued=2, max_queued_tokens=2)
     cell.submit([1] * 5, 4, num_samples=3)
