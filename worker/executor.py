@@ -183,6 +183,7 @@ class Executor:
                 break
             if frame == MARK:  # the stream has ended
                 if self._hello is not None:
+                    self._runner.reset()  # what was launched is delivered, and heard of, first
                     self._pipe.send(HELLO + wire.encode_hello(self._hello, self._inventory.held()))
                 self._reset()
                 continue
@@ -236,4 +237,6 @@ class Executor:
     def _deliver(self, result: StepResult) -> None:
         if self._answers:
             self._pipe.send(wire.encode_result(result))
+        if self._hello is not None:
+            self._inventory.hear(result)
         self._totals.add(result, self._runner.num_live)

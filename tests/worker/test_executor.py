@@ -2,16 +2,18 @@
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 
+from kernels.batch import AttentionBatch
 from protos.quire.v1 import sampling_pb2, worker_pb2
 from tests.worker.builders import admission, column, plan
 from tests.worker.runners import PROMPTS, make_device_runner, make_host_runner
 from worker import executor as executor_module
-from worker.executor import Executor, Runner
+from worker.executor import Executor, Model, Runner
+from worker.kv_cache import KVCache
 from worker.lane import Array, Fetched, HostLane
 from worker.loader import LoadedModel
 from worker.metrics import StepTotals
@@ -181,6 +183,49 @@ def test_a_stream_that_ends_is_answered_with_a_hello_that_says_what_the_blocks_h
     assert hello.hello.named_block == column([2]).tobytes()
     assert hello.hello.worker_id == "w"
     script.close()
+
+
+@pytest.mark.parametrize("make_runner", [make_host_runner, make_device_runner])
+def test_the_hello_does_not_name_what_was_not_finite(
+    tiny_model: LoadedModel, make_runner: Callable[[LoadedModel, Model], Runner]
+) -> None:
+    """The scheduler that should have said so is gone before it could."""
+    script = Script(make_runner(tiny_model, NotFinite(tiny_model.model)), hello=HELLO_OF_TINY)
+    named = first_plan(6)
+    named.plan.named_block = column([2, 9]).tobytes()
+    named.plan.block_name = b"n" * 16 + b"m" * 16
+    script.send(worker_pb2.AttachResponse(welcome=worker_pb2.Welcome(epoch=6, hash_seed=b"s")))
+    script.send(named)
+    script.send_frame(MARK)
+    script.send(drain())
+    script.executor.run(never)
+    _, answer, hello, _ = script.answers()
+    assert answer is not None
+    assert hello is not None
+    assert list(answer.result.finish) == [sampling_pb2.FINISH_REASON_ERROR]
+    assert hello.hello.named_block == column([9]).tobytes()
+    script.close()
+
+
+class NotFinite:
+    """A model whose logits are none."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def forward(
+        self, batch: AttentionBatch, kv: KVCache, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`Model.forward`."""
+        return self._model.forward(batch, kv, out).fill_(float("nan"))
+
+    def hidden(self, batch: AttentionBatch, kv: KVCache) -> torch.Tensor:
+        """`Model.hidden`."""
+        return self._model.hidden(batch, kv)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`Model.logits`."""
+        return self._model.logits(hidden).fill_(float("nan"))
 
 
 def test_the_transport_is_told_of_steps_that_are_longer_than_those_before(

@@ -5,9 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.worker.builders import column, plan
+from tests.worker.builders import admission, column, plan
 from worker.inventory import NAME_BYTES, Held, Inventory
-from worker.plans import BatchPlan, PlanError, Welcome
+from worker.plans import (
+    BatchPlan,
+    FinishReason,
+    PlanError,
+    StepResult,
+    Timing,
+    Vectors,
+    Welcome,
+)
 
 
 def named(**names: str) -> BatchPlan:
@@ -48,6 +56,65 @@ def test_a_block_that_is_appended_loses_its_name_unless_it_gets_a_new_one() -> N
     )
     inventory.note(appended)
     assert held(inventory) == {5: "z"}
+
+
+def not_finite(slot: int, generation: int, *, as_vector: bool = False) -> StepResult:
+    """A result whose only row was not finite."""
+    rows, error = (column([slot]), column([generation])), np.array([FinishReason.ERROR], np.uint8)
+    none, nothing = column(), np.empty(0, np.uint8)
+    vectors = Vectors(*rows, error, np.zeros((1, 2), np.float32)) if as_vector else None
+    slots, generations = (none, none) if as_vector else rows
+    return StepResult(
+        epoch=1,
+        step_id=1,
+        slot=slots,
+        generation=generations,
+        token_id=none if as_vector else column([0]),
+        finish=nothing if as_vector else error,
+        logprobs=None,
+        timing=Timing(),
+        vectors=vectors,
+    )
+
+
+@pytest.mark.parametrize("as_vector", [False, True])
+@pytest.mark.parametrize("heard_first", [False, True])
+def test_names_of_a_sequence_that_was_not_finite_are_forgotten(
+    heard_first: bool, as_vector: bool
+) -> None:
+    """Its own blocks and those it shares; whether or not its result comes before the plan."""
+    inventory = opened()
+    inventory.note(named(b1="x", b2="y", b3="z"))
+    bad = admission(0, [1] * 9, [1, 4], generation=7, num_computed=4)
+    good = admission(1, [1] * 9, [2, 5], generation=7, num_computed=4)
+    first = replace(named(b4="v", b5="w"), admit=(bad, good))
+    said = not_finite(0, 7, as_vector=as_vector)
+    if heard_first:
+        inventory.hear(said)
+    inventory.note(first)
+    inventory.hear(said)
+    appended = plan(2, append=[(0, 2, 6), (1, 2, 7)])
+    inventory.note(replace(appended, named=column([6, 7]), block_name=b"sr" * NAME_BYTES))
+    assert sorted(held(inventory)) == [2, 3, 5, 7]
+    # Once it has left, its blocks are others'.
+    inventory.note(plan(3, retire=[0]))
+    inventory.note(replace(named(b4="u"), admit=(admission(0, [2] * 9, [4], generation=8),)))
+    assert sorted(held(inventory)) == [2, 3, 4, 5, 7]
+
+
+def test_what_was_not_finite_is_forgotten_before_an_epoch_that_keeps_the_names() -> None:
+    inventory = opened()
+    inventory.note(replace(named(b1="x", b2="y"), admit=(admission(0, [1] * 4, [1]),)))
+    inventory.hear(not_finite(0, 0))
+    inventory.open(Welcome(2, b"secret", True))
+    assert held(inventory) == {2: "y"}
+
+
+def test_a_row_of_nobody_that_is_known_costs_every_name() -> None:
+    inventory = opened()
+    inventory.note(named(b1="x"))
+    inventory.hear(not_finite(3, 0))
+    assert held(inventory) == {}
 
 
 @pytest.mark.parametrize("keeps", [True, False])
