@@ -1,6 +1,6 @@
 # Quire. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all chaos check fmt protos bench bench-gpu gpu-check up down logs clean
+.PHONY: help install run test test-all chaos fuzz check fmt protos bench bench-gpu gpu-check up down logs clean
 
 PYTHON ?= python3
 MODEL ?= smollm2
@@ -42,11 +42,12 @@ test-all: $(INSTALLED)  ## Run the long tests too, but for the full size of what
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_AT_ONCE) -m "" -k "not (chaos and full)"
 
 chaos: $(INSTALLED)  ## Kill, stop, cut off and restart real processes under load, and print every pause
-	$(TEST_ENV) $(BIN)/python -m pytest -s -m chaos -k "not short" tests/chaos $(ARGS)
+	$(TEST_ENV) QUIRE_CHAOS_SLACK=1 $(BIN)/python -m pytest -s -m chaos -k "not short and not by_proxy" tests/chaos $(ARGS)
 
 fuzz: $(INSTALLED)  ## Ten minutes of requests, messages and plans that nobody would send
-	$(TEST_ENV) QUIRE_FUZZ_EXAMPLES=12000 $(BIN)/python -m pytest -n 2 --dist load --timeout 3600 \
-		tests/fuzz tests/gateway/test_fuzz.py tests/gateway/test_fuzz_dialects.py
+	$(TEST_ENV) QUIRE_FUZZ_SECONDS=$${QUIRE_FUZZ_SECONDS:-540} $(BIN)/python -m pytest -p tests.fuzz.rounds \
+		-n 2 --dist load --timeout 3600 tests/fuzz \
+		tests/gateway/test_fuzz.py tests/gateway/test_fuzz_dialects.py tests/router/test_bytes.py
 
 check: $(INSTALLED)  ## Format, lint, types, import rules, protos
 	$(BIN)/ruff format --check .

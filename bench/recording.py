@@ -30,9 +30,15 @@ class Target:
     @property
     def verdict(self) -> str:
         """For people."""
-        met = self.value >= self.limit if self.at_least else self.value <= self.limit
         bound = "at least" if self.at_least else "at most"
-        return f"{self.value:,.4g}, {bound} {self.limit:,.4g}: {'met' if met else 'MISSED'}"
+        met = "met" if self.is_met() else "MISSED"
+        return f"{self.value:,.4g}, {bound} {self.limit:,.4g}: {met}"
+
+    def is_met(self, slack: float = 1.0) -> bool:
+        """Or missed by no more than this factor."""
+        if self.at_least:
+            return self.value >= self.limit / slack
+        return self.value <= self.limit * slack
 
 
 def report(

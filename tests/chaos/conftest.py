@@ -7,7 +7,7 @@ import pytest
 
 from quire.models import resolve
 from tests.chaos.judge import Judge
-from tests.chaos.pauses import Figures
+from tests.chaos.pauses import SLACK, Figures
 from tests.chaos.scene import Scale, Scene, set_up
 from tests.ties import TIES
 
@@ -45,10 +45,11 @@ def judge(_oracle: Judge, record_property: Callable[[str, object], None]) -> Ite
 
 @pytest.fixture(scope="module")
 def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
-    """Printed when the module's tests are over."""
+    """Printed, and judged, when the module's tests are over."""
     measured = Figures(request.module.__name__.rpartition("test_")[2])
     yield measured
     measured.keep()
+    assert not measured.missed(), f"targets missed by more than {SLACK:g} times"
 
 
 @pytest.fixture(scope="module", params=SCALES)

@@ -75,6 +75,11 @@ class Stack(ABC):
         """The scheduler's totals. Raises RequestFailed."""
         return await fetch_state(self.scheduler)
 
+    async def tokens_held(self, pid: int) -> int:
+        """Room that sequences take in the KV blocks of the replica that this process is of."""
+        [replica] = [one for one in (await self.state())["replicas"] if pid in one["pids"]]
+        return int(replica["blocks"]["used"] * replica["block_size"])
+
     async def until_whole(self, num_replicas: int = 2) -> None:
         """Every replica is attached and every router is ready."""
         await self.until_attached(num_replicas)

@@ -103,19 +103,24 @@ class Load:
         """Every one has ended."""
         return self._task.done()
 
+    @property
+    def _errors(self) -> list[str]:
+        """The first few."""
+        return [error for history in self.histories for error in history.errors][:3]
+
     async def begun(self) -> None:
         """Returns when each of them has had a token."""
         while True:
             if all(history.num_tokens for history in self.histories):
                 return
-            assert not self._task.done(), "some never began"
+            assert not self._task.done(), f"some never began: {self._errors}"
             await asyncio.sleep(0.005)
 
     async def until(self, share: float, reference: Sequence[History]) -> None:
         """Returns when this share of all the tokens has come that the reference has."""
         goal = share * sum(history.num_tokens for history in reference)
         while sum(history.num_tokens for history in self.histories) < goal:
-            assert not self._task.done(), "it was over before"
+            assert not self._task.done(), f"it was over before: {self._errors}"
             await asyncio.sleep(0.005)
 
     async def ended(self) -> list[History]:

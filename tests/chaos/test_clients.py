@@ -67,7 +67,7 @@ async def test_clients_leave_in_the_middle(stack: Served, figures: Figures, coun
 
 @pytest.mark.parametrize(
     "tokens",
-    [pytest.param(60, id="short"), pytest.param(300, id="full", marks=pytest.mark.slow)],
+    [pytest.param(60, id="short"), pytest.param(150, id="full", marks=pytest.mark.slow)],
 )
 async def test_a_client_that_reads_one_byte_a_second(
     stack: Served, figures: Figures, tokens: int

@@ -12,16 +12,10 @@ import time
 import pytest
 
 from bench.recording import Target
-from tests.chaos.checker import (
-    check_cut_off,
-    check_ended,
-    check_nothing_left,
-    check_run,
-    check_same,
-)
+from tests.chaos.checker import check_run, check_survivors
 from tests.chaos.conftest import at_scale
 from tests.chaos.judge import Judge
-from tests.chaos.pauses import Figures, pauses
+from tests.chaos.pauses import LONGEST, Figures, pauses
 from tests.chaos.scene import STEP_TIMEOUT_S, Scene
 from tests.chaos.stack import PATIENCE_S, Stack
 from tests.chaos.streams import Load, told
@@ -55,10 +49,12 @@ async def test_a_worker_is_killed(
     await stack.until_whole()
     before = await stack.state()
     killed, noticed_s = 0, 0.0
+    lost: dict[str, float] = {}
 
     async def kill() -> None:
-        nonlocal killed, noticed_s
+        nonlocal killed, noticed_s, lost
         killed = stack.pid(name)
+        lost = await scene.computed_again(killed)
         noticed_s = await _kill_one_that_runs(
             stack, stack.transport_of(name) if its_transport else killed, before["replays"]
         )
@@ -68,7 +64,7 @@ async def test_a_worker_is_killed(
     await stack.until_whole()
     await check_run(stack, histories, scene.expected, judge)
     who = f"{name}'s transport" if its_transport else name
-    _tell_of_a_spare(figures, f"{who} killed", noticed_s, pauses(histories, at))
+    _tell_of_a_spare(figures, f"{who} killed", noticed_s, lost, pauses(histories, at))
 
 
 @at_scale("full")
@@ -82,9 +78,11 @@ async def test_one_worker_is_killed_and_then_the_other(
     await load.until(0.3, scene.reference)
     before = await stack.state()
     killed = {"worker-0": stack.pid("worker-0")}
+    lost = await scene.computed_again(killed["worker-0"])
     first_at = time.monotonic()
     noticed_s = await _kill_one_that_runs(stack, killed["worker-0"], before["replays"])
     await load.until(0.6, scene.reference)
+    lost_then = await scene.computed_again(stack.pid("worker-1"))
     second_at = time.monotonic()
     killed["worker-1"] = stack.signal("worker-1", signal.SIGKILL)
     histories = await load.ended()
@@ -93,8 +91,8 @@ async def test_one_worker_is_killed_and_then_the_other(
     await stack.until_whole()
     await check_run(stack, histories, scene.reference, judge)
     by_then = pauses(histories, first_at, second_at)
-    _tell_of_a_spare(figures, "worker-0 killed", noticed_s, by_then)
-    figures.add("and then worker-1 beside it", pauses(histories, second_at))
+    _tell_of_a_spare(figures, "worker-0 killed", noticed_s, lost, by_then)
+    figures.add("and then worker-1 beside it", lost_then | pauses(histories, second_at))
 
 
 async def _kill_one_that_runs(stack: Stack, pid: int, num_replays: int) -> float:
@@ -107,12 +105,19 @@ async def _kill_one_that_runs(stack: Stack, pid: int, num_replays: int) -> float
 
 
 def _tell_of_a_spare(
-    figures: Figures, what: str, noticed_s: float, waited: dict[str, float]
+    figures: Figures,
+    what: str,
+    noticed_s: float,
+    lost: dict[str, float],
+    waited: dict[str, float],
 ) -> None:
-    longest = waited["longest pause of any stream, s"]
+    """Most of the pause of this model on a CPU is what has to be computed again; the target is
+    held where that is nothing, in `test_pauses`."""
+    longest = waited[LONGEST]
+    measured = {"sequences given to the other after, s": noticed_s, **lost, **waited}
+    measured["beyond computing it, s"] = max(0.0, longest - lost["which takes, s"])
     target = Target(f"{what}, s", longest, WORKER_TARGET_S)
-    measured = {"sequences given to the other after, s": noticed_s, **waited}
-    figures.add(f"{what}, a spare replica", measured, target)
+    figures.add(f"{what}, a spare replica", measured, target, judging=False)
 
 
 async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figures) -> None:
@@ -131,10 +136,8 @@ async def test_the_scheduler_is_killed(scene: Scene, judge: Judge, figures: Figu
     await check_run(stack, histories, scene.expected, judge)
     assert {name: stack.pid(name) for name in workers} == workers, "a worker lost its weights"
     measured = pauses(histories, at)
-    longest = measured["longest pause of any stream, s"]
-    figures.add(
-        "scheduler killed", measured, Target("scheduler killed, s", longest, SCHEDULER_TARGET_S)
-    )
+    target = Target("scheduler killed, s", measured[LONGEST], SCHEDULER_TARGET_S)
+    figures.add("scheduler killed", measured, target, judging=False)
 
 
 @at_scale("full")
@@ -184,16 +187,8 @@ async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:
     histories = await load.ended()
     await stack.until_replaced("router-0", killed)
     await stack.until_whole()
-    broken = 0
-    for history, expected in zip(histories, scene.reference, strict=True):
-        if history.errors:
-            check_cut_off(history, expected, judge)
-            broken += 1
-        else:
-            check_ended(history)
-            check_same(history, expected, judge)
-    assert 0 < broken < len(histories), "all on one side"
-    await check_nothing_left(stack)
+    num_broken = await check_survivors(stack, histories, scene.reference, judge)
+    assert 0 < num_broken < len(histories), "all on one side"
 
 
 @at_scale("full")
@@ -226,7 +221,7 @@ async def test_every_process_is_restarted_in_turn(
             nonlocal leaving
             leaving = stack.signal(name, signal.SIGTERM)
 
-        histories, at = await scene.disturbed(tell, after=0.8)  # its own end before it must
+        histories, at = await scene.disturbed(tell)
         await stack.until_replaced(name, leaving)
         await stack.until_whole()
         await check_run(stack, histories, scene.expected, judge)

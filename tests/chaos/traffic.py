@@ -77,6 +77,7 @@ KINDS: dict[str, _Kind] = {
         | {"frequency_penalty": 0.6, "presence_penalty": 0.3, "repetition_penalty": 1.1},
     ),
     "stop string": _Kind(chat=False, fields=_SEEDED),
+    "n=2, stop": _Kind(chat=False, fields=_SEEDED | {"n": 2}),
     "rules": _Kind(
         chat=True,
         fields=_SEEDED
@@ -86,6 +87,8 @@ KINDS: dict[str, _Kind] = {
     "echo": _Kind(chat=False, fields=_GREEDY | {"echo": True, "logprobs": 1}),
 }
 """By name."""
+
+STOPPING = ("stop string", "n=2, stop")
 
 
 def mixed(count: int, max_tokens: int, seed: int = 0, model: str = "smollm2") -> list[Asked]:
@@ -118,11 +121,11 @@ def _asked(dice: random.Random, name: str, number: int, max_tokens: int, model: 
 
 
 def with_stops(asked: Sequence[Asked], text_of: Callable[[Asked], str]) -> list[Asked]:
-    """The same, where those that wait for a stop string have one that comes late in their text,
-    as `text_of` tells it."""
+    """The same, where those that wait for a stop string have one that comes late in their text, as
+    `text_of` tells it; of two samples only the first is sure to have it."""
     return [
         replace(one, body=one.body | {"stop": _late_part(text_of(one))})
-        if one.kind == "stop string"
+        if one.kind in STOPPING
         else one
         for one in asked
     ]

@@ -5,7 +5,6 @@ bytes lean to int32 columns. So most messages get past the first check, and what
 tried too.
 """
 
-import os
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,8 +15,8 @@ from hypothesis import strategies as st
 
 M = TypeVar("M", bound=Message)
 
-FUZZING = settings(max_examples=int(os.environ.get("QUIRE_FUZZ_EXAMPLES", "400")), deadline=None)
-"""`make fuzz` sets the number of examples."""
+FUZZING = settings(max_examples=400, deadline=None)
+"""`make fuzz` goes on with as many others, again and again (`tests.fuzz.rounds`)."""
 
 _SMALL = st.integers(0, 12)
 _INT32 = _SMALL | st.sampled_from([2**31 - 1, -(2**31), -1]) | st.integers(-(2**31), 2**31 - 1)
