@@ -26,9 +26,8 @@ from router.backend import Backend
 from router.beam_search import BeamGeneration, beam_search
 from router.caller import NOBODY, http_caller
 from router.events import EVENT_HEADERS
-from router.generation import SEND_S, Generation
-from router.http_protocol import HANG_UP
-from router.wait_limit import WaitLimit
+from router.generation import Generation
+from router.whole import send_json
 
 KEEP_ALIVE_S = 10.0
 """A stream is silent for no longer than twice this."""
@@ -79,27 +78,31 @@ class GenerationResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call. Raises RequestError if it fails before the response has begun."""
         backend = self._backend
-        request = Request(scope, receive)
         try:
             self._caller = http_caller(scope)
             # What would be refused now is refused before its body is read; and a body that comes
             # slowly holds no permit of those that are answered.
-            backend.permits.check()
+            backend.permits.check(self._caller.tenant)
             backend.engine.check_available()
-            dice = backend.dice_of_call()
-            content = await backend.read_body(request)
             with ExitStack() as permit:
-                permit.enter_context(backend.permits.permit())
-                max_model_len = backend.engine.check_available()
-                request_id = scope["state"]["request_id"]
-                call = await backend.in_thread(
-                    self._parse, content, backend.model, max_model_len, request_id, dice
-                )
+                call = await self._call(Request(scope, receive), permit)
                 scope["state"]["request_id"] = call.request_id
                 await self.respond(call, permit, scope, receive, send)
         except RequestError as error:
             if error.fault is not Fault.CLIENT_GONE:
                 raise
+
+    async def _call(self, request: Request, permit: ExitStack) -> Call:
+        """What the body asks for; the body itself is gone when this returns."""
+        backend, tenant = self._backend, self._caller.tenant
+        dice = backend.dice_of_call()
+        async with backend.body(request, tenant) as content:
+            permit.enter_context(backend.permits.permit(tenant))
+            max_model_len = backend.engine.check_available()
+            request_id = request.scope["state"]["request_id"]
+            return await backend.in_thread(
+                self._parse, content, backend.model, max_model_len, request_id, dice
+            )
 
     async def respond(
         self, call: Call, permit: ExitStack, scope: Scope, receive: Receive, send: Send
@@ -150,34 +153,14 @@ async def _whole(answer: Answer, generation: Generation | BeamGeneration, send: 
     await send_json(body, send)
 
 
-async def send_json(body: bytes, send: Send) -> None:
-    """A whole response that went well."""
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 async def _stream(answer: Answer, generation: Generation, scope: Scope, send: Send) -> None:
-    hang_up = scope.get("extensions", {}).get(HANG_UP, {}).get("call", _nothing)
-    request_id = scope["state"]["request_id"]
-    try:
-        async with WaitLimit(SEND_S) as limit:
-            with generation.nudges(KEEP_ALIVE_S):
-                await _send_events(answer, generation, send, limit, request_id)
-    except TimeoutError as error:
-        hang_up()
-        raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
+    with generation.nudges(KEEP_ALIVE_S):
+        await _send_events(answer, generation, send, scope["state"]["request_id"])
 
 
-async def _send_events(
-    answer: Answer, generation: Generation, send: Send, limit: WaitLimit, request_id: str
-) -> None:
+async def _send_events(answer: Answer, generation: Generation, send: Send, request_id: str) -> None:
     async def write(body: bytes, *, more: bool = True) -> None:
-        with limit:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
     started = False
     try:
@@ -194,7 +177,3 @@ async def _send_events(
             raise
         _log.warning("request %s failed in its stream: %s", request_id, error.message)
         await write(answer.error_events(error), more=False)
-
-
-def _nothing() -> None:
-    """Where there is no connection to hang up."""

@@ -3,8 +3,9 @@
 import asyncio
 import os
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -51,7 +52,7 @@ class Backend:
     """Seconds since 1970."""
     shared_port: int | None = None
     """Where other processes answer as well."""
-    _room: BodyRoom = field(default_factory=BodyRoom)
+    room: BodyRoom = field(default_factory=BodyRoom)
     _pool: ThreadPoolExecutor = field(default_factory=_tokenizer_pool)
 
     def dice_of_call(self) -> random.Random:
@@ -59,10 +60,14 @@ class Backend:
         build its requests end in any order."""
         return random.Random(self.seeds.getrandbits(64))
 
-    async def read_body(self, request: Request) -> bytes:
-        """The whole body; not too many are read at once. Raises RequestError."""
-        with self.uploads.permit():
-            return await read_body(request, self.max_body_bytes, self._room)
+    @asynccontextmanager
+    async def body(self, request: Request, tenant: str) -> AsyncIterator[bytes]:
+        """The whole body, which has its room until the context is left; not too many are read at
+        once. Raises RequestError."""
+        with self.room.place(self.max_body_bytes) as place:
+            with self.uploads.permit(tenant):
+                await read_body(request, place)
+            yield place.whole()
 
     async def in_thread(
         self,

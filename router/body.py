@@ -29,49 +29,52 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
 class BodyRoom:
-    """Where bodies are while they are read; all share one."""
+    """Where bodies are until they have been parsed; all share one."""
 
     def __init__(self) -> None:
         self.num_held = 0
         """Bytes that are not anybody's own."""
 
     @contextmanager
-    def place(self) -> Iterator["_Place"]:
-        """One body's, until it has been read."""
-        place = _Place(self)
+    def place(self, max_bytes: int) -> Iterator["Place"]:
+        """One body's, which may be so large."""
+        place = Place(self, max_bytes)
         try:
             yield place
         finally:
             place.clear()
 
 
-class _Place:
+class Place:
     """What is held of one body."""
 
-    def __init__(self, room: BodyRoom) -> None:
+    def __init__(self, room: BodyRoom, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self._room = room
         self._chunks: list[bytes] = []
         self._num_bytes = 0
 
-    def add(self, chunk: bytes, max_bytes: int) -> None:
+    def add(self, chunk: bytes) -> None:
         """Raises RequestError, and holds nothing any more, if the room is full. Any one body of
         `max_bytes` has room."""
-        num_more = self._num_shared(self._num_bytes + len(chunk)) - self._num_shared(
-            self._num_bytes
-        )
-        limit = max(ROOM_BYTES, max_bytes)
+        self.count(len(chunk))
+        self._chunks.append(chunk)
+
+    def count(self, num_bytes: int) -> None:
+        """The same for what is held elsewhere."""
+        num_more = self._num_shared(self._num_bytes + num_bytes) - self._num_shared(self._num_bytes)
+        limit = max(ROOM_BYTES, self.max_bytes)
         if num_more and self._room.num_held + num_more > limit:
             held = self._room.num_held
             self.clear()
             raise RequestError(
                 Fault.OVERLOADED,
-                f"the bodies that are being read hold {held} bytes; this server takes at most "
+                f"the bodies that are here hold {held} bytes; this server takes at most "
                 f"{limit} at a time; try again shortly",
                 retry_after_s=1,
             )
         self._room.num_held += num_more
-        self._num_bytes += len(chunk)
-        self._chunks.append(chunk)
+        self._num_bytes += num_bytes
 
     def clear(self) -> None:
         """Forgets it."""
@@ -81,24 +84,19 @@ class _Place:
 
     def whole(self) -> bytes:
         """All of it."""
-        return b"".join(self._chunks)
+        self._chunks = [b"".join(self._chunks)]
+        return self._chunks[0]
 
     @staticmethod
     def _num_shared(num_bytes: int) -> int:
         return max(0, num_bytes - OWN_BYTES)
 
 
-async def read_body(request: Request, max_bytes: int, room: BodyRoom) -> bytes:
-    """The whole body. Raises RequestError if it is not said to be JSON, too large, too slow or
-    never complete, or if there is no room for it."""
+async def read_body(request: Request, place: Place) -> None:
+    """Puts the whole body there. Raises RequestError if it is not said to be JSON, too large, too
+    slow or never complete, or if there is no room for it."""
     _check_content_type(request)
-    with room.place() as place:
-        await _read(request, max_bytes, place)
-        return place.whole()
-
-
-async def _read(request: Request, max_bytes: int, place: _Place) -> None:
-    num_bytes = 0
+    num_bytes, max_bytes = 0, place.max_bytes
     no_room: RequestError | None = None
     clock = asyncio.get_running_loop().time
     began_at = clock()
@@ -114,7 +112,7 @@ async def _read(request: Request, max_bytes: int, place: _Place) -> None:
                         break
                 elif no_room is None:
                     try:
-                        place.add(chunk, max_bytes)
+                        place.add(chunk)
                     except RequestError as error:
                         no_room = error
     except TimeoutError as error:

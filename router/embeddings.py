@@ -1,15 +1,19 @@
 """Answering one call for embeddings over HTTP, and waiting for its vectors."""
 
+from contextlib import ExitStack
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.embedding import EmbeddingCall
 from gateway.errors import Fault, RequestError
 from gateway.openai.embeddings import embeddings_body, parse_embeddings
-from router.answers import send_json, watch
+from router.answers import watch
 from router.backend import Backend
 from router.caller import Caller, http_caller
 from router.generation import Generation
+from router.whole import send_json
 
 
 class EmbeddingsResponse(Response):
@@ -23,39 +27,45 @@ class EmbeddingsResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call. Raises RequestError."""
         backend = self._backend
-        request = Request(scope, receive)
         try:
             caller = http_caller(scope)
             # What would be refused now is refused before its body is read.
-            backend.permits.check()
+            backend.permits.check(caller.tenant)
             backend.engine.check_embeds()
-            content = await backend.read_body(request)
-            with backend.permits.permit():
-                body = await self._answer(content, caller, scope, receive)
+            with ExitStack() as permit:
+                body = await self._answer(caller, permit, scope, receive)
+                await send_json(body, send)
         except RequestError as error:
             if error.fault is not Fault.CLIENT_GONE:
                 raise
-            return
-        await send_json(body, send)
 
     async def _answer(
-        self, content: bytes, caller: Caller, scope: Scope, receive: Receive
+        self, caller: Caller, permit: ExitStack, scope: Scope, receive: Receive
     ) -> bytes:
         backend = self._backend
-        served = backend.engine.check_embeds()
-        call, encoding = await backend.in_thread(
-            parse_embeddings,
-            content,
-            backend.model,
-            served.max_model_len,
-            served.embedding_dim,
-            scope["state"]["request_id"],
-        )
+        call, encoding = await self._call(Request(scope, receive), caller.tenant, permit)
         scope["state"]["request_id"] = call.request_id
         with backend.engine.generate(call.requests, self._arrived_at, caller) as generation:
             async with watch(receive, generation):
                 vectors, num_cached = await gather_vectors(generation)
         return await backend.in_thread(embeddings_body, call, encoding, vectors, sum(num_cached))
+
+    async def _call(
+        self, request: Request, tenant: str, permit: ExitStack
+    ) -> tuple[EmbeddingCall, str]:
+        """What the body asks for; the body itself is gone when this returns."""
+        backend = self._backend
+        async with backend.body(request, tenant) as content:
+            permit.enter_context(backend.permits.permit(tenant))
+            served = backend.engine.check_embeds()
+            return await backend.in_thread(
+                parse_embeddings,
+                content,
+                backend.model,
+                served.max_model_len,
+                served.embedding_dim,
+                request.scope["state"]["request_id"],
+            )
 
 
 async def gather_vectors(generation: Generation) -> tuple[list[bytes], list[int]]:

@@ -11,11 +11,6 @@ from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import Fault, RequestError
-from router.generation import SEND_S
-from router.http_protocol import HANG_UP
-from router.wait_limit import WaitLimit
-
 KEEP_ALIVE_S = 10.0
 """A stream is silent for no longer than this."""
 
@@ -57,20 +52,13 @@ async def send_events(
     log: EventLog, first: int, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answers with the events from number `first` on, to the end of the log or until the client
-    leaves. Raises RequestError if it does not read."""
+    leaves."""
     gone = asyncio.create_task(_until_gone(receive))
     try:
-        async with WaitLimit(SEND_S) as limit:
-            with limit:
-                start = {"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS}
-                await send(start)
-            async for body in _batches(log, first, gone):
-                with limit:
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except TimeoutError as error:
-        scope.get("extensions", {}).get(HANG_UP, {}).get("call", _nothing)()
-        raise RequestError(Fault.CLIENT_GONE, "the client stopped reading") from error
+        await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
+        async for body in _batches(log, first, gone):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         gone.cancel()
 
@@ -97,7 +85,3 @@ async def _batches(log: EventLog, first: int, gone: asyncio.Task[None]) -> Async
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _nothing() -> None:
-    """Where there is no connection to hang up."""

@@ -1,8 +1,6 @@
 """What answers each route; which there are stands in `router.routes`."""
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -20,6 +18,7 @@ from router.backend import Backend
 from router.documents import Documents
 from router.embeddings import EmbeddingsResponse
 from router.responses import error_response, is_for_anthropics
+from router.whole import ComputedResponse
 
 
 async def answer_chat(request: Request) -> Response:
@@ -47,20 +46,20 @@ async def answer_messages(request: Request) -> Response:
 async def count_message_tokens(request: Request) -> Response:
     """POST /v1/messages/count_tokens."""
     backend = _backend(request)
-    return await _computed(request, lambda content: count_tokens(content, backend.model))
+    return ComputedResponse(backend, lambda content: count_tokens(content, backend.model))
 
 
 async def tokenize_prompt(request: Request) -> Response:
     """POST /tokenize."""
     backend = _backend(request)
     length = backend.engine.cell.max_model_len
-    return await _computed(request, lambda content: tokenize(content, backend.model, length))
+    return ComputedResponse(backend, lambda content: tokenize(content, backend.model, length))
 
 
 async def detokenize_tokens(request: Request) -> Response:
     """POST /detokenize."""
     backend = _backend(request)
-    return await _computed(request, lambda content: detokenize(content, backend.model))
+    return ComputedResponse(backend, lambda content: detokenize(content, backend.model))
 
 
 async def list_models(request: Request) -> Response:
@@ -129,15 +128,6 @@ async def docs_page(request: Request) -> Response:
     """GET /docs."""
     documents: Documents = request.app.state.documents
     return HTMLResponse(await documents.page())
-
-
-async def _computed(request: Request, answer: Callable[[bytes], Any]) -> Response:
-    """What `answer` makes of the body, in a thread. Raises RequestError."""
-    backend = _backend(request)
-    backend.permits.check()
-    content = await backend.read_body(request)
-    with backend.permits.permit():
-        return JSONResponse(await backend.in_thread(answer, content))
 
 
 def _backend(request: Request) -> Backend:

@@ -1,16 +1,19 @@
-"""uvicorn's HTTP/1.1 protocol with three things added: bounded headers, a way to hang up, and an
-end to connections whose other side is gone without a word.
+"""uvicorn's HTTP/1.1 protocol with three things added: bounded headers, and an end to connections
+whose other side does not read, or is gone without a word.
 
 httptools collects headers of any length for any time, so a connection could hold any amount of
 memory; trailers of a chunked body as well, and they would be added to the headers of a request
-that is already being answered. And a client that stops reading keeps a closed connection open for
-as long as it likes, because closing waits for what is written; only aborting the transport ends
-that.
+that is already being answered.
 
     (first byte) headers ──▶ body ──▶ (trailers) ──▶ next request, on the same connection
     └ HEADERS_S ──────┘      └ whoever reads it bounds its time ┘
 
 What is not body counts against the limit, from the last byte of a body or end of a message on.
+
+A client that does not read keeps what is written to it, and whoever writes; and a closed connection
+as well, because closing waits for what is written. So who writes waits for `SEND_S` at most until
+there is room again, and so does who closes: then the transport is aborted, and the request that is
+being answered with it. Answers are written in pieces (`router.whole`), so that slow is not still.
 
 A machine that lost its power or its network says nothing. The kernel would try for a quarter of an
 hour to bring it what is written, and for ever to hear from it where nothing is; here both take
@@ -29,9 +32,12 @@ HEADERS_S = 30.0
 GONE_S = 60
 """So long without a sign from the other side's kernel, and a connection is over."""
 _PROBES = 3
+UNSENT_BYTES = 128 * 1024
+"""What the kernel takes for a client beyond what is on its way to it: else it takes megabytes, and
+room for more shows only when a third of them is gone."""
 
-HANG_UP = "quire.hang_up"
-"""Key in the ASGI scope's extensions; "call" under it ends the connection at once."""
+SEND_S = 60.0
+"""A client that makes no room for so long has stopped reading."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -46,16 +52,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """Between the headers of a request and the end of its trailers."""
     _num_header_bytes = 0
     _impatience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    """Runs while there is no room to write, and while it closes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is here."""
         super().connection_made(transport)
-        _notice_loss(transport.get_extra_info("socket"))
+        connection = transport.get_extra_info("socket")
+        if connection.family != socket.AF_UNIX:
+            _notice_loss(connection)
+            _keep_little(connection)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It left."""
         self._calm()
+        self._mind_reader(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -69,10 +81,31 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif not self._in_body and self._num_header_bytes and self._impatience is None:
             self._expect_headers()
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
-        self.scope["extensions"] = {HANG_UP: {"call": self.transport.abort}}
+    def pause_writing(self) -> None:
+        """There is no room."""
+        super().pause_writing()
+        self._mind_reader(SEND_S)
+
+    def resume_writing(self) -> None:
+        """There is again."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._mind_reader(None)
+
+    def on_response_complete(self) -> None:
+        """All of it is written, if not yet sent."""
+        super().on_response_complete()
+        self._mind_end()
+
+    def send_400_response(self, msg: str) -> None:
+        """The other side speaks no HTTP."""
+        super().send_400_response(msg)
+        self._mind_end()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing more was asked for."""
+        super().timeout_keep_alive_handler()
+        self._mind_end()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; a trailer says nothing that anybody here wants to know."""
@@ -104,6 +137,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if is_idle or (self._in_body and not cycle.response_started):
             self.transport.write(_TOO_LARGE)
         self.transport.close()
+        self._mind_end()
+
+    def _mind_end(self) -> None:
+        """If it closes, what is written is sent within `SEND_S`."""
+        if self.transport.is_closing():
+            self._mind_reader(SEND_S)
+
+    def _mind_reader(self, limit_s: float | None) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        self._unread = None if limit_s is None else self.loop.call_later(limit_s, self._abort)
+
+    def _abort(self) -> None:
+        self.transport.abort()
 
     def _expect_headers(self) -> None:
         self._impatience = self.loop.call_later(HEADERS_S, self._lose_patience)
@@ -123,8 +170,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 def _notice_loss(connection: socket.socket) -> None:
     """Silence is probed from half of `GONE_S` on."""
-    if connection.family == socket.AF_UNIX:
-        return
     probe_s = max(1, GONE_S // (2 * _PROBES))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
@@ -135,3 +180,8 @@ def _notice_loss(connection: socket.socket) -> None:
     ):
         if hasattr(socket, option):  # Linux has all of them
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _keep_little(connection: socket.socket) -> None:
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)

@@ -17,10 +17,11 @@ from gateway.openai.call import Call, compact
 from gateway.openai.response_answer import ResponsesAnswer
 from gateway.openai.responses import ResponseCall, parse_response
 from gateway.tokenizer import Tokenizer
-from router.answers import Answer, GenerationResponse, send_json
+from router.answers import Answer, GenerationResponse
 from router.backend import Backend
 from router.caller import key_name_of
 from router.events import EndedLog, EventLog, send_events
+from router.whole import WholeResponse, send_json
 
 MAX_LISTED = 100
 """Input items in one answer."""
@@ -49,7 +50,7 @@ async def retrieve_response(request: Request) -> Response:
                 "starting_after", f"starting_after is {after}; it needs stream to be true"
             )
         body = run.body() if run is not None else stored.body if stored is not None else None
-        return JSONResponse(body)
+        return WholeResponse(body)
     if run is not None and run.call.streams:
         return _EventsResponse(run, after + 1)
     if stored is not None and stored.events:
@@ -71,7 +72,7 @@ async def delete_response(request: Request) -> Response:
 async def cancel_response(request: Request) -> Response:
     """POST /v1/responses/{id}/cancel."""
     backend, owner, response_id = _named(request)
-    return JSONResponse(await backend.background.cancel(owner, response_id))
+    return WholeResponse(await backend.background.cancel(owner, response_id))
 
 
 async def list_input_items(request: Request) -> Response:
@@ -91,7 +92,7 @@ async def list_input_items(request: Request) -> Response:
             raise invalid("after", f"after is {quote(after)}; no input item has that id")
         items = items[ids.index(after) + 1 :]
     listed = items[:limit]
-    return JSONResponse(
+    return WholeResponse(
         {
             "object": "list",
             "data": listed,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
+from google.protobuf.message import Message
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -47,6 +48,8 @@ STATUS_S = 1.0
 
 WATCH_S = 1.0
 """Between two looks at whether a watched status has changed."""
+MAX_WATCHERS = 64
+"""Nobody needs a key to watch."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -99,9 +102,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """See the proto."""
         backend = self._backend
         arrived_at = time.monotonic()
-        async with self._answering(context):
-            caller = self._caller(context)
-            with backend.permits.permit():
+        async with self._answering(request, context) as caller:
+            with backend.permits.permit(caller.tenant):
                 max_model_len = backend.engine.check_available()
                 request_id, dice = secrets.token_hex(12), backend.dice_of_call()
                 call = await backend.in_thread(
@@ -119,9 +121,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """See the proto."""
         backend = self._backend
         arrived_at = time.monotonic()
-        async with self._answering(context):
-            caller = self._caller(context)
-            with backend.permits.permit():
+        async with self._answering(request, context) as caller:
+            with backend.permits.permit(caller.tenant):
                 served = backend.engine.check_embeds()
                 call = await backend.in_thread(
                     parse_embed,
@@ -140,9 +141,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.TokenizeResponse:
         """See the proto."""
         backend = self._backend
-        async with self._answering(context):
+        async with self._answering(request, context) as caller:
             backend.model.check_name(request.model)
-            with backend.permits.permit():
+            with backend.permits.permit(caller.tenant):
                 tokens = await backend.in_thread(
                     backend.model.tokenizer.encode,
                     request.text,
@@ -155,9 +156,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.DetokenizeResponse:
         """See the proto."""
         backend = self._backend
-        async with self._answering(context):
+        async with self._answering(request, context) as caller:
             backend.model.check_name(request.model)
-            with backend.permits.permit():
+            with backend.permits.permit(caller.tenant):
                 text = await backend.in_thread(_detokenize, backend.model, request.token_ids)
             return inference_pb2.DetokenizeResponse(text=text)
 
@@ -165,17 +166,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ListModelsRequest, context: Context
     ) -> inference_pb2.ListModelsResponse:
         """See the proto."""
-        async with self._answering(context):
+        async with self._answering(request, context):
             backend = self._backend
             length = backend.engine.cell.max_model_len or 0
             model = inference_pb2.Model(name=backend.model.name, max_model_len=length)
             return inference_pb2.ListModelsResponse(models=[model])
 
     @contextlib.asynccontextmanager
-    async def _answering(self, context: Context) -> AsyncIterator[None]:
-        """Around one call: its errors become its status."""
+    async def _answering(self, request: Message, context: Context) -> AsyncIterator[Caller]:
+        """Around one call: its errors become its status. gRPC keeps the request to the end of its
+        call, and so the request has its room for as long."""
         try:
-            yield
+            with self._backend.room.place(self._backend.max_body_bytes) as place:
+                place.count(request.ByteSize())
+                yield self._caller(context)
         except RequestError as error:
             await _abort(context, error)
         except Exception:  # gRPC would tell the client what it is
@@ -230,6 +234,7 @@ def create_server(backend: Backend, *, reuse_port: bool) -> grpc.aio.Server:
     keys = (_KeyInterceptor(backend.keys),) if backend.keys else ()
     server = grpc.aio.server(
         interceptors=(*keys, MalformedRefused(_abort)),
+        maximum_concurrent_rpcs=backend.uploads.limit,
         options=(
             *_SERVER_OPTIONS,
             ("grpc.so_reuseport", int(reuse_port)),
@@ -250,6 +255,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unuse
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._num_watchers = 0
 
     async def Check(  # noqa: N802 - gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -263,14 +269,21 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unuse
     async def Watch(  # noqa: N802 - gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Says the status now, and whenever it has changed."""
-        said = None
-        while True:
-            response = self._response(request.service)
-            if response != said:
-                yield response
-                said = response
-            await asyncio.sleep(WATCH_S)
+        """Says the status now, and whenever it has changed. RESOURCE_EXHAUSTED: too many watch."""
+        if self._num_watchers >= MAX_WATCHERS:
+            message = f"{MAX_WATCHERS} calls watch already, which is the most; ask with Check"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        self._num_watchers += 1
+        try:
+            said = None
+            while True:
+                response = self._response(request.service)
+                if response != said:
+                    yield response
+                    said = response
+                await asyncio.sleep(WATCH_S)
+        finally:
+            self._num_watchers -= 1
 
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         response = health_pb2.HealthCheckResponse

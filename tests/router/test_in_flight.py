@@ -11,9 +11,7 @@ import pytest
 
 from gateway.output import FinishReason
 from protos.quire.v1 import scheduler_pb2
-from router import answers, cell, engine, link
-from router.app import create_app
-from router.http_protocol import HANG_UP
+from router import cell, engine, link
 from router.server import Router
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
@@ -317,35 +315,6 @@ async def test_a_client_that_does_not_read_is_ended_and_harms_nobody(
         await until(lambda: len(scheduler.aborted) == 32)
         writer.close()
         await until(lambda: router.backend.permits.num_taken == 0)
-
-
-async def test_a_client_that_takes_nothing_is_hung_up_on(
-    router: Router, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answers, "SEND_S", 0.05)
-    hung_up = asyncio.Event()
-    messages = [{"type": "http.request", "body": json.dumps({**XYZ, "stream": True}).encode()}]
-
-    async def receive() -> Any:
-        if messages:
-            return messages.pop()
-        return await asyncio.Event().wait()
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            await asyncio.Event().wait()
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": PATH,
-        "headers": [(b"content-type", b"application/json")],
-        "extensions": {HANG_UP: {"call": hung_up.set}},
-    }
-    async with asyncio.timeout(20):
-        await create_app(router.backend)(scope, receive, send)
-    assert hung_up.is_set()
-    assert router.backend.permits.num_taken == 0
 
 
 async def test_ids_of_what_is_in_flight_are_not_used_again(router: Router) -> None:
