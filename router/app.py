@@ -12,7 +12,7 @@ from gateway.cors import CorsPolicy
 from gateway.errors import Fault, RequestError, one_of, quote
 from router.backend import Backend
 from router.documents import Documents
-from router.middleware import AuthenticationMiddleware, RequestIdMiddleware
+from router.middleware import AuthenticationMiddleware, FarewellMiddleware, RequestIdMiddleware
 from router.responses import error_response
 from router.routes import ENDPOINTS
 
@@ -22,6 +22,7 @@ def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
     app = Starlette(
         routes=[Route("/", _to_docs), *(endpoint.route for endpoint in ENDPOINTS)],
         middleware=[
+            Middleware(FarewellMiddleware, is_leaving=lambda: backend.engine.leaving),
             Middleware(RequestIdMiddleware),
             # Before the key is asked for: a browser's preflight has none.
             *([Middleware(CORSMiddleware, **cors.arguments())] if cors else []),

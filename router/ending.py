@@ -1,7 +1,13 @@
 """An orderly end: told to, the router refuses new requests and finishes the running ones, up to the
-drain timeout or until it is told again. Those that it cuts off hear so."""
+drain timeout or until it is told again. Those that it cuts off hear so.
+
+One that shares its ports with others no longer listens by then, and first answers what still comes
+on connections that it has: clients with pools go on asking there. From when it is told, every
+answer says that its connection ends with it (`Connection: close`).
+"""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -11,6 +17,10 @@ from router.backend import Backend
 
 _LAST_WORDS_S = 1.0
 """In which requests that are cut off tell their clients so."""
+
+LINGER_S = 2.0
+"""Kept connections on which nobody has asked for so long end with the process."""
+_LOOK_S = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -52,19 +62,39 @@ async def until_told(told: asyncio.Event, running: Sequence[asyncio.Task[None]])
         raise RuntimeError(f"{task.get_name()} ended by itself")
 
 
+async def see_off(
+    backend: Backend,
+    num_connections: Callable[[], int],
+    timeout_s: float,
+    told_again: asyncio.Event,
+) -> None:
+    """Answers who is here already, while others share the ports. Returns when nobody has asked for
+    a while, when there is nobody left who could, when told again or after the timeout."""
+    backend.engine.leaving = True
+    backend.engine.uplink.leave()
+    quiet_s = 0.0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while num_connections() and quiet_s < LINGER_S and not told_again.is_set():
+                await asyncio.sleep(_LOOK_S)
+                is_busy = backend.permits.num_taken or backend.uploads.num_taken
+                quiet_s = 0.0 if is_busy else quiet_s + _LOOK_S
+
+
 async def drain(backend: Backend, timeout_s: float, told_again: asyncio.Event) -> None:
     """New requests are refused from now on; running ones get their time, unless told again."""
-    backend.engine.draining = True
-    backend.engine.uplink.leave()
+    engine = backend.engine
+    engine.leaving = engine.draining = True
+    engine.uplink.leave()
     if backend.permits.num_taken:
         _log.info("draining: %s", _in_flight(backend))
     idle = asyncio.create_task(backend.permits.idle())
     hurry = asyncio.create_task(told_again.wait())
     await asyncio.wait((idle, hurry), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     if not idle.done():
-        why = "told again to end" if told_again.is_set() else f"{timeout_s:g} s are over"
+        why = "told again to end" if told_again.is_set() else "the drain timeout is over"
         _log.warning("%s: %s cut off", why, _in_flight(backend))
-        backend.engine.end_all("the server had to stop before the request was complete")
+        engine.end_all("the server had to stop before the request was complete")
         await asyncio.wait((idle,), timeout=_LAST_WORDS_S)
     idle.cancel()
     hurry.cancel()

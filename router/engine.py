@@ -51,7 +51,10 @@ class Engine:
         self.metrics = metrics
         self._accounts = Accounts(metrics)
         self.cell = Cell(model)
+        self.leaving = False
+        """It is to end: nobody new shall come, and who is here shall ask elsewhere from now on."""
         self.draining = False
+        """Who asks is refused."""
         self.over: RequestError | None = None
         """Why nothing goes on any more; None while it does."""
         self.on_change = asyncio.Event()
@@ -76,18 +79,17 @@ class Engine:
     # What callers ask.
 
     def check_serving(self) -> ServedModel:
-        """What is served, if a request would be computed now. Raises RequestError otherwise."""
-        self._check_not_draining()
+        """What is served, if a request would be computed now, and whoever comes shall come here.
+        Raises RequestError otherwise."""
+        if self.leaving:
+            raise _draining()
         return self.cell.check_available()
 
     def _check_accepts(self) -> ServedModel:
         """What is served, if a request can be accepted now. Raises RequestError otherwise."""
-        self._check_not_draining()
-        return self.cell.check_accepts()
-
-    def _check_not_draining(self) -> None:
         if self.draining:
-            raise unavailable("the server is draining and accepts no new requests")
+            raise _draining()
+        return self.cell.check_accepts()
 
     def check_available(self) -> int:
         """`max_model_len`, if a request to generate can be accepted now. Raises RequestError
@@ -392,3 +394,7 @@ class Engine:
             ids = range(first, first + count)
             if not any(i in self._samples or i in self._leaving for i in ids):
                 return first
+
+
+def _draining() -> RequestError:
+    return unavailable("the server is draining and accepts no new requests")

@@ -36,15 +36,34 @@ class HttpServer(uvicorn.Server):
         self.listening = asyncio.Event()
         self._ending = asyncio.Event()
         self._tls = tls.context() if tls else None
+        self._main: socket.socket | None = None
+        self._arriving: list[asyncio.Task[object]] = []
 
     def end(self) -> None:
         """No longer listens; what is being answered gets a moment."""
         self.should_exit = True
         self._ending.set()
 
+    @property
+    def num_connections(self) -> int:
+        """On which somebody may ask."""
+        return len(self.server_state.connections)
+
     def leave(self) -> None:
-        """No longer listens on the first of its sockets."""
+        """No longer listens on the first of its sockets. Who has knocked there is let in before:
+        closing it would hang up on them."""
+        assert self._main is not None
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # BlockingIOError, when nobody is left
+            while True:
+                connection, _ = self._main.accept()
+                connection.setblocking(False)
+                letting = loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
+                self._arriving.append(loop.create_task(letting))
         self.servers[0].close()
+
+    def _protocol(self) -> BoundedHttpProtocol:
+        return BoundedHttpProtocol(self.config, self.server_state, self.lifespan.state)
 
     async def main_loop(self) -> None:
         """Wakes once a second, for the date in the headers; uvicorn's own does ten times."""
@@ -57,6 +76,7 @@ class HttpServer(uvicorn.Server):
         """Begins to listen: on the first with TLS, if there is any; this process's own port is
         on loopback."""
         assert sockets is not None
+        self._main = sockets[0]
         self.config.ssl = self._tls
         await super().startup(sockets[:1])
         main = self.servers

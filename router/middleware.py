@@ -1,6 +1,8 @@
-"""What holds for every HTTP request: it has a name, and its sender may ask."""
+"""What holds for every HTTP request: it has a name, its sender may ask, and its connection is not
+kept longer than the server."""
 
 import secrets
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,6 +55,24 @@ class RequestIdMiddleware:
                 await error_response(error, scope)(scope, receive, send_named)
                 return
         await self._app(scope, receive, send_named)
+
+
+class FarewellMiddleware:
+    """Asks clients to come back on another connection, from when this server is to end."""
+
+    def __init__(self, app: ASGIApp, is_leaving: Callable[[], bool]) -> None:
+        self._app = app
+        self._is_leaving = is_leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._is_leaving():
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_last)
 
 
 class AuthenticationMiddleware:

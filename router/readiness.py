@@ -77,7 +77,7 @@ class Readiness:
         fresh = cell.fresh_replicas()
         age_s = 0.0 if status is None else now - status.received_at
         return {
-            "draining": engine.draining,
+            "draining": engine.leaving,
             "samples_in_flight": engine.num_samples,
             "scheduler": {
                 "connected": cell.incarnation is not None,

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import random
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,7 +28,7 @@ from gateway.keys import ApiKeys
 from gateway.model import Model, load_model
 from router.backend import Backend
 from router.background import BackgroundRuns
-from router.ending import Signals, drain, until_told
+from router.ending import Signals, drain, see_off, until_told
 from router.engine import Engine
 from router.http_server import HttpServer
 from router.link import Link
@@ -59,6 +60,8 @@ class Router:
     grpc_address: str
     leave: Callable[[], None]
     """New connections go to whoever shares the ports, from now on."""
+    num_connections: Callable[[], int]
+    """On which somebody may ask over HTTP."""
     renewal: Renewal
     tasks: tuple[asyncio.Task[None], ...]
     """None of them ends before the router does, unless something is wrong."""
@@ -72,9 +75,16 @@ async def serve(settings: Settings) -> None:
         gc.freeze()  # what exists now stays; the collector need not look at it again
         _announce(router)
         await until_told(signals.told, router.tasks)
+        ends_at = time.monotonic() + settings.drain_timeout_s
         if settings.reuse_port and signals.goes_alone:
             router.leave()
-        await drain(router.backend, settings.drain_timeout_s, signals.told_again)
+            await see_off(
+                router.backend,
+                router.num_connections,
+                settings.drain_timeout_s,
+                signals.told_again,
+            )
+        await drain(router.backend, ends_at - time.monotonic(), signals.told_again)
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +103,8 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
         raise ConfigurationError(str(error)) from error
     keys, tls = settings.read_keys(), ServerTls(settings.tls) if settings.tls else None
     backend = create_backend(settings, model, keys)
-    router_id = f"{socket.gethostname()}-{os.getpid()}"
+    # In containers of a name, all are process 1.
+    router_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     apart = settings.keeps_apart(keys)
     link = Link(
         settings.scheduler, router_id, backend.engine, settings.trust, keeps_tenants_apart=apart
@@ -122,7 +133,16 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
 
         try:
             await http_server.listening.wait()
-            yield Router(backend, bound.address, bound.metrics, grpc_address, leave, renewal, tasks)
+            yield Router(
+                backend,
+                bound.address,
+                bound.metrics,
+                grpc_address,
+                leave,
+                lambda: http_server.num_connections,
+                renewal,
+                tasks,
+            )
         finally:
             http_server.end()
             await grpc_server.stop(grace=1.0)

@@ -1,0 +1,115 @@
+"""Of two routers on one port one ends: nobody is refused, on old connections or new ones."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from router import ending
+from router.server import Router
+from tests.router.conftest import until
+from tests.router.fake_scheduler import FakeScheduler, fake_scheduler
+from tests.router.test_process import Process, running
+
+PATH = "/v1/completions"
+XYZ = {"prompt": "xyz", "max_tokens": 3}
+ASK = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def routers(model_dir: Path) -> AsyncIterator[tuple[Process, Process]]:
+    """Each with a scheduler of its own."""
+    told = ["--model", str(model_dir), "--reuse-port", "--metrics-port", "0"]
+    told += ["--port", str(_free_port()), "--grpc-port", str(_free_port())]
+    async with (
+        fake_scheduler() as (_, one),
+        fake_scheduler() as (_, other),
+        running(*told, "--scheduler", one) as leaver,
+        running(*told, "--scheduler", other) as stayer,
+    ):
+        for router in (leaver, stayer):
+            await _until_ready(str(router.ready["metrics"]).removesuffix("/metrics"))
+        yield leaver, stayer
+
+
+async def _until_ready(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as http, asyncio.timeout(30):
+        while (await http.get("/ready")).status_code != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_clients_that_keep_their_connections(routers: tuple[Process, Process]) -> None:
+    leaver, _ = routers
+    url = leaver.ready["address"]
+    ended = asyncio.Event()
+
+    async def ask(http: httpx.AsyncClient) -> None:
+        response = await http.post(PATH, json=XYZ)
+        assert response.status_code == 200, response.text
+
+    async def ask_on(http: httpx.AsyncClient) -> None:
+        while not ended.is_set():
+            await ask(http)
+            await asyncio.sleep(0.05)
+
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20))
+            for _ in range(16)
+        ]
+        await asyncio.gather(*map(ask, clients))
+        its_own = psutil.Process(leaver.ready["pid"]).net_connections("tcp")
+        assert any(connection.raddr for connection in its_own), "all are with the other one"
+        asking = [asyncio.create_task(ask_on(http)) for http in clients]
+        leaver.process.send_signal(signal.SIGTERM)
+        assert await leaver.end() == 0
+        ended.set()
+        await asyncio.gather(*asking)
+        await asyncio.gather(*map(ask, clients))
+
+
+async def test_who_has_knocked_is_let_in(routers: tuple[Process, Process]) -> None:
+    """It is told to end while connections wait for it to accept them."""
+    leaver, _ = routers
+    port = httpx.URL(leaver.ready["address"]).port
+    process = psutil.Process(leaver.ready["pid"])
+    process.suspend()
+    knocking = [await asyncio.open_connection("127.0.0.1", port) for _ in range(32)]
+    for _, writer in knocking:
+        writer.write(ASK)
+    leaver.process.send_signal(signal.SIGTERM)
+    process.resume()
+    async with asyncio.timeout(30):
+        for reader, writer in knocking:
+            assert (await reader.read(12)) == b"HTTP/1.1 200"
+            writer.close()
+    assert await leaver.end() == 0
+
+
+async def test_every_answer_of_a_router_that_ends_ends_its_connection(
+    router: Router, http: httpx.AsyncClient, scheduler: FakeScheduler
+) -> None:
+    assert "connection" not in (await http.post(PATH, json=XYZ)).headers
+    scheduler.hold_at = 1
+    asking = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: router.backend.permits.num_taken == 1)
+    draining = asyncio.create_task(ending.drain(router.backend, 20.0, asyncio.Event()))
+    await until(lambda: router.backend.engine.draining)
+    refused = await http.post(PATH, json=XYZ)
+    assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+    assert (await http.get("/health")).headers["connection"] == "close"
+    scheduler.hold_at = None
+    answered = await asking
+    assert (answered.status_code, answered.headers["connection"]) == (200, "close")
+    await draining
