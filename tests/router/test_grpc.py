@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2, scheduler_pb2
-from router import cell, generation, service
+from router import body, cell, generation, service
 from router.server import Router
 from router.service import SERVICE
 from tests.router.conftest import StartRouter, until
@@ -258,3 +258,54 @@ async def test_the_api_key_guards_grpc_too(start_router: StartRouter) -> None:
         assert await asyncio.wait_for(
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()), 20
         )
+
+
+async def test_large_requests_have_one_room(
+    start_router: StartRouter, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC keeps each to the end of its call."""
+    monkeypatch.setattr(body, "ROOM_BYTES", 4 * body.OWN_BYTES)
+    scheduler.max_model_len = 10_000_000
+    scheduler.hold_at = 1
+    async with (
+        start_router(max_body_bytes=4 * body.OWN_BYTES) as router,
+        grpc.aio.insecure_channel(router.grpc_address) as channel,
+    ):
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        large = request()
+        large.text = "x" * (3 * body.OWN_BYTES)
+        running = stub.Generate(large)
+        await until(lambda: len(scheduler.submits) == 1)
+        with pytest.raises(grpc.aio.AioRpcError, match="bodies that are here hold") as caught:
+            _ = [piece async for piece in stub.Generate(large)]
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        small = stub.Generate(request())
+        await until(lambda: len(scheduler.submits) == 2)
+        running.cancel()
+        small.cancel()
+        await until(lambda: router.backend.room.num_held == 0)
+
+
+async def test_not_too_many_watch(
+    router: Router, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_WATCHERS", 2)
+    stub = health_pb2_grpc.HealthStub(channel)
+    asked = health_pb2.HealthCheckRequest(service=service.SERVICE)
+    watching = [stub.Watch(asked) for _ in range(2)]
+    for watch in watching:
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError, match="2 calls watch already") as caught:
+        _ = [said async for said in stub.Watch(asked)]
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    watching[0].cancel()
+
+    async def is_let_in() -> bool:
+        try:
+            return bool(await stub.Watch(asked).read())
+        except grpc.aio.AioRpcError:
+            return False
+
+    async with asyncio.timeout(20):
+        while not await is_let_in():  # noqa: ASYNC110 - it hears of the end in its own time
+            await asyncio.sleep(0.01)

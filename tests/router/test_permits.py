@@ -1,11 +1,15 @@
 """Who is refused for want of a permit hears when its turn would come."""
 
+import asyncio
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from gateway.errors import Fault, RequestError
 from router.permits import Permits
+from tests.router.conftest import StartRouter, until
+from tests.router.fake_scheduler import FakeScheduler
 
 
 class Clock:
@@ -27,9 +31,9 @@ def held(permits: Permits, clock: Clock, *, seconds: float, times: int) -> None:
             clock.now += seconds
 
 
-def told(permits: Permits) -> int | None:
+def told(permits: Permits, tenant: str = "") -> int | None:
     with pytest.raises(RequestError) as caught:
-        permits.check()
+        permits.check(tenant)
     assert caught.value.fault is Fault.OVERLOADED
     return caught.value.retry_after_s
 
@@ -69,3 +73,53 @@ def test_a_turn_is_a_second_at_least_and_ten_minutes_at_most(clock: Clock) -> No
     held(permits, clock, seconds=5000.0, times=9)
     with permits.permit():
         assert told(permits) == 600
+
+
+def test_one_tenant_cannot_keep_the_others_out(clock: Clock) -> None:
+    permits = Permits(8, "requests are in flight", clock=clock)
+    with ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(permits.permit("rich"))
+        told(permits, "rich")
+        with permits.permit("poor"), permits.permit("poor"):
+            assert permits.num_taken == 10
+            told(permits, "poor")  # a quarter more is all
+            told(permits, "newcomer")
+            told(permits, "rich")
+        permits.check("newcomer")
+    permits.check("rich")
+
+
+def test_even_shares_leave_nobody_more(clock: Clock) -> None:
+    permits = Permits(8, "requests are in flight", clock=clock)
+    with ExitStack() as stack:
+        for tenant in ("one", "other") * 4:
+            stack.enter_context(permits.permit(tenant))
+        told(permits, "one")
+        told(permits, "other")
+        permits.check("newcomer")
+
+
+async def test_a_flood_of_one_tenant_refuses_itself(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    async with (
+        start_router(max_in_flight=4) as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        scheduler.hold_at = 1
+        scheduler.submits.clear()
+
+        def ask(tenant: str) -> "asyncio.Task[httpx.Response]":
+            body = {"prompt": "xyz", "max_tokens": 3}
+            headers = {"X-Tenant": tenant}
+            return asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
+
+        flood = [ask("flood") for _ in range(4)]
+        await until(lambda: len(scheduler.submits) == 4)
+        assert (await ask("flood")).status_code == 429
+        other = ask("other")
+        await until(lambda: len(scheduler.submits) == 5)
+        scheduler.hold_at = None
+        answers = await asyncio.gather(*flood, other)
+        assert {answer.status_code for answer in answers} == {200}

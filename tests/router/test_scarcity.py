@@ -3,6 +3,7 @@ they cannot do they refuse, and they go on."""
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,17 @@ UPLOAD = (
 )
 
 
+async def nothing_left(http: httpx.AsyncClient, scheduler: FakeScheduler) -> None:
+    """Whatever was asked has ended, for the router and for the scheduler."""
+    async with asyncio.timeout(20):
+        while True:
+            lines = (await http.get("/metrics")).text.splitlines()
+            [in_flight] = [line for line in lines if line.startswith("quire:requests_in_flight{")]
+            if float(in_flight.rpartition(" ")[2]) == 0 and not scheduler.running:
+                return
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("disk", ["full", "gone"])
 async def test_a_log_that_cannot_be_written(
     model_dir: Path, served: tuple[FakeScheduler, str], disk: str
@@ -46,6 +58,7 @@ async def test_a_log_that_cannot_be_written(
             assert "nothing works" in failed.text  # which is logged
             scheduler.error = None
             assert (await http.post("/v1/completions", json=XYZ)).status_code == 200
+            await nothing_left(http, scheduler)
             router.process.terminate()
             assert await router.end() == 0
 
@@ -88,6 +101,7 @@ async def test_no_descriptor_is_left(model_dir: Path, served: tuple[FakeSchedule
                 await asyncio.sleep(0.05)
         async with httpx.AsyncClient(base_url=url, timeout=20) as newcomer:
             assert (await newcomer.post("/v1/completions", json=XYZ)).status_code == 200
+            await nothing_left(newcomer, scheduler)
 
 
 async def _num_open(router: Process) -> int:
@@ -133,6 +147,38 @@ async def test_many_large_bodies_at_once(
         async with asyncio.timeout(20):
             while (await http.post("/v1/completions", json=large)).status_code != 400:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+        await nothing_left(http, scheduler)
+
+
+async def test_large_bodies_are_gone_once_they_are_parsed(
+    model_dir: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    """However long their requests go on."""
+    scheduler, address = served
+    limits = ("--max-body-bytes", str(BODY_BYTES))
+    body = json.dumps(XYZ).encode().ljust(BODY_BYTES - 1)
+    headers = {"content-type": "application/json"}
+    async with (
+        running("--model", str(model_dir), "--scheduler", address, *limits) as router,
+        httpx.AsyncClient(base_url=router.ready["address"], timeout=60) as http,
+    ):
+        await until(lambda: scheduler.num_canaries > 0)
+
+        def post() -> "asyncio.Task[httpx.Response]":
+            return asyncio.create_task(http.post("/v1/completions", content=body, headers=headers))
+
+        assert (await post()).status_code == 200
+        before = psutil.Process(router.ready["pid"]).memory_info().rss
+        scheduler.hold_at = 1
+        scheduler.submits.clear()
+        asking = []
+        for number in range(48):
+            asking.append(post())
+            await until(lambda: len(scheduler.submits) == number + 1)  # noqa: B023
+        more = psutil.Process(router.ready["pid"]).memory_info().rss - before
+        scheduler.hold_at = None
+        assert {response.status_code for response in await asyncio.gather(*asking)} == {200}
+        assert more < len(asking) * BODY_BYTES // 4
 
 
 def _limit_memory(process: psutil.Process, num_more_bytes: int) -> None:
@@ -148,7 +194,7 @@ def _limit_memory(process: psutil.Process, num_more_bytes: int) -> None:
 async def test_a_body_far_over_the_limit_is_not_kept(
     model_dir: Path, served: tuple[FakeScheduler, str]
 ) -> None:
-    _, address = served
+    scheduler, address = served
     limits = ("--max-body-bytes", str(MIB))
     async with (
         running("--model", str(model_dir), "--scheduler", address, *limits) as router,
@@ -166,3 +212,4 @@ async def test_a_body_far_over_the_limit_is_not_kept(
                 assert answer.status_code in (413, 503)
         assert process.memory_info().rss - before < 32 * MIB
         assert (await http.get("/health")).status_code == 200
+        await nothing_left(http, scheduler)
