@@ -13,7 +13,7 @@ import pytest
 from bench.flood import OUTPUT_WEIGHT, jain
 from bench.recording import Target
 from tests.chaos.by_hand import MODEL
-from tests.chaos.checker import check_ended, check_nothing_left
+from tests.chaos.checker import check_ended, check_exact, check_nothing_left
 from tests.chaos.pauses import Figures
 from tests.chaos.small import small_model, streams
 from tests.chaos.stack import PATIENCE_S, Served, running
@@ -53,6 +53,21 @@ async def test_ten_times_what_fits(tmp_path: Path, figures: Figures) -> None:
         measured = {"refused": len(seconds), "median, s": statistics.median(seconds)}
         target = Target("slowest refusal, s", max(seconds), REFUSAL_TARGET_S)
         figures.add(f"{TIMES_TOO_MUCH} times the requests that fit", measured, target)
+        await check_nothing_left(stack)
+
+
+@pytest.mark.slow
+async def test_more_than_the_kv_blocks_hold(tmp_path: Path) -> None:
+    """All begin, and most are preempted again and again; nobody sees it in what it is sent."""
+    flags = ("--num-blocks", "96", "--max-num-seqs", str(NUM_SLOTS))  # of 16 tokens
+    small = small_model(tmp_path / "small")
+    with running(small, tmp_path / "run", "--served-model-name", MODEL, *flags) as stack:
+        asked = streams(NUM_SLOTS, 600, "alone")
+        reference = [history for one in asked for history in await told(stack.url, [one])]
+        assert (await stack.state())["preemptions"] == 0
+        together = await told(stack.url, streams(NUM_SLOTS, 600, "together"))
+        assert (await stack.state())["preemptions"] > 0
+        check_exact(together, reference)
         await check_nothing_left(stack)
 
 
