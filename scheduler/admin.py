@@ -20,16 +20,16 @@ class AdminService:
         self, _request: admin_pb2.DrainRequest, _context: object
     ) -> admin_pb2.DrainResponse:
         """AdminService.Drain."""
-        self._cell.start_draining()
+        self._cell.guard.run(self._cell.start_draining)
         await self._cell.wait_drained()
-        self._cell.dismiss_workers()
+        self._cell.guard.run(self._cell.dismiss_workers)
         return admin_pb2.DrainResponse()
 
     async def reset_prefix_cache(
         self, _request: admin_pb2.ResetPrefixCacheRequest, _context: object
     ) -> admin_pb2.ResetPrefixCacheResponse:
         """AdminService.ResetPrefixCache."""
-        return admin_pb2.ResetPrefixCacheResponse(num_blocks=self._cell.reset_prefixes())
+        return admin_pb2.ResetPrefixCacheResponse(num_blocks=self._cell.guard.run(self._cell.reset_prefixes))
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What to register."""

@@ -18,6 +18,7 @@ from scheduler.core.events import Refused, Request
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.state import CoreState
 from scheduler.feeding import Feeder
+from scheduler.guard import Guard
 from scheduler.messages import (
     CellView,
     LogprobTable,
@@ -48,10 +49,13 @@ class Cell:
         core: Scheduler,
         *,
         step_timeout_s: float,
+        guard: Guard | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """No step is given up before `step_timeout_s`, however quick its replica usually is."""
         self.metrics = Metrics()
+        self.guard = guard or Guard()
+        """Whoever calls what changes the cell does so under it."""
         self.incarnation = time.time_ns()
         self.model: ModelCard | None = None
         """What the cell serves; stays when its last replica is lost."""
@@ -63,7 +67,7 @@ class Cell:
         self._started_at = clock()
         self._routers = Routers()
         self._replicas = Replicas()
-        self._feeder = Feeder(core, self._replicas, self.metrics, clock)
+        self._feeder = Feeder(core, self._replicas, self.metrics, self.guard, clock)
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = inf
         self._idle = asyncio.Event()
@@ -123,8 +127,8 @@ class Cell:
         if self._expiry is not None:
             self._expiry.cancel()
         self._expires_at = when
-        loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(max(0.0, when - self._clock()), self._expire)
+        wait_s = max(0.0, when - self._clock())
+        self._expiry = self.guard.call_later(wait_s, self._expire)
 
     def _expire(self) -> None:
         self._expiry, self._expires_at = None, inf

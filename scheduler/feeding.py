@@ -1,9 +1,9 @@
 """Plans go out: each replica gets as many ahead of its results as its pace asks for."""
 
-import asyncio
 from collections.abc import Callable
 
 from scheduler.core.scheduler import Scheduler
+from scheduler.guard import Guard
 from scheduler.metrics import Metrics
 from scheduler.pacing import StepWatch
 from scheduler.replicas import Attachment, Replicas
@@ -21,11 +21,13 @@ class Feeder:
         core: Scheduler,
         replicas: Replicas,
         metrics: Metrics,
+        guard: Guard,
         clock: Callable[[], float],
     ) -> None:
         self._core = core
         self._replicas = replicas
         self._metrics = metrics
+        self._guard = guard
         self._clock = clock
         self._watches: dict[int, StepWatch] = {}
         self._is_due = False
@@ -35,8 +37,8 @@ class Feeder:
     ) -> None:
         """From now on its plans have deadlines; `fence` is called when one is missed."""
         self._watches[attachment.epoch] = StepWatch(
-            lambda: attachment.overdue_at(step_timeout_s),
-            lambda: fence(attachment),
+            lambda: self._guard.run(attachment.overdue_at, step_timeout_s),
+            lambda: self._guard.run(fence, attachment),
             clock=self._clock,
             floor_s=step_timeout_s,
         )
@@ -49,7 +51,7 @@ class Feeder:
         """Feeds every replica once the events that are already here have been taken in."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._feed_all)
+            self._guard.call_soon(self._feed_all)
 
     def _feed_all(self) -> None:
         self._is_due = False
@@ -75,8 +77,7 @@ class Feeder:
         self._send(attachment, 1)
         if attachment.in_flight:
             attachment.is_starting = True
-            loop = asyncio.get_running_loop()
-            loop.call_later(BURST_S, self._send_ahead, attachment)
+            self._guard.call_later(BURST_S, lambda: self._send_ahead(attachment))
 
     def _send_ahead(self, attachment: Attachment) -> None:
         attachment.is_starting = False

@@ -20,6 +20,7 @@ from protos.trust import NO_TRUST, Trust
 from scheduler.admin import ADMIN_SERVICE, AdminService
 from scheduler.cell import Cell
 from scheduler.core.events import Refused
+from scheduler.guard import Guard
 from scheduler.replicas import Misfit, Rank
 from scheduler.routers import Router
 from scheduler.stream import Context, Stream
@@ -153,11 +154,17 @@ def _speaks_ours(version: int, stream: Stream) -> bool:
     return False
 
 
-async def _serve_session(session: RouterSession | RankSession, stream: Stream) -> None:
+async def _serve_session(
+    session: RouterSession | RankSession, stream: Stream, guard: Guard
+) -> None:
+    async def receive(data: bytes) -> None:
+        with guard.watching(Malformed):
+            await session.receive(data)
+
     try:
-        await stream.run(session.receive)
+        await stream.run(receive)
     finally:
-        session.end()
+        guard.run(session.end)
     await stream.finish()
 
 
@@ -170,12 +177,12 @@ class Services:
     async def connect(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """SchedulerService.Connect."""
         stream = Stream(context, max_outbox_bytes=ROUTER_OUTBOX_BYTES)
-        await _serve_session(RouterSession(self._cell, stream), stream)
+        await _serve_session(RouterSession(self._cell, stream), stream, self._cell.guard)
 
     async def attach(self, _requests: AsyncIterator[bytes], context: Context) -> None:
         """WorkerService.Attach."""
         stream = Stream(context, max_outbox_bytes=RANK_OUTBOX_BYTES)
-        await _serve_session(RankSession(self._cell, stream), stream)
+        await _serve_session(RankSession(self._cell, stream), stream, self._cell.guard)
 
     async def get_state(
         self, _request: scheduler_pb2.GetStateRequest, _context: object
