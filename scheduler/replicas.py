@@ -56,6 +56,8 @@ class SentPlan:
     step_id: int
     num_tokens: int
     sent_at: float
+    prepares: bool
+    """It makes grammars ready, whatever that takes."""
 
 
 @dataclass(eq=False, slots=True)
@@ -109,7 +111,8 @@ class Attachment:
 
     def send(self, plan: Plan, message: bytes, now: float) -> None:
         """Writes a plan's bytes to every rank."""
-        self.in_flight.append(SentPlan(plan.step_id, plan.num_tokens, now))
+        prepares = workers.brings_grammar(plan)
+        self.in_flight.append(SentPlan(plan.step_id, plan.num_tokens, now, prepares))
         for rank in self.ranks:
             rank.stream.send(message)
 
@@ -128,7 +131,8 @@ class Attachment:
         """How long the oldest plan in flight may take; 0 when there is none."""
         if not self.in_flight:
             return 0.0
-        return self.pace.patience_s(self.in_flight[0].num_tokens, floor_s=floor_s)
+        oldest = self.in_flight[0]
+        return self.pace.patience_s(oldest.num_tokens, floor_s=floor_s, prepares=oldest.prepares)
 
     def overdue_at(self, floor_s: float) -> tuple[int, float] | None:
         """Step id and deadline of the oldest plan in flight."""

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from protos.limits import MAX_LOGPROBS
 from protos.quire.v1 import sampling_pb2, worker_pb2
-from scheduler.core.decisions import Plan
+from scheduler.core.decisions import Admission, Plan
 from scheduler.core.events import (
     Capacity,
     FinishReason,
@@ -282,6 +282,16 @@ def encode_welcome(epoch: int, hash_seed: bytes = b"", *, keeps_names: bool = Fa
     return worker_pb2.AttachResponse(welcome=welcome).SerializeToString()
 
 
+def brings_grammar(plan: Plan) -> bool:
+    """Whether a sequence is admitted that has to say what a grammar allows."""
+    return any(_sampling_of(admission).grammar for admission in plan.admit)
+
+
+def _sampling_of(admission: Admission) -> sampling_pb2.SamplingParams:
+    assert isinstance(admission.sampling, sampling_pb2.SamplingParams)
+    return admission.sampling
+
+
 def encode_plan(plan: Plan, epoch: int) -> bytes:
     """An AttachResponse with the plan; written as it is to every rank."""
     response = worker_pb2.AttachResponse()
@@ -302,8 +312,7 @@ def encode_plan(plan: Plan, epoch: int) -> bytes:
             seed=admission.seed,
             score_from=admission.score_from,
         )
-        assert isinstance(admission.sampling, sampling_pb2.SamplingParams)
-        entry.sampling.CopyFrom(admission.sampling)
+        entry.sampling.CopyFrom(_sampling_of(admission))
     if plan.append_slot.size:
         message.append_slot = plan.append_slot.tobytes()
         message.append_index = plan.append_index.tobytes()

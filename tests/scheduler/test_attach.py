@@ -6,7 +6,8 @@ import grpc
 import numpy as np
 import pytest
 
-from protos.quire.v1 import worker_pb2
+from protos import flags
+from protos.quire.v1 import sampling_pb2, worker_pb2
 from scheduler.core.events import Request
 from tests.scheduler.conftest import Serve, Served
 from tests.scheduler.peers import (
@@ -533,6 +534,42 @@ async def test_an_overdue_step_fences_its_replica(serve: Serve) -> None:
     assert served.cell.metrics.num_fenced_replicas == 1
     healthy = await FakeRank.attached(served.address, replica_id="b", worker_id="b")
     assert ints((await healthy.plan()).admit[0].token_id) == ints(plan.admit[0].token_id)
+
+
+async def test_a_worker_that_stops_in_the_middle_is_given_up_within_seconds(serve: Serve) -> None:
+    """By default, where nobody supervises it: its steps were measured before."""
+    served = await serve(step_timeout_s=flags.STEP_TIMEOUT.default)
+    stops = await FakeRank.attached(served.address, replica_id="a", worker_id="a")
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=30)
+    for _ in range(10):
+        await stops.answer(await stops.plan())
+    other = await FakeRank.attached(served.address, replica_id="b", worker_id="b")
+    working = asyncio.create_task(other.work())
+    await router.until_finished(1)  # as long as the peers wait: a third of the timeout
+    assert router.tokens[1] == [token_at(3 + n) for n in range(30)]
+    assert served.cell.metrics.num_fenced_replicas == 1
+    working.cancel()
+
+
+async def test_a_step_that_has_to_make_a_grammar_ready_is_not_hurried(serve: Serve) -> None:
+    served = await serve(step_timeout_s=flags.STEP_TIMEOUT.default)
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1], max_tokens=10)
+    for _ in range(10):
+        await rank.answer(await rank.plan())
+    await router.until_finished(1)
+    for sequence_id, grammar, patience_s in ((2, "", 5), (3, "start: /a/", 60)):
+        sampling = sampling_pb2.SamplingParams(
+            top_p=1.0, repetition_penalty=1.0, grammar=grammar, stop_token_ids=[2]
+        )
+        await router.submit(sequence_id, [1], max_tokens=1, sampling=sampling)
+        plan = await rank.plan()
+        (replica,) = served.cell.view().replicas
+        assert replica.step_patience_s == patience_s
+        await rank.answer(plan)
+        await router.until_finished(sequence_id)
 
 
 async def test_a_step_within_its_deadline_fences_nobody(serve: Serve) -> None:

@@ -51,6 +51,28 @@ def test_steps_are_measured_against_those_of_their_size() -> None:
     assert pace.expected_s(2_000) == pytest.approx(4.0)
 
 
+def test_seconds_are_enough_once_steps_as_large_were_measured() -> None:
+    pace = Pace()
+    for _ in range(7):
+        pace.observe(0.03, 60)
+    assert pace.patience_s(60, floor_s=60) == 60
+    pace.observe(0.03, 200)
+    assert pace.patience_s(60, floor_s=60) == pace.patience_s(1, floor_s=60) == 5
+    assert pace.patience_s(200, floor_s=60) == 60, "there was one"
+    assert pace.patience_s(60, floor_s=60, prepares=True) == 60
+    assert pace.patience_s(60, floor_s=1) == 1, "as told"
+
+
+def test_a_machine_that_gets_busy_is_given_its_time() -> None:
+    """Steps of half a second that now take ten times as long; and long ones."""
+    pace = Pace()
+    for _ in range(8):
+        pace.observe(0.5, 60)
+        pace.observe(4.0, 2_000)
+    assert pace.patience_s(60, floor_s=60) == pytest.approx(10)
+    assert pace.patience_s(2_000, floor_s=60) == pytest.approx(76)
+
+
 async def test_a_late_step_is_looked_at_twice() -> None:
     """A process that was stopped finds a deadline passed and a result already in its socket."""
     now = 0.0
