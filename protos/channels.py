@@ -12,6 +12,22 @@ import grpc.aio
 from protos import flags
 from protos.trust import TOKEN_KEY, TOKEN_VARIABLE, Trust, is_unix
 
+KEEPALIVE: tuple[tuple[str, int], ...] = (
+    # another side whose machine is gone is noticed within ten seconds, whatever is on its way
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # whose default, a minute, is what counts otherwise
+    ("grpc.http2.max_pings_without_data", 0),
+)
+"""Of whoever dials, and of whoever listens."""
+LISTEN_KEEPALIVE: tuple[tuple[str, int], ...] = (
+    *KEEPALIVE,
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+)
+"""Of whoever listens: it bears with the pings of all of them."""
+
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 """What probes ask, of any server."""
 

@@ -6,17 +6,17 @@ hangs, and is treated as a break.
 """
 
 import asyncio
+import contextlib
 import hashlib
-import itertools
 import logging
-import random
 import time
-from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Coroutine, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from protos.channels import dial
+from protos.backoff import backoff
+from protos.channels import KEEPALIVE, dial
 from protos.outage import Outage, plainly
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from protos.trust import NO_TRUST, Trust
@@ -37,22 +37,20 @@ from router.wire import (
 SILENCE_S = 15.0
 """After so long without a word the scheduler is taken for hanging."""
 WELCOME_S = 5.0
-FIRST_BACKOFF_S = 0.1
-EAGER_BACKOFF_S = 0.25
-NUM_EAGER = 60
-"""Dials at that pace: a scheduler that is started again is back within seconds, and every stream
-waits for it meanwhile."""
-LAST_BACKOFF_S = 2.0
+LAST_WORDS_S = 1.0
+"""In which a stream that cannot be written to any more says why."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
+    *KEEPALIVE,
 )
 
 _log = logging.getLogger(__name__)
 
+_Half: TypeAlias = Coroutine[Any, Any, None]
 Call = grpc.aio.StreamStreamCall[scheduler_pb2.ConnectRequest, scheduler_pb2.ConnectResponse]
 
 
@@ -80,7 +78,7 @@ class Link:
 
     async def run(self) -> NoReturn:
         """Connects and listens until cancelled."""
-        delays = _backoff()
+        delays = backoff()
         outage = Outage(f"the scheduler at {self._address}")
         while True:
             try:
@@ -93,7 +91,7 @@ class Link:
             if self._outbox is not None:
                 self._outbox = None
                 self._listener.lost()
-                delays = _backoff()
+                delays = backoff()
                 outage.over()
             if line := outage.failed(reason, time.monotonic()):
                 _log.warning("%s", line)
@@ -147,11 +145,7 @@ class Link:
                     self._send(leaving_message())
                 _log.info("connected to the scheduler at %s", self._address)
                 self._listener.welcomed(first.welcome.incarnation)
-                writer = asyncio.create_task(self._write(call, outbox))
-                try:
-                    await self._read(call)
-                finally:
-                    writer.cancel()
+                await _until_broken(self._read(call), self._write(call, outbox))
             finally:
                 call.cancel()
 
@@ -166,11 +160,9 @@ class Link:
 
     async def _write(self, call: Call, outbox: asyncio.Queue[scheduler_pb2.ConnectRequest]) -> None:
         """Ends with the stream; the reader learns why."""
-        try:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             while True:
                 await call.write(await outbox.get())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            call.cancel()
 
     def _dispatch(self, message: scheduler_pb2.ConnectResponse) -> None:
         listener = self._listener
@@ -196,13 +188,19 @@ def own_salt(tenant: str, said: str) -> str:
     return hashlib.sha256(f"{tenant}\n{said}".encode()).hexdigest()
 
 
-def _backoff() -> Iterator[float]:
-    """Seconds before each next dial: short for a while, then doubling to a limit; spread."""
-    delay_s = FIRST_BACKOFF_S
-    for num_dials in itertools.count(1):
-        yield delay_s * random.uniform(0.8, 1.2)
-        limit_s = EAGER_BACKOFF_S if num_dials < NUM_EAGER else LAST_BACKOFF_S
-        delay_s = min(2 * delay_s, limit_s)
+async def _until_broken(reading: _Half, writing: _Half) -> None:
+    """Both halves of a stream, until either ends, and with it the other. Raises what ended it."""
+    reader, writer = asyncio.create_task(reading), asyncio.create_task(writing)
+    try:
+        await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((reader,), timeout=LAST_WORDS_S)
+        for half in (writer, reader):
+            if half.done() and not half.cancelled():
+                half.result()
+    finally:
+        for half in (reader, writer):
+            half.cancel()
+        await asyncio.gather(reader, writer, return_exceptions=True)
 
 
 async def _next(call: Call) -> scheduler_pb2.ConnectResponse | None:

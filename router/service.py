@@ -26,12 +26,13 @@ from gateway.wire import (
     parse_embed,
     parse_generate,
 )
+from protos.channels import LISTEN_KEEPALIVE
+from protos.malformed import MalformedRefused
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
 from router.caller import Caller, grpc_caller
 from router.embeddings import gather_vectors
 from router.generation import SEND_S, Generation
-from router.malformed import MalformedRefused
 from router.wait_limit import WaitLimit
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
@@ -77,17 +78,6 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Fault.TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-
-_SERVER_OPTIONS = (
-    # a client whose machine is gone is noticed within ten seconds
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # whose default, a minute, is what counts otherwise
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
-)
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
@@ -233,10 +223,10 @@ def create_server(backend: Backend, *, reuse_port: bool) -> grpc.aio.Server:
     """
     keys = (_KeyInterceptor(backend.keys),) if backend.keys else ()
     server = grpc.aio.server(
-        interceptors=(*keys, MalformedRefused(_abort)),
+        interceptors=(*keys, MalformedRefused(_refuse_malformed)),
         maximum_concurrent_rpcs=backend.uploads.limit,
         options=(
-            *_SERVER_OPTIONS,
+            *LISTEN_KEEPALIVE,
             ("grpc.so_reuseport", int(reuse_port)),
             ("grpc.max_receive_message_length", backend.max_body_bytes),
         ),
@@ -317,6 +307,10 @@ async def _write_pieces(
                     await context.write(message)
     except TimeoutError as error:
         raise RequestError(Fault.SLOW_READER, "the client stopped reading") from error
+
+
+async def _refuse_malformed(context: Context, message: str) -> NoReturn:
+    await _abort(context, RequestError(Fault.INVALID, message))
 
 
 async def _abort(context: Context, error: RequestError) -> NoReturn:

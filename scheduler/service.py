@@ -15,6 +15,7 @@ from grpc_health.v1 import (
 from grpc_reflection.v1alpha import reflection
 
 from protos import channels
+from protos.malformed import MalformedRefused
 from protos.quire.v1 import scheduler_pb2, worker_pb2
 from protos.trust import NO_TRUST, Trust
 from scheduler.admin import ADMIN_SERVICE, AdminService
@@ -40,13 +41,7 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second scheduler beside the first
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # whose default, a minute, is what counts otherwise
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    *channels.LISTEN_KEEPALIVE,
 ]
 
 
@@ -227,7 +222,8 @@ class GrpcServer:
         self._trust = trust
         self._names = names
         self._server = grpc.aio.server(
-            interceptors=channels.interceptors(self._trust), options=_OPTIONS
+            interceptors=(*channels.interceptors(self._trust), MalformedRefused()),
+            options=_OPTIONS,
         )
         self._server.add_generic_rpc_handlers(tuple(handlers))
         self._health = health.aio.HealthServicer()

@@ -40,6 +40,7 @@ import grpc.aio
 import uvloop
 
 from protos import flags
+from protos.backoff import backoff
 from protos.flag import FlagError
 from protos.outage import Outage
 from protos.trust import Trust
@@ -47,7 +48,6 @@ from worker import logs
 from worker.attach_stream import (
     RefusedError,
     Stream,
-    backoff,
     half_close,
     open_stream,
     why_ended,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from protos.channels import KEEPALIVE
 from protos.quire.v1 import inference_pb2
 from quire.client.chats import chat_prompt
 from quire.prompts import Chat, Conversation, Prompt, read_prompt, read_raw_prompt
@@ -15,10 +16,7 @@ from quire.sampling import SamplingParams, StructuredOutputsParams
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_http_proxy", 0),
-    # a server whose machine is gone is noticed within twenty seconds
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # whose default, a minute, is what counts otherwise
+    *KEEPALIVE,
     # one that is started now is met soon
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -6,9 +6,11 @@ from typing import Any
 import httpx
 import pytest
 
-from router import cell, link
+from protos import backoff
+from router import cell
+from router.link import Link
 from router.server import Router
-from tests.router.conftest import until
+from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
 
 PATH = "/v1/completions"
@@ -28,8 +30,8 @@ async def test_a_request_waits_for_a_scheduler_that_restarts(
     router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(link, "FIRST_BACKOFF_S", 0.5)
-    monkeypatch.setattr(link, "EAGER_BACKOFF_S", 0.5)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.6)
+    monkeypatch.setattr(backoff, "EAGER_S", 0.6)
     engine = router.backend.engine
     for kill in (scheduler.kill, scheduler.kill):
         kill()
@@ -104,3 +106,19 @@ async def test_a_client_that_leaves_meanwhile_leaves_nothing(
     await until(lambda: not engine._samples)
     assert engine._leaving == set()
     assert scheduler.aborted == []
+
+
+async def test_a_connection_that_is_only_read_is_no_connection(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps it from writing ends the link, and with it the process, where somebody sees it."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Link, "_write", fail)
+    async with start_router(until_ready=False) as router:
+        [link] = [task for task in router.tasks if task.get_name() == "link"]
+        async with asyncio.timeout(20):
+            with pytest.raises(RuntimeError, match="a defect"):
+                await link
