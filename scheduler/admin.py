@@ -29,7 +29,9 @@ class AdminService:
         self, _request: admin_pb2.ResetPrefixCacheRequest, _context: object
     ) -> admin_pb2.ResetPrefixCacheResponse:
         """AdminService.ResetPrefixCache."""
-        return admin_pb2.ResetPrefixCacheResponse(num_blocks=self._cell.guard.run(self._cell.reset_prefixes))
+        return admin_pb2.ResetPrefixCacheResponse(
+            num_blocks=self._cell.guard.run(self._cell.reset_prefixes)
+        )
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What to register."""

@@ -22,6 +22,7 @@ class Served:
 
     cell: Cell
     address: str
+    admin_address: str
     stub: scheduler_pb2_grpc.SchedulerServiceStub
     admin: admin_pb2_grpc.AdminServiceStub
 
@@ -53,6 +54,7 @@ async def serve() -> AsyncIterator[Serve]:
         return Served(
             cell,
             address,
+            admin_address,
             scheduler_pb2_grpc.SchedulerServiceStub(channel),
             admin_pb2_grpc.AdminServiceStub(admin_channel),
         )

@@ -28,8 +28,8 @@ def break_core(method: str, number: int) -> None:
             raise AssertionError("a defect")
         return whole(*arguments, **named)
 
-    Scheduler.accept = accepted  # type: ignore[method-assign]
-    setattr(Scheduler, method, broken)
+    for name, replacement in (("accept", accepted), (method, broken)):
+        setattr(Scheduler, name, replacement)
 
 
 if __name__ == "__main__":

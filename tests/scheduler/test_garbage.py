@@ -50,6 +50,14 @@ async def others(served: Served) -> AsyncIterator[Others]:
     await asyncio.gather(working, return_exceptions=True)
 
 
+async def code_of(address: str, method: str) -> grpc.StatusCode:
+    """How a call ends whose request is no message."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        ask: Any = channel.unary_unary(f"/{method}")
+        code: grpc.StatusCode = await ask(b"\xff" * 64, timeout=20).code()
+        return code
+
+
 async def test_what_is_no_grpc(served: Served, others: Others) -> None:
     host, _, port = served.address.partition(":")
     loop = asyncio.get_running_loop()
@@ -77,12 +85,28 @@ async def test_a_message_that_is_too_large(
     await others.are_served(1)
 
 
-@pytest.mark.parametrize("method", ["GetState", "Drain"])
-async def test_a_call_that_is_none(served: Served, others: Others, method: str) -> None:
-    """The worst that may come of it is an error for who called."""
-    async with grpc.aio.insecure_channel(served.address) as channel:
-        call: Any = channel.unary_unary(f"/quire.v1.SchedulerService/{method}")
-        with pytest.raises(grpc.aio.AioRpcError):
-            await call(b"\xff" * 64)
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        ("quire.v1.SchedulerService/GetState", grpc.StatusCode.INVALID_ARGUMENT),
+        ("quire.v1.SchedulerService/Drain", grpc.StatusCode.UNIMPLEMENTED),
+        ("grpc.health.v1.Health/Check", grpc.StatusCode.INVALID_ARGUMENT),
+        ("grpc.health.v1.Health/Watch", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_call_that_is_none(
+    served: Served, others: Others, method: str, code: grpc.StatusCode
+) -> None:
+    assert await code_of(served.address, method) is code
+    assert not served.cell.draining
+    await others.are_served(1)
+
+
+@pytest.mark.parametrize("method", ["Drain", "ResetPrefixCache"])
+async def test_a_call_of_an_operators_that_is_none(
+    served: Served, others: Others, method: str
+) -> None:
+    code = await code_of(served.admin_address, f"quire.v1.AdminService/{method}")
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert not served.cell.draining
     await others.are_served(1)

@@ -6,22 +6,25 @@ the log for each.
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError
 
-from gateway.errors import Fault, RequestError
-
 Context = grpc.aio.ServicerContext[Any, Any]
-Refuse = Callable[[Context, RequestError], Awaitable[NoReturn]]
+Refuse = Callable[[Context, str], Awaitable[None]]
+
+
+async def _abort(context: Context, message: str) -> None:
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 class MalformedRefused(grpc.aio.ServerInterceptor):
     """For methods that take one request; streams of requests pass."""
 
-    def __init__(self, refuse: Refuse) -> None:
-        """`refuse` ends a call with an error."""
+    def __init__(self, refuse: Refuse = _abort) -> None:
+        """`refuse` ends a call with a message, by raising."""
         self._refuse = refuse
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -29,7 +32,7 @@ class MalformedRefused(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        name: str = handler_call_details.method
+        malformed = f"the request is no message that {handler_call_details.method} takes"
 
         def deserialize(data: bytes) -> Any:
             try:
@@ -39,12 +42,12 @@ class MalformedRefused(grpc.aio.ServerInterceptor):
 
         async def checked(request: Any, context: Context) -> Any:
             if isinstance(request, DecodeError):
-                await self._refuse(context, _malformed(name))
+                await self._refuse(context, malformed)
             return await (handler.unary_stream or handler.unary_unary)(request, context)
 
         async def checked_each(request: Any, context: Context) -> AsyncIterator[Any]:
             if isinstance(request, DecodeError):
-                await self._refuse(context, _malformed(name))
+                await self._refuse(context, malformed)
             async for message in handler.unary_stream(request, context):
                 yield message
 
@@ -54,7 +57,3 @@ class MalformedRefused(grpc.aio.ServerInterceptor):
         yields = inspect.isasyncgenfunction(handler.unary_stream)
         behavior = checked_each if yields else checked
         return grpc.unary_stream_rpc_method_handler(behavior, deserialize, serialize)
-
-
-def _malformed(name: str) -> RequestError:
-    return RequestError(Fault.INVALID, f"the request is no message that {name} takes")
