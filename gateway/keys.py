@@ -10,7 +10,6 @@ import hmac
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +24,8 @@ FIRST_NAME = "default"
 """Of a key that comes without; those after it are default-2, default-3."""
 
 _NAME = re.compile(r"[A-Za-z0-9._@:/-]{1,64}")
+_KEY = re.compile(r"[!-~]*")
+"""What every client can send in a header."""
 _MAX_KEY_LEN = 1024
 
 
@@ -104,6 +105,11 @@ def read_keys(
                 f"{source}: the key {name} has {len(key)} characters; it must have 1 to "
                 f"{_MAX_KEY_LEN}"
             )
+        if not _KEY.fullmatch(key):
+            raise FlagError(
+                f"{source}: the key {name} holds a space or what is not printable ASCII, which "
+                "clients cannot send in a header"
+            )
         if name in keys:
             raise FlagError(f"{source}: there are two keys named {name}")
         if key in keys.values():
@@ -114,22 +120,13 @@ def read_keys(
     return keys
 
 
-def exposure(path: str) -> str | None:
-    """A warning about a file of keys that other users of the machine can read; else None."""
-    mode = stat.S_IMODE(Path(path).stat().st_mode)
-    if not mode & stat.S_IROTH:
-        return None
-    return f"--api-key-file {path} can be read by every user of this machine (mode {mode:o})"
-
-
 def _said(
     given: Sequence[str] | None, path: str | None, environment: Mapping[str, str]
 ) -> Iterator[tuple[str, str, str]]:
     """Where each comes from, its name, and itself."""
     if given is None:
-        said = environment.get(KEY_VARIABLE)
-        given = [said] if said else []
-    for index, key in enumerate(given):
+        yield from _of_key_variable(environment.get(KEY_VARIABLE, ""))
+    for index, key in enumerate(given or ()):
         if key == "":
             raise FlagError("--api-key is ''; it must be at least 1 character, or left out")
         yield "--api-key", FIRST_NAME + (f"-{index + 1}" if index else ""), key
@@ -137,6 +134,15 @@ def _said(
         yield from _of_file(path)
     if text := environment.get(KEYS_VARIABLE):
         yield from _of_variable(text)
+
+
+def _of_key_variable(text: str) -> Iterator[tuple[str, str, str]]:
+    """Without the end of line that files of secrets have."""
+    if not text:
+        return
+    if not text.strip():
+        raise FlagError(f"{KEY_VARIABLE} holds nothing but white space; unset it for no key")
+    yield KEY_VARIABLE, FIRST_NAME, text.strip()
 
 
 def _of_file(path: str) -> Iterator[tuple[str, str, str]]:

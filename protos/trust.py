@@ -11,10 +11,12 @@ What is done with it is in `protos.channels`; nothing here loads gRPC.
 """
 
 import ipaddress
+import logging
 import os
 import re
 import socket
 import ssl
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ TOKEN_KEY = "quire-cluster-token"
 TOKEN_VARIABLE = "QUIRE_CLUSTER_TOKEN"
 
 _TOKEN = re.compile(r"[!-~]{16,1024}")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,12 @@ class Trust:
         ca: str | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> "Trust":
-        """From the files that flags name, and the variable. Raises FlagError."""
-        return cls(_tokens(token_file, environment), _certificates(cert, key, ca))
+        """From the files that flags name, and the variable; warns of files that others can read.
+        Raises FlagError."""
+        trust = cls(_tokens(token_file, environment), _certificates(cert, key, ca))
+        _warn_if_exposed(flags.CLUSTER_TOKEN_FILE.option, token_file)
+        _warn_if_exposed(flags.TLS_KEY.option, key)
+        return trust
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -155,6 +163,20 @@ def _read(option: str, path: str) -> bytes:
         raise FlagError(
             f"{option} is {path!r}; it must be a file that can be read: {error.strerror}"
         ) from error
+
+
+def exposure(option: str, path: str) -> str | None:
+    """A warning about a file of secrets that others than its owner can read; else None."""
+    mode = stat.S_IMODE(Path(path).stat().st_mode)
+    if not mode & (stat.S_IRGRP | stat.S_IROTH):
+        return None
+    who = "every user of this machine" if mode & stat.S_IROTH else "its group"
+    return f"{option} {path} can be read by {who} (mode {mode:o})"
+
+
+def _warn_if_exposed(option: str, path: str | None) -> None:
+    if path is not None and (warning := exposure(option, path)):
+        _log.warning("%s", warning)
 
 
 def is_unix(address: str) -> bool:

@@ -12,11 +12,11 @@ import uvloop
 
 from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
-from gateway.keys import exposure, read_keys
+from gateway.keys import read_keys
 from gateway.limits import described_limits, parse_limits
 from protos import flags
 from protos.command_line import run
-from protos.trust import Trust
+from protos.trust import Trust, exposure
 from router.listeners import ConfigurationError
 from router.server import serve
 from router.settings import Settings
@@ -120,8 +120,12 @@ def main(
     keys_now = partial(read_keys, api_key, api_key_file)
     keys = keys_now()
     tls = TlsFiles.read(ssl_certfile, ssl_keyfile, ssl_ca_certs)
-    if api_key_file is not None and (warning := exposure(api_key_file)):
-        _log.warning("%s", warning)
+    for flag, path in (
+        (flags.API_KEY_FILE, api_key_file),
+        (flags.SSL_KEYFILE, tls and tls.keyfile),
+    ):
+        if path and (warning := exposure(flag.option, path)):
+            _log.warning("%s", warning)
     if keys:
         _log.info("clients need one of these keys: %s", ", ".join(keys))
     try:

@@ -1,12 +1,13 @@
 """Keys have names, come from three places, and are shown nowhere."""
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import RequestError
-from gateway.keys import ApiKeys, exposure, read_keys
+from gateway.keys import ApiKeys, read_keys
 from protos.flag import FlagError
 
 KEYS = ApiKeys({"alice": "sk-a", "bob": "sk-b"})
@@ -15,13 +16,13 @@ KEYS = ApiKeys({"alice": "sk-a", "bob": "sk-b"})
 def test_keys_come_from_flags_files_and_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# staff\nalice  sk-a\n\n\tbob sk-b\n")
-    environment = {"QUIRE_API_KEY": "sk-ignored", "QUIRE_API_KEYS": '{"carol": "sk c, with all"}'}
+    environment = {"QUIRE_API_KEY": "sk-ignored", "QUIRE_API_KEYS": '{"carol": "sk~c,!with{all}"}'}
     assert read_keys(["one", "two"], str(path), environment) == {
         "default": "one",
         "default-2": "two",
         "alice": "sk-a",
         "bob": "sk-b",
-        "carol": "sk c, with all",
+        "carol": "sk~c,!with{all}",
     }
     assert read_keys(None, None, {"QUIRE_API_KEY": "sk"}) == {"default": "sk"}
     assert read_keys(None, None, {"QUIRE_API_KEY": "", "QUIRE_API_KEYS": ""}) == {}
@@ -60,14 +61,23 @@ def test_a_variable_that_is_no_object_of_keys_is_refused(text: str) -> None:
     assert "sk-secret" not in str(error.value)
 
 
-def test_a_file_that_others_can_read_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "keys"
-    path.write_text("a sk")
-    path.chmod(0o644)
-    said = f"--api-key-file {path} can be read by every user of this machine (mode 644)"
-    assert exposure(str(path)) == said
-    path.chmod(0o640)
-    assert exposure(str(path)) is None
+@pytest.mark.parametrize(
+    "key", [" sk-secret", "sk-secret\n", "sk secret", "sk-schlüssel", "sk\x7f"]
+)
+def test_a_key_that_no_client_can_send_is_refused(key: str) -> None:
+    for given, variables in (([key], {}), (None, {"QUIRE_API_KEYS": json.dumps({"default": key})})):
+        with pytest.raises(
+            FlagError, match="the key default holds a space or what is not"
+        ) as error:
+            read_keys(given, None, variables)
+        assert key not in str(error.value)
+
+
+def test_a_variable_may_end_in_the_end_of_a_line() -> None:
+    assert read_keys(None, None, {"QUIRE_API_KEY": " sk-secret\n"}) == {"default": "sk-secret"}
+    assert read_keys(None, None, {"QUIRE_API_KEYS": '{"a": "sk"}\n'}) == {"a": "sk"}
+    with pytest.raises(FlagError, match="QUIRE_API_KEY holds nothing but white space"):
+        read_keys(None, None, {"QUIRE_API_KEY": "\n"})
 
 
 def test_a_request_is_its_keys() -> None:

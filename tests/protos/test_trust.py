@@ -87,3 +87,17 @@ def test_what_others_can_reach_needs_a_token_or_certificates(address: str) -> No
     assert str(error.value).startswith(f"--listen is {address}, which other machines can reach; ")
     assert "--cluster-token-file (or QUIRE_CLUSTER_TOKEN)" in str(error.value)
     Trust((TOKEN,)).check_reach("--listen", address)
+
+
+@pytest.mark.parametrize(
+    ("mode", "who"), [(0o644, "every user of this machine"), (0o640, "its group"), (0o600, None)]
+)
+def test_a_file_of_secrets_that_others_can_read_is_told(
+    tmp_path: Path, mode: int, who: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef")
+    path.chmod(mode)
+    assert Trust.read(token_file=str(path), environment={}).tokens == ("0123456789abcdef",)
+    said = f"--cluster-token-file {path} can be read by {who} (mode {mode:o})"
+    assert caplog.messages == ([said] if who else [])
