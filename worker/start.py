@@ -4,6 +4,7 @@ What cannot be had is told in one line, a `StartError`, and where possible befor
 """
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,7 +150,8 @@ def _pooling(options: Options) -> Pooling | None:
 def hello(options: Options, started: Started, device: torch.device, group: Group) -> Hello:
     """What the scheduler must know of this worker."""
     loaded, sizes = started.loaded, started.sizes
-    worker_id = f"{socket.gethostname()}-{os.getpid()}"
+    # In containers of a name, all are process 1.
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -120,6 +120,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Sequence and number of tokens."""
     incarnations_left: list[int] = field(default_factory=list)
     """In which the router said that it is about to end."""
+    router_ids: list[str] = field(default_factory=list)
+    """Of each stream."""
     num_canaries: int = 0
     num_vectors: int = 0
     num_steps: int = 0
@@ -140,6 +142,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._outbox = outbox
         hello = await anext(aiter(requests))
         assert hello.hello.protocol_version == 1
+        self.router_ids.append(hello.hello.router_id)
         welcome = scheduler_pb2.RouterWelcome(incarnation=self.incarnation)
         await context.write(scheduler_pb2.ConnectResponse(welcome=welcome))
         self.tell_status()

@@ -122,3 +122,16 @@ async def test_a_connection_that_is_only_read_is_no_connection(
         async with asyncio.timeout(20):
             with pytest.raises(RuntimeError, match="a defect"):
                 await link
+
+
+async def test_routers_of_one_name_and_process_id_are_two(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    """As in containers; each is the same one when it comes back."""
+    for _ in range(2):
+        async with start_router() as router:
+            scheduler.kill()
+            await until(lambda: not router.backend.engine.cell.is_available)
+            await until(lambda: router.backend.engine.cell.is_available)
+    one, again, other, still = scheduler.router_ids
+    assert one == again != other == still

@@ -16,7 +16,7 @@ from worker.options import Options, StartError
 from worker.parallel import Group
 from worker.place import SOLE
 from worker.sizes import default_step_tokens
-from worker.start import start
+from worker.start import hello, start
 
 CPU = torch.device("cpu")
 
@@ -115,6 +115,15 @@ def test_no_weight_of_an_encoder_is_read_when_they_cannot_fit(
     monkeypatch.setattr(ledger, "free_bytes", lambda device: 10 << 10)
     with pytest.raises(StartError, match=r"^the weights need .* 10\.00 KiB of memory are free"):
         start(options(write_encoder(tmp_path)), CPU, Group(SOLE))
+
+
+def test_two_workers_of_one_name_and_process_id_are_two(tiny_directory: Path) -> None:
+    """As in containers."""
+    told, group = options(tiny_directory), Group(SOLE)
+    started = start(told, CPU, group)
+    one, other = (hello(told, started, CPU, group) for _ in range(2))
+    assert one.worker_id != other.worker_id
+    assert one.replica_id != other.replica_id
 
 
 def test_a_device_that_is_full_is_one_line(
