@@ -1,10 +1,10 @@
-"""A worker whose core others want, too: slow is not dead."""
+"""Workers whose cores others want, too: slow is not dead. Every limit is the default's."""
 
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,7 @@ from tests.chaos.by_hand import laid_out
 from tests.chaos.checker import check_ended, check_run
 from tests.chaos.judge import Judge
 from tests.chaos.pauses import Figures, pauses
+from tests.chaos.stack import Stack
 from tests.chaos.streams import Load, told
 from tests.chaos.traffic import mixed
 
@@ -21,17 +22,15 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 NUM_STREAMS, MAX_TOKENS = 16, 32
 NUM_LOOPS = 4
+NUM_LOOPS_EACH = 2
 
 
 @contextlib.contextmanager
-def crowded(pid: int) -> Iterator[None]:
-    """All of the process's threads get one core, and share it with loops that never rest."""
-    core = min(os.sched_getaffinity(0))
-    for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, {core})
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(NUM_LOOPS)]
+def busy(cores: Sequence[int]) -> Iterator[None]:
+    """A loop that never rests on each of these cores; a core may be named more than once."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in cores]
     try:
-        for loop in loops:
+        for loop, core in zip(loops, cores, strict=True):
             os.sched_setaffinity(loop.pid, {core})
         yield
     finally:
@@ -40,15 +39,47 @@ def crowded(pid: int) -> Iterator[None]:
             loop.wait()
 
 
+@contextlib.contextmanager
+def crowded_core(stack: Stack) -> Iterator[None]:
+    """All threads of one worker get one core, and share it with others."""
+    core = min(os.sched_getaffinity(0))
+    for thread in psutil.Process(stack.pid("worker-0")).threads():
+        os.sched_setaffinity(thread.id, {core})
+    with busy([core] * NUM_LOOPS):
+        yield
+
+
+@contextlib.contextmanager
+def crowded_machine(_stack: Stack) -> Iterator[None]:
+    """Every process shares its core with others."""
+    with busy([*os.sched_getaffinity(0)] * NUM_LOOPS_EACH):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("crowded", "title"),
+    [
+        pytest.param(
+            crowded_core, f"worker-0 shares its core with {NUM_LOOPS} busy loops", id="one core"
+        ),
+        pytest.param(
+            crowded_machine, f"{NUM_LOOPS_EACH} busy loops on every core", id="the machine"
+        ),
+    ],
+)
 async def test_a_worker_on_a_crowded_core_is_not_given_up(
-    model_dir: Path, judge: Judge, figures: Figures
+    model_dir: Path,
+    judge: Judge,
+    figures: Figures,
+    crowded: Callable[[Stack], contextlib.AbstractContextManager[None]],
+    title: str,
 ) -> None:
     async with laid_out(model_dir, {}) as stack:
         reference = await told(stack.url, mixed(NUM_STREAMS, MAX_TOKENS))
         for history in reference:
             check_ended(history)
         before = await stack.state()
-        with crowded(stack.pid("worker-0")):
+        with crowded(stack):
             asked = [history.asked.salted("crowded") for history in reference]
             load = Load(stack.url, asked)
             histories = await load.ended()
@@ -63,4 +94,4 @@ async def test_a_worker_on_a_crowded_core_is_not_given_up(
             for replica, earlier in zip(after["replicas"], before["replicas"], strict=True)
         }
         measured = {"steps": steps, **pauses(histories, 0)}
-        figures.add(f"worker-0 shares its core with {NUM_LOOPS} busy loops", measured)
+        figures.add(title, measured)
