@@ -75,13 +75,15 @@ TLS_CA: Flag[str | None] = Flag(
 
 # Scheduler.
 
-ADMIN_LISTEN = Flag(
+ADMIN_LISTEN: Flag[str | None] = Flag(
     "admin_listen",
-    "Where operators call (quire drain, quire cache reset): HOST:PORT, of any free port with 0, or "
-    "unix:PATH.",
+    "Where operators call (quire drain, quire cache reset): unix:PATH, for this user alone, or "
+    "HOST:PORT, of any free port with 0. Whoever reaches a port may end the cell, unless the "
+    "scheduler asks for a token or certificates.",
     "ADDR",
     text,
-    "127.0.0.1:0",
+    None,
+    "nowhere",
 )
 SCHEDULING_POLICY: Flag[Literal["fcfs", "priority"]] = Flag(
     "scheduling_policy",

@@ -31,7 +31,7 @@ def main(
             show_default=_LISTEN,
         ),
     ] = None,
-    admin_listen: Annotated[str, flags.ADMIN_LISTEN.typer()] = flags.ADMIN_LISTEN.default,
+    admin_listen: Annotated[str | None, flags.ADMIN_LISTEN.typer()] = None,
     max_num_seqs: Annotated[int, flags.MAX_NUM_SEQS.typer()] = _CORE.max_num_seqs,
     max_num_batched_tokens: Annotated[
         int, flags.MAX_NUM_BATCHED_TOKENS.typer()

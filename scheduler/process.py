@@ -42,7 +42,8 @@ class ProcessConfig:
     """What the command line says."""
 
     listen: tuple[str, ...]
-    admin_listen: str
+    admin_listen: str | None
+    """None: no operator may call."""
     metrics_host: str
     metrics_port: int
     drain_timeout_s: float
@@ -54,7 +55,8 @@ class ProcessConfig:
         """Raises FlagError for an address that strangers could dial."""
         for address in self.listen:
             self.trust.check_reach("--listen", address)
-        self.trust.check_reach("--admin-listen", self.admin_listen)
+        if self.admin_listen is not None:
+            self.trust.check_reach("--admin-listen", self.admin_listen)
 
 
 async def run(config: ProcessConfig) -> None:
@@ -65,14 +67,14 @@ async def run(config: ProcessConfig) -> None:
     server = GrpcServer.of_cell(cell, config.trust)
     addresses = [_listen(server, address) for address in config.listen]
     admin_server = GrpcServer.of_admin(cell, config.trust)
-    admin = _listen(admin_server, config.admin_listen)
+    admin = None if config.admin_listen is None else _listen(admin_server, config.admin_listen)
     metrics = _serve_metrics(cell, config)
     await server.start()
     await admin_server.start()
     ticking = asyncio.create_task(_tick(cell))
     _freeze()
     _say_ready(addresses[0], admin, metrics.url)
-    logger.info("listening on %s; for operators on %s", ", ".join(addresses), admin)
+    logger.info("listening on %s; for operators on %s", ", ".join(addresses), admin or "nothing")
     await stop.wait()
     await _wait_for_leavers(cell, server, config.drain_timeout_s)
     ticking.cancel()
@@ -130,7 +132,7 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def _say_ready(address: str, admin: str, metrics_url: str) -> None:
+def _say_ready(address: str, admin: str | None, metrics_url: str) -> None:
     ready = {
         "role": "scheduler",
         "pid": os.getpid(),

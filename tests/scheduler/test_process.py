@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -80,6 +81,24 @@ async def test_it_says_where_it_serves_and_sigterm_ends_it(processes: list[Proce
     assert (code, out) == (0, "")
     assert "Traceback" not in err
     assert all(line[8:20] == " scheduler " + line[19] for line in err.splitlines()), err
+
+
+async def test_it_has_no_port_for_operators_unless_told(processes: list[Process]) -> None:
+    """On a port without a token any user of the machine could end the cell."""
+    scheduler = await Process.started(*FREE)
+    told = await Process.started(*FREE, "--admin-listen", "127.0.0.1:0")
+    processes += [scheduler, told]
+    assert scheduler.ready["admin"] is None
+    for one, more in ((scheduler, set()), (told, {told.ready["admin"]})):
+        url: str = one.ready["metrics"]
+        known = {one.address, url.removeprefix("http://").partition("/")[0], *more}
+        assert listens(one.process.pid) == {int(address.rpartition(":")[2]) for address in known}
+
+
+def listens(pid: int) -> set[int]:
+    """The ports."""
+    connections = psutil.Process(pid).net_connections("tcp")
+    return {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
 
 
 async def test_told_to_end_it_hands_over_at_once(processes: list[Process]) -> None:
