@@ -133,9 +133,13 @@ class Stack(ABC):
         """Each of them."""
         async with asyncio.timeout(PATIENCE_S), httpx.AsyncClient(timeout=5) as client:
             while True:
+                routers = [one for one in self.processes().values() if one.role == "router"]
                 with contextlib.suppress(httpx.HTTPError):
-                    urls = self.router_urls()
-                    if all([(await client.get(f"{url}/ready")).is_success for url in urls]):
+                    urls = self.router_urls()  # one that starts has no door of its own yet
+                    answers = [await client.get(f"{url}/ready") for url in urls]
+                    if all(one.state == "ready" for one in routers) and all(
+                        answer.is_success for answer in answers
+                    ):
                         return
                 await asyncio.sleep(0.05)
 
