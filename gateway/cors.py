@@ -45,7 +45,7 @@ def parse_cors(
                 "other origins; there is no --allowed-origins, so none may ask"
             )
         return None
-    named = _names("--allowed-origins", origins)
+    named = names_of("--allowed-origins", origins)
     if not named:
         return None
     if credentials and "*" in named:
@@ -54,14 +54,14 @@ def parse_cors(
         )
     return CorsPolicy(
         named,
-        _names("--allowed-methods", methods or "*"),
-        _names("--allowed-headers", headers or "*"),
+        names_of("--allowed-methods", methods or "*"),
+        names_of("--allowed-headers", headers or "*"),
         credentials,
     )
 
 
-def _names(flag: str, value: str) -> tuple[str, ...]:
-    """A JSON array as vLLM has it, or names with commas between them."""
+def names_of(flag: str, value: str) -> tuple[str, ...]:
+    """A JSON array as vLLM has it, or names with commas between them. Raises ValueError."""
     if not value.lstrip().startswith("["):
         return tuple(name for part in value.split(",") if (name := part.strip()))
     try:

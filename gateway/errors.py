@@ -31,6 +31,8 @@ class Fault(Enum):
     UNKNOWN_RESPONSE = auto()
     UNKNOWN_PATH = auto()
     WRONG_METHOD = auto()
+    WRONG_HOST = auto()
+    """Asked by a name that is not this server's."""
     WRONG_CONTENT_TYPE = auto()
     UNAUTHENTICATED = auto()
     BODY_TOO_LARGE = auto()

@@ -278,6 +278,15 @@ SERVED_MODEL_NAME: Flag[str | None] = Flag(
     "the model's own name",
 )
 HOST = Flag("host", "Address to answer on.", "HOST", text, "127.0.0.1")
+ALLOWED_HOSTS: Flag[str | None] = Flag(
+    "allowed_hosts",
+    "Names with a dot that may be asked by, beside localhost and addresses, where no key is asked "
+    "for; '*': any. Several as a JSON array or with commas between them.",
+    "NAMES",
+    text,
+    None,
+    "on loopback --host alone, else any",
+)
 ALLOWED_ORIGINS: Flag[str | None] = Flag(
     "allowed_origins",
     "Origins whose pages may ask from a browser, like https://app.example or '*'; several as a "

@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
+from gateway.hosts import parse_hosts
 from protos import flags
 from protos.flag import Flag, FlagError
 from quire.errors import ConfigurationError
@@ -82,6 +83,9 @@ class StackOptions:
     """Of /v1/responses that are kept."""
 
     response_ttl: float | None = None
+    allowed_hosts: str | None = None
+    """Names that may be asked by where no key is asked for."""
+
     allowed_origins: str | None = None
     """Whose pages may ask from a browser; None: nobody's."""
 
@@ -99,10 +103,13 @@ class StackOptions:
                 flag.checked(value, name)
             except FlagError as error:
                 raise ConfigurationError(str(error)) from error
-        cors = (self.allowed_origins, self.allowed_methods, self.allowed_headers)
-        said = [None if value is None else str(value) for value in cors]
+        names = (self.allowed_origins, self.allowed_methods, self.allowed_headers)
+        *cors, hosts = (
+            None if value is None else str(value) for value in (*names, self.allowed_hosts)
+        )
         try:
-            parse_cors(*said, credentials=self.allow_credentials)
+            parse_cors(*cors, credentials=self.allow_credentials)
+            parse_hosts(hosts, None)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
 
@@ -194,6 +201,7 @@ _TAKES = {
         "drain_timeout",
         "max_stored_bytes",
         "response_ttl",
+        "allowed_hosts",
         "allowed_origins",
         "allowed_methods",
         "allowed_headers",
@@ -214,7 +222,7 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.SERVED_MODEL_NAME, CHAT_TEMPLATE, TOOL_CALL_PARSER, REASONING_PARSER),
         *(flags.MAX_BODY_BYTES, flags.MAX_IN_FLIGHT, flags.SEED, flags.MAX_STORED_BYTES),
         *(flags.RESPONSE_TTL, flags.ALLOWED_ORIGINS, flags.ALLOWED_METHODS),
-        flags.ALLOWED_HEADERS,
+        *(flags.ALLOWED_HEADERS, flags.ALLOWED_HOSTS),
     )
 }
 _DEFAULTS = {field.name: field.default for field in fields(StackOptions)}

@@ -12,6 +12,7 @@ import uvloop
 
 from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
+from gateway.hosts import parse_hosts
 from gateway.keys import read_keys
 from gateway.limits import described_limits, parse_limits
 from protos import flags
@@ -100,6 +101,7 @@ def main(
     seed: Annotated[int | None, flags.SEED.typer()] = None,
     max_stored_bytes: Annotated[int | None, flags.MAX_STORED_BYTES.typer()] = None,
     response_ttl: Annotated[float, flags.RESPONSE_TTL.typer()] = flags.RESPONSE_TTL.default,
+    allowed_hosts: Annotated[str | None, flags.ALLOWED_HOSTS.typer()] = None,
     allowed_origins: Annotated[str | None, flags.ALLOWED_ORIGINS.typer()] = None,
     allowed_methods: Annotated[str | None, flags.ALLOWED_METHODS.typer()] = None,
     allowed_headers: Annotated[str | None, flags.ALLOWED_HEADERS.typer()] = None,
@@ -133,6 +135,7 @@ def main(
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
         )
+        hosts = parse_hosts(allowed_hosts, None if uds else host)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -162,6 +165,7 @@ def main(
             max_stored_bytes=max_stored_bytes,
             response_ttl_s=response_ttl,
             cors=cors,
+            hosts=hosts,
             limits=limits,
             reuse_port=reuse_port,
             metrics_port=metrics_port,

@@ -10,20 +10,29 @@ from starlette.routing import Match, Route
 
 from gateway.cors import CorsPolicy
 from gateway.errors import Fault, RequestError, one_of, quote
+from gateway.hosts import ANY_HOST, HostPolicy
 from router.backend import Backend
 from router.documents import Documents
-from router.middleware import AuthenticationMiddleware, FarewellMiddleware, RequestIdMiddleware
+from router.middleware import (
+    AuthenticationMiddleware,
+    FarewellMiddleware,
+    HostMiddleware,
+    RequestIdMiddleware,
+)
 from router.responses import error_response
 from router.routes import ENDPOINTS
 
 
-def create_app(backend: Backend, cors: CorsPolicy | None = None) -> Starlette:
+def create_app(
+    backend: Backend, cors: CorsPolicy | None = None, hosts: HostPolicy = ANY_HOST
+) -> Starlette:
     """The ASGI application; `cors` says which other origins' pages may ask, and None: none."""
     app = Starlette(
         routes=[Route("/", _to_docs), *(endpoint.route for endpoint in ENDPOINTS)],
         middleware=[
             Middleware(FarewellMiddleware, is_leaving=lambda: backend.engine.leaving),
             Middleware(RequestIdMiddleware),
+            Middleware(HostMiddleware, hosts=hosts, keys=backend.keys),
             # Before the key is asked for: a browser's preflight has none.
             *([Middleware(CORSMiddleware, **cors.arguments())] if cors else []),
             Middleware(AuthenticationMiddleware, keys=backend.keys),

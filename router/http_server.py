@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from gateway.cors import CorsPolicy
+from gateway.hosts import HostPolicy
 from router.app import create_app
 from router.backend import Backend
 from router.http_protocol import BoundedHttpProtocol
@@ -17,10 +18,12 @@ from router.tls import ServerTls
 class HttpServer(uvicorn.Server):
     """uvicorn, with the signals left to us, and quiet while nothing happens."""
 
-    def __init__(self, backend: Backend, cors: CorsPolicy | None, tls: ServerTls | None) -> None:
+    def __init__(
+        self, backend: Backend, cors: CorsPolicy | None, hosts: HostPolicy, tls: ServerTls | None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(backend, cors),
+                create_app(backend, cors, hosts),
                 http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="off",

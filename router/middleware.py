@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import RequestError
+from gateway.hosts import HostPolicy
 from gateway.keys import ApiKeys
 from gateway.request import check_request_id
 from router.responses import error_response
@@ -73,6 +74,25 @@ class FarewellMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_last)
+
+
+class HostMiddleware:
+    """Answers to its own names alone while no key is asked for, probes as well."""
+
+    def __init__(self, app: ASGIApp, hosts: HostPolicy, keys: ApiKeys) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        if scope["type"] == "http" and not self._keys:
+            try:
+                self._hosts.check(Headers(scope=scope).get("host"))
+            except RequestError as error:
+                await error_response(error, scope)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class AuthenticationMiddleware:

@@ -116,7 +116,7 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
         grpc_address = bind_grpc(
             grpc_server, settings.grpc_listen, tls.credentials() if tls else None
         )
-        http_server = HttpServer(backend, settings.cors, tls)
+        http_server = HttpServer(backend, settings.cors, settings.hosts, tls)
         await grpc_server.start()
         serving = asyncio.create_task(http_server.serve(sockets=bound.all), name="http")
         tasks = (

@@ -68,6 +68,7 @@ STATUS_CODES: dict[Fault, grpc.StatusCode] = {
     Fault.UNKNOWN_RESPONSE: grpc.StatusCode.NOT_FOUND,
     Fault.UNKNOWN_PATH: grpc.StatusCode.UNIMPLEMENTED,
     Fault.WRONG_METHOD: grpc.StatusCode.UNIMPLEMENTED,
+    Fault.WRONG_HOST: grpc.StatusCode.INVALID_ARGUMENT,
     Fault.WRONG_CONTENT_TYPE: grpc.StatusCode.INVALID_ARGUMENT,
     Fault.BODY_TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
     Fault.BODY_TOO_LARGE: grpc.StatusCode.INVALID_ARGUMENT,

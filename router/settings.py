@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.cors import CorsPolicy
+from gateway.hosts import ANY_HOST, HostPolicy
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from protos import flags
 from protos.trust import NO_TRUST, Trust
@@ -45,6 +46,8 @@ class Settings:
     """How long they are kept."""
     cors: CorsPolicy | None = None
     """None: closed."""
+    hosts: HostPolicy = ANY_HOST
+    """The names that it answers to while it asks for no key."""
     read_keys: Callable[[], Mapping[str, str]] = dict
     """What clients must send one of, by name, as it is said now; without any, everybody may ask.
     Raises FlagError."""

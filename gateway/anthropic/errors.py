@@ -15,6 +15,7 @@ ERROR_TYPES: dict[Fault, str] = {
     Fault.UNKNOWN_RESPONSE: "not_found_error",
     Fault.UNKNOWN_PATH: "not_found_error",
     Fault.WRONG_METHOD: "invalid_request_error",
+    Fault.WRONG_HOST: "invalid_request_error",
     Fault.WRONG_CONTENT_TYPE: "invalid_request_error",
     Fault.BODY_TOO_SLOW: "timeout_error",
     Fault.BODY_TOO_LARGE: "request_too_large",

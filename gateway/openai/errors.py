@@ -32,6 +32,7 @@ ERROR_KINDS: dict[Fault, ErrorKind] = {
     Fault.BODY_TOO_SLOW: ErrorKind(408, _CLIENT, "request_timeout"),
     Fault.BODY_TOO_LARGE: ErrorKind(413, _CLIENT, "request_too_large"),
     Fault.WRONG_CONTENT_TYPE: ErrorKind(415, _CLIENT, "unsupported_media_type"),
+    Fault.WRONG_HOST: ErrorKind(421, _CLIENT, "misdirected_request"),
     Fault.SLOW_READER: ErrorKind(408, _CLIENT, "client_too_slow"),
     Fault.OVERLOADED: ErrorKind(429, "rate_limit_error", "rate_limit_exceeded"),
     Fault.CLIENT_GONE: ErrorKind(499, _CLIENT, "client_closed_request"),

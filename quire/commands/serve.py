@@ -43,6 +43,7 @@ def serve(
     router_processes: flags.RouterProcesses = 1,
     max_stored_bytes: flags.MaxStoredBytes = None,
     response_ttl: flags.ResponseTtl = None,
+    allowed_hosts: flags.AllowedHosts = None,
     allowed_origins: flags.AllowedOrigins = None,
     allowed_methods: flags.AllowedMethods = None,
     allowed_headers: flags.AllowedHeaders = None,

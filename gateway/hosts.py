@@ -1,0 +1,83 @@
+"""By which names a server may be asked.
+
+A page of any site can have its own name lead to 127.0.0.1 (DNS rebinding): then a browser takes
+what listens there for a part of that site, and lets the page ask and read. The name is still in
+the request's Host header. So a server that asks nobody for a key, and means this machine alone,
+answers to names that no stranger can have: addresses, localhost, what has no dot within, and what
+its operator names.
+"""
+
+import ipaddress
+from collections.abc import Collection
+
+from gateway.cors import names_of
+from gateway.errors import Fault, RequestError, quote
+
+OPTION = "--allowed-hosts"
+
+
+class HostPolicy:
+    """The names that are answered to."""
+
+    def __init__(self, named: Collection[str] | None) -> None:
+        """None: all."""
+        self._named = None if named is None else frozenset(map(_plain, named))
+
+    def check(self, host: str | None) -> None:
+        """Raises RequestError for a Host header that says another name."""
+        if self._named is None or host is None:
+            return
+        name = _plain(_without_port(host))
+        if "." not in name or name.endswith(".localhost") or name in self._named:
+            return
+        if not _is_address(name):
+            raise RequestError(
+                Fault.WRONG_HOST,
+                f"Host is {quote(host)}; this server asks for no key, and answers only to "
+                f"localhost, to addresses and to the names in {OPTION}",
+                field="Host",
+            )
+
+
+ANY_HOST = HostPolicy(None)
+
+
+def parse_hosts(said: str | None, listens_on: str | None) -> HostPolicy:
+    """The policy out of the flag, for a server that asks for no key.
+
+    `listens_on` is the address or name; None: a unix socket. Where nothing is said, a server that
+    other machines reach answers to any name: it cannot know what they call it.
+
+    Raises ValueError, with a message for the operator.
+    """
+    named = names_of(OPTION, said) if said is not None else ()
+    if "*" in named or listens_on is None:
+        return ANY_HOST
+    if said is None and not _is_loopback(listens_on):
+        return ANY_HOST
+    return HostPolicy((*named, listens_on))
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        address, _, behind = host.partition("]")
+        return host if behind.partition(":")[0] else address + "]"
+    return host.partition(":")[0]
+
+
+def _plain(name: str) -> str:
+    return name.lower().rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    if not _is_address(host):
+        return _plain(host) == "localhost"
+    return ipaddress.ip_address(host.strip("[]")).is_loopback
