@@ -317,7 +317,12 @@ ROUTER_METRICS_PORT: Flag[int | None] = Flag(
 )
 MAX_BODY_BYTES = Flag("max_body_bytes", "Largest HTTP body.", "BYTES", whole(1024), 8 * 1024 * 1024)
 MAX_IN_FLIGHT = Flag(
-    "max_in_flight", "Requests that the router holds at once; more get 429.", "N", whole(1), 1024
+    "max_in_flight",
+    "Requests that the router holds at once, and a quarter more of tenants below an even share; "
+    "others get 429.",
+    "N",
+    whole(1),
+    1024,
 )
 SCHEDULER_TIMEOUT = Flag(
     "scheduler_timeout",
