@@ -42,7 +42,8 @@ test-all: $(INSTALLED)  ## Run the long tests too, but for the full size of what
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_AT_ONCE) -m "" -k "not (chaos and full)"
 
 chaos: $(INSTALLED)  ## Kill, stop, cut off and restart real processes under load, and print every pause
-	$(TEST_ENV) QUIRE_CHAOS_SLACK=1 $(BIN)/python -m pytest -s -m chaos -k "not short and not by_proxy" tests/chaos $(ARGS)
+	$(TEST_ENV) QUIRE_CHAOS_SLACK=1 $(BIN)/python -m pytest -s -m chaos \
+		-k "not short and not by_proxy and not soak" tests/chaos $(ARGS)
 
 fuzz: $(INSTALLED)  ## Ten minutes of requests, messages and plans that nobody would send
 	$(TEST_ENV) QUIRE_FUZZ_SECONDS=$${QUIRE_FUZZ_SECONDS:-540} $(BIN)/python -m pytest -p tests.fuzz.rounds \

@@ -5,7 +5,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.chaos.checker import check_ended
@@ -58,6 +58,10 @@ class Scene:
         await fault()
         newcomers = Load(self.stack.url, self.asked()[::NEWCOMERS])
         return [*await load.ended(), *await newcomers.ended()], began_at
+
+    def quarter(self) -> "Scene":
+        """One of four of its streams."""
+        return replace(self, reference=self.reference[::4])
 
     async def computed_again(self, pid: int) -> dict[str, float]:
         """What is lost with this process, which has a device, and how long its likes take to

@@ -182,6 +182,7 @@ async def test_a_worker_is_stopped_for_a_moment(
     figures.add(f"worker-0 stopped for {MOMENT_S:g} s", pauses(histories, at))
 
 
+@at_scale("short")
 async def test_a_router_is_killed(scene: Scene, judge: Judge) -> None:
     """Its own clients see a broken connection, after what they should have had until then."""
     stack = scene.stack
@@ -224,6 +225,7 @@ async def test_every_process_is_restarted_in_turn(
     await stack.until_whole()
     await check_run(stack, histories, expected, judge)
     figures.add("both workers and the scheduler restarted", pauses(histories, at))
+    few = scene.quarter()
     for name in ("router-0", "router-1"):
         await stack.until_routers_are_ready()
         leaving = 0
@@ -232,8 +234,8 @@ async def test_every_process_is_restarted_in_turn(
             nonlocal leaving
             leaving = stack.signal(name, signal.SIGTERM)
 
-        histories, at = await scene.disturbed(tell)
+        histories, at = await few.disturbed(tell)
         await stack.until_replaced(name, leaving)
         await stack.until_whole()
-        await check_run(stack, histories, scene.expected, judge)
+        await check_run(stack, histories, few.expected, judge)
         figures.add(f"{name} told to end and started again", pauses(histories, at))
