@@ -14,7 +14,7 @@ from math import inf
 import grpc
 
 from scheduler.core.decisions import Outputs
-from scheduler.core.events import Refused, Request
+from scheduler.core.events import Refused, Request, WrongResult
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.state import CoreState
 from scheduler.feeding import Feeder
@@ -182,7 +182,7 @@ class Cell:
         now = self._clock()
         try:
             outputs = self._core.apply(attachment.replica_id, result.step, now)
-        except ValueError as error:
+        except WrongResult as error:
             raise Malformed(str(error)) from error
         plan, seconds = attachment.complete_oldest(now)
         self._tell(outputs, result.logprobs, result.vectors, result.scores)

@@ -146,6 +146,10 @@ class StepResult:
     score_length: Int32Column = field(default_factory=lambda: _NO_SLOT)
 
 
+class WrongResult(ValueError):
+    """No worker that does what its plan says has this result: it is broken, and not the core."""
+
+
 class Refused(Exception):
     """The request was not accepted; nothing of it is kept.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.events import Int32Column
+from scheduler.core.events import Int32Column, WrongResult
 from scheduler.core.limbo import Limbo, Remains
 from scheduler.core.throughput import Throughput
 
@@ -74,10 +74,10 @@ class InFlight:
 
     def settle(self, step: int, now: float) -> tuple[Int32Column, Int32Column]:
         """The result of the oldest plan came. Returns the slots that it sampled a token for, and
-        those whose vector it made. Raises ValueError if it is not the oldest's."""
+        those whose vector it made. Raises WrongResult if it is not the oldest's."""
         if not self._plans or self._plans[0].step != step:
             expected = f"step {self._plans[0].step}" if self._plans else "none"
-            raise ValueError(f"result of step {step} of {self._replica} came; expected {expected}")
+            raise WrongResult(f"result of step {step} of {self._replica} came; expected {expected}")
         plan = self._plans.popleft()
         self.throughput.observe(plan.num_tokens, now - max(plan.at, self._last_result_at))
         self._last_result_at = now

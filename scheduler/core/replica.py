@@ -281,7 +281,7 @@ class Replica:
 
     def settle(self, step: int, now: float) -> tuple[Int32Column, Int32Column]:
         """The result of the oldest plan came: what was fenced by it is free. Returns the slots that
-        must have a token in it and those that must have a vector. Raises ValueError."""
+        must have a token in it and those that must have a vector. Raises WrongResult."""
         tokens, vectors = self.in_flight.settle(step, now)
         if step % CHARGE_EVERY == 0:
             self.charge_outputs()

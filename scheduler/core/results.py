@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.events import FinishReason, Int32Column, StepResult
+from scheduler.core.events import FinishReason, Int32Column, StepResult, WrongResult
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence
 
@@ -35,12 +35,12 @@ class Confirmed:
 
 
 def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
-    """Apply the result of the oldest plan in flight. Raises ValueError for any other result, and
+    """Apply the result of the oldest plan in flight. Raises WrongResult for any other result, and
     for one that leaves out a sequence which its plan computed: that would wait for ever."""
     slots = replica.slots
     for column in (result.slot, result.vector_slot, result.score_slot):
         if len(column) and not 0 <= column.min() <= column.max() < slots.num_slots:
-            raise ValueError(
+            raise WrongResult(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
     due_tokens, due_vectors = replica.settle(result.step_id, now)
@@ -90,7 +90,7 @@ def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Colum
     if not np.array_equal(np.sort(due), np.sort(answered)):
         missing, unasked = np.setdiff1d(due, answered), np.setdiff1d(answered, due)
         slot, wrong = (missing[0], "no") if len(missing) else (unasked[0], "an unasked")
-        raise ValueError(f"the result of step {step} has {wrong} {what} for slot {slot}")
+        raise WrongResult(f"the result of step {step} has {wrong} {what} for slot {slot}")
 
 
 def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:

@@ -213,7 +213,7 @@ class Scheduler:
 
     def apply(self, replica: str, result: StepResult, now: float) -> Outputs:
         """The result of the replica's oldest plan in flight. Raises KeyError if no such replica is
-        attached, ValueError if it is the result of another plan."""
+        attached, WrongResult if its plan cannot have it."""
         home = self._replicas[replica]
         confirmed = confirm(home, result, now)
         finished = []

@@ -19,7 +19,7 @@ import numpy as np
 from scheduler.core.blame import Blame
 from scheduler.core.block_hash import HashChain
 from scheduler.core.decisions import Finished
-from scheduler.core.events import FinishReason, Int32Column, Request
+from scheduler.core.events import FinishReason, Int32Column, Request, WrongResult
 from scheduler.core.fairness import Account
 from scheduler.core.policy import Order
 
@@ -119,10 +119,10 @@ class Sequence:
         return (self.num_known_tokens if self.score_from is None else self.score_from) - 1
 
     def note_scores(self, start: int, end: int) -> None:
-        """The prompt's tokens start to end - 1 have been scored. Raises ValueError unless they are
-        those that come next."""
+        """The prompt's tokens start to end - 1 have been scored. Raises WrongResult unless they
+        are those that come next."""
         if start != self.score_from or end > self.request.num_prompt_tokens:
-            raise ValueError(f"prompt tokens {start} to {end - 1} were scored out of turn")
+            raise WrongResult(f"prompt tokens {start} to {end - 1} were scored out of turn")
         self.score_from = end if end < self.request.num_prompt_tokens else None
 
     def tokens(self) -> Int32Column:

@@ -25,7 +25,7 @@ def break_core(method: str, number: int) -> None:
         nonlocal num_calls
         num_calls += num_requests > 0
         if num_calls == number:
-            raise AssertionError("a defect")
+            raise ValueError("a defect")
         return whole(*arguments, **named)
 
     for name, replacement in (("accept", accepted), (method, broken)):

@@ -86,7 +86,7 @@ async def test_a_defect_ends_it_and_nothing_else(
     _, said = await within_time(faulty.communicate())
     assert faulty.returncode == 1
     assert said.decode().count(" scheduler critical a defect of the scheduler's own") == 1
-    assert said.decode().endswith("AssertionError: a defect\n")
+    assert said.decode().endswith("ValueError: a defect\n")
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
     told = router.tokens.get(1, [])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scheduler.core.events import FinishReason, Refused, StepResult
+from scheduler.core.events import FinishReason, Refused, StepResult, WrongResult
 from tests.scheduler.core.cell import Cell
 from tests.scheduler.core.fake_worker import token_column
 
@@ -108,5 +108,5 @@ def test_a_vector_for_who_wants_tokens_and_tokens_for_who_wants_a_vector_are_no_
             columns = (none, none, none, nothing, plan.chunk_slot, one, finish)
         else:
             columns = (plan.chunk_slot, one, one, finish, none, none, nothing)
-        with pytest.raises(ValueError, match=r"(no|an unasked) token for slot 0"):
+        with pytest.raises(WrongResult, match=r"(no|an unasked) token for slot 0"):
             cell.scheduler.apply("a", StepResult(plan.step_id, *columns), 1.0)

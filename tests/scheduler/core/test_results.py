@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scheduler.core.events import FinishReason, StepResult
+from scheduler.core.events import FinishReason, StepResult, WrongResult
 from tests.scheduler.core.cell import Cell
 from tests.scheduler.core.fake_worker import EOS, token_column
 
@@ -202,7 +202,7 @@ def test_a_result_out_of_order_is_an_error_and_changes_nothing(step_id: int) -> 
     cell.schedule()
     empty = token_column([])
     stray = StepResult(step_id, empty, empty, empty, np.empty(0, np.uint8))
-    with pytest.raises(ValueError, match=f"step {step_id} .* expected step 2"):
+    with pytest.raises(WrongResult, match=f"step {step_id} .* expected step 2"):
         cell.scheduler.apply("a", stray, 1.0)
     cell.run()
     cell.assert_at_rest()
@@ -233,7 +233,7 @@ def test_a_slot_that_does_not_exist_is_an_error(slot: int) -> None:
     plan = cell.plan()
     one = token_column([1])
     stray = StepResult(plan.step_id, token_column([slot]), one, one, np.zeros(1, np.uint8))
-    with pytest.raises(ValueError, match="not in 0 to 7"):
+    with pytest.raises(WrongResult, match="not in 0 to 7"):
         cell.scheduler.apply("a", stray, 1.0)
 
 
@@ -281,5 +281,5 @@ def test_a_result_that_leaves_out_a_sequence_is_refused() -> None:
     cell.submit([3, 4], 40)
     plan = cell.plan()
     slot, one, finish = plan.chunk_slot[:1], token_column([1]), np.zeros(1, np.uint8)
-    with pytest.raises(ValueError, match=f"no token for slot {plan.chunk_slot[1]}"):
+    with pytest.raises(WrongResult, match=f"no token for slot {plan.chunk_slot[1]}"):
         cell.scheduler.apply("a", StepResult(plan.step_id, slot, one, one, finish), 1.0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scheduler.core.events import StepResult
+from scheduler.core.events import StepResult, WrongResult
 from tests.scheduler.core.cell import Cell
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
@@ -85,5 +85,5 @@ def test_a_score_out_of_turn_is_refused() -> None:
         score_start=one * 3,
         score_length=one,
     )
-    with pytest.raises(ValueError, match="prompt tokens 3 to 3 were scored out of turn"):
+    with pytest.raises(WrongResult, match="prompt tokens 3 to 3 were scored out of turn"):
         cell.scheduler.apply("a", result, 1.0)
