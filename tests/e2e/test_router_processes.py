@@ -125,6 +125,32 @@ async def test_a_router_that_is_told_to_end_finishes_what_it_has(server: Server)
     await _until_both_are_ready(server)
 
 
+@pytest.mark.chaos
+async def test_clients_that_keep_their_connections_see_no_router_end(server: Server) -> None:
+    """Each asks on and on, mostly where it asked before, while one router after the other goes."""
+    await _until_both_are_ready(server)
+    are_over = asyncio.Event()
+    url = f"{server.url}/v1"
+
+    async def ask_on() -> int:
+        num_answers = 0
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            while not are_over.is_set():
+                await client.completions.create(model=MODEL, prompt="x", max_tokens=2)
+                num_answers += 1
+        return num_answers
+
+    asking = [asyncio.create_task(ask_on()) for _ in range(8)]
+    for pid in sorted(routers(server)):
+        os.kill(pid, signal.SIGTERM)
+        async with asyncio.timeout(60):
+            while psutil.pid_exists(pid):  # noqa: ASYNC110 - it is another process
+                await asyncio.sleep(0.1)
+        await _until_both_are_ready(server)
+    are_over.set()
+    assert all(await asyncio.gather(*asking))
+
+
 class Stream:
     """A completion on a connection of its own, begun."""
 
