@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protos.quire.v1 import sampling_pb2, worker_pb2
@@ -124,7 +124,7 @@ def nearly_right(draw: st.DrawFn) -> list[bytes]:
     ]
 
 
-@FUZZING
+@settings(FUZZING, max_examples=150)
 @given(nearly_right())
 def test_any_plan_is_run(runner: HostRunner, said: list[bytes]) -> None:
     """As the executor does: what contradicts itself ends it, anything else has a result."""
