@@ -50,13 +50,13 @@ class History:
 
     def longest_pause_s(self, since: float, until: float) -> float:
         """Between two events of one sample, or its first and the beginning, where any of it lies
-        in these times."""
+        in these times; what lies beyond them does not count."""
         longest = 0.0
         for choice in self.choices.values():
             times = [self.began_at, *choice.token_times]
             for before, after in pairwise(times):
                 if after >= since and before <= until:
-                    longest = max(longest, after - before)
+                    longest = max(longest, min(after, until) - before)
         return longest
 
     def take(self, event: Json) -> None:
