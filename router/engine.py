@@ -22,8 +22,8 @@ from gateway.output import FinishReason, PromptLogprobs, SampleOutput, TokenLogp
 from gateway.request import GenerateRequest
 from router.accounts import Accounts
 from router.caller import NOBODY, Caller
-from router.cell import Cell, unavailable
 from router.generation import Generation, PromptScores, Sample
+from router.known_cell import KnownCell, unavailable
 from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
 from router.metrics import Metrics
 from router.outcomes import checked, failure, timed_out, too_slow
@@ -50,7 +50,7 @@ class Engine:
         self.model = model
         self.metrics = metrics
         self._accounts = Accounts(metrics)
-        self.cell = Cell(model)
+        self.cell = KnownCell(model)
         self.leaving = False
         """It is to end: nobody new shall come, and who is here shall ask elsewhere from now on."""
         self.draining = False

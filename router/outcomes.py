@@ -2,8 +2,8 @@
 
 from gateway.errors import Fault, RequestError
 from gateway.output import FinishReason
-from router.cell import unavailable
 from router.generation import Generation, Sample
+from router.known_cell import unavailable
 from router.messages import Finished
 
 _ENDED_BY_SERVER = "the server ended the request before it was complete; try again"

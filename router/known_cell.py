@@ -21,7 +21,7 @@ or a worker that is started again is back sooner. Later ones are refused at once
 _log = logging.getLogger(__name__)
 
 
-class Cell:
+class KnownCell:
     """The scheduler and its workers, seen from here."""
 
     def __init__(self, model: Model) -> None:
