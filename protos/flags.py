@@ -116,8 +116,8 @@ MAX_QUEUED_TOKENS = Flag(
     whole(1),
     10_000_000,
 )
-MAX_CRASHES = Flag(
-    "max_crashes",
+MAX_LOSSES = Flag(
+    "max_losses",
     "Lost workers that one request may have been running on without progress since; then it is "
     "computed alone, and ends if the worker is lost again.",
     "N",

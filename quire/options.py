@@ -63,7 +63,7 @@ class StackOptions:
     step_timeout: float | None = None
     max_queued: int | None = None
     max_queued_tokens: int | None = None
-    max_crashes: int | None = None
+    max_losses: int | None = None
 
     served_model_name: str | None = None
     chat_template: str | None = None
@@ -171,7 +171,7 @@ _TAKES = {
         "step_timeout",
         "max_queued",
         "max_queued_tokens",
-        "max_crashes",
+        "max_losses",
         "drain_timeout",
     ),
     "worker": (
@@ -217,7 +217,7 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),
-        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_CRASHES),
+        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_LOSSES),
         *(flags.MAX_QUEUED, flags.MAX_QUEUED_TOKENS),
         *(flags.SERVED_MODEL_NAME, CHAT_TEMPLATE, TOOL_CALL_PARSER, REASONING_PARSER),
         *(flags.MAX_BODY_BYTES, flags.MAX_IN_FLIGHT, flags.SEED, flags.MAX_STORED_BYTES),

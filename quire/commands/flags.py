@@ -107,7 +107,7 @@ Watermark = Annotated[float | None, _scheduler(flags.WATERMARK)]
 StepTimeout = Annotated[float | None, _scheduler(flags.STEP_TIMEOUT)]
 MaxQueued = Annotated[int | None, _scheduler(flags.MAX_QUEUED)]
 MaxQueuedTokens = Annotated[int | None, _scheduler(flags.MAX_QUEUED_TOKENS)]
-MaxCrashes = Annotated[int | None, _scheduler(flags.MAX_CRASHES)]
+MaxLosses = Annotated[int | None, _scheduler(flags.MAX_LOSSES)]
 
 Host = Annotated[str, _router(flags.HOST)]
 Port = Annotated[int, _router(flags.STACK_PORT)]

@@ -70,7 +70,7 @@ def serve(
     step_timeout: flags.StepTimeout = None,
     max_queued: flags.MaxQueued = None,
     max_queued_tokens: flags.MaxQueuedTokens = None,
-    max_crashes: flags.MaxCrashes = None,
+    max_losses: flags.MaxLosses = None,
     metrics_port: flags.MetricsPort = None,
     drain_timeout: flags.DrainTimeout = DRAIN_TIMEOUT.default,
     hang_timeout: flags.HangTimeout = HANG_TIMEOUT.default,

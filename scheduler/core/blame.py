@@ -62,10 +62,10 @@ class Blame:
         """It has made progress enough."""
         self.num_cleared = len(self.losses)
 
-    def is_suspicious(self, max_crashes: int) -> bool:
+    def is_suspicious(self, max_losses: int) -> bool:
         """Nothing has cleared it of so many losses, or of one in a trial."""
         unexplained = self.unexplained
-        return len(unexplained) >= max_crashes or any(past.in_trial for past in unexplained)
+        return len(unexplained) >= max_losses or any(past.in_trial for past in unexplained)
 
     def explain(self) -> None:
         """It is the culprit: what it may have done was its doing."""

@@ -25,7 +25,7 @@ class CoreConfig:
     """The same of an output token."""
     watermark: float = 0.01
     """Share of a replica's blocks that admission leaves free for the sequences already running."""
-    max_crashes: int = 2
+    max_losses: int = 2
     """Lost workers that one sequence may have been running on without progress since; then it is
     tried apart (quarantine.py), and ends if a worker is lost while it is alone there."""
     trial_patience_s: float = 60.0
@@ -42,7 +42,7 @@ class CoreConfig:
             "max_num_batched_tokens",
             "max_queued",
             "max_queued_tokens",
-            "max_crashes",
+            "max_losses",
         ):
             value = getattr(self, name)
             if value < 1:

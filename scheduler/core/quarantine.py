@@ -1,6 +1,6 @@
 """Suspects, and how it is found out which of them workers are lost for.
 
-A sequence that `max_crashes` lost workers are blamed on (blame.py) is a suspect, and suspects are
+A sequence that `max_losses` lost workers are blamed on (blame.py) is a suspect, and suspects are
 computed apart, on one replica that is reserved for that, while everyone else goes on elsewhere:
 
     blamed too often ──▶ waiting ──the replica is empty──▶ on trial ──progress──▶ acquitted
@@ -42,11 +42,11 @@ _NO_LOSS = Loss(number=0, in_trial=False, num_suspects=1)
 class Quarantine:
     """Suspects that wait for their trial, and the replica that is reserved for it, if any."""
 
-    def __init__(self, replicas: Replicas, *, max_crashes: int, patience_s: float) -> None:
+    def __init__(self, replicas: Replicas, *, max_losses: int, patience_s: float) -> None:
         self.waiting = WaitingQueue()
         self.replica: Replica | None = None
         self._replicas = replicas
-        self._max_crashes = max_crashes
+        self._max_losses = max_losses
         self._patience_s = patience_s
         self._was_started = False
         """There was a trial on the reserved replica: what it had before is out of its plans."""
@@ -99,7 +99,7 @@ class Quarantine:
         loss = Loss(next(self._loss_numbers), in_trial)
         for sequence, num_reached in aboard:
             sequence.blame.note(loss, sequence.num_known_tokens, num_reached)
-        blamed = [s for s, _ in aboard if s.blame.is_suspicious(self._max_crashes)]
+        blamed = [s for s, _ in aboard if s.blame.is_suspicious(self._max_losses)]
         loss.num_suspects = max(1, len({id(sequence.request) for sequence in blamed}))
         return blamed
 
@@ -108,7 +108,7 @@ class Quarantine:
         for sequence in culprits:
             sequence.blame.explain()
         kept = {id(culprits[0].request)}
-        kept |= {id(s.request) for s in self.waiting if s.blame.is_suspicious(self._max_crashes)}
+        kept |= {id(s.request) for s in self.waiting if s.blame.is_suspicious(self._max_losses)}
         released = [s for s in self.waiting if id(s.request) not in kept]
         for sequence in released:
             self.waiting.remove(sequence)

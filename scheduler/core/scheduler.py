@@ -49,7 +49,7 @@ class Scheduler:
         self._sequences = Registry()
         self._replicas = Replicas()
         self._quarantine = Quarantine(
-            self._replicas, max_crashes=config.max_crashes, patience_s=config.trial_patience_s
+            self._replicas, max_losses=config.max_losses, patience_s=config.trial_patience_s
         )
         self._detached = Counters()
         """Totals of replicas that are gone."""

@@ -92,7 +92,7 @@ def test_the_schedulers_defaults_are_its_cores() -> None:
         (flags.WATERMARK, core.watermark),
         (flags.MAX_QUEUED, core.max_queued),
         (flags.MAX_QUEUED_TOKENS, core.max_queued_tokens),
-        (flags.MAX_CRASHES, core.max_crashes),
+        (flags.MAX_LOSSES, core.max_losses),
     ):
         assert flag.default == default, flag.name
 

@@ -200,7 +200,7 @@ async def test_what_a_lost_replica_ran_is_told_in_one_line(
 
 @pytest.mark.parametrize("accord", ["leaves", "dials again"])
 async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: str) -> None:
-    served = await serve(max_crashes=1)
+    served = await serve(max_losses=1)
     first = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3], max_tokens=1)
@@ -219,7 +219,7 @@ async def test_who_leaves_of_its_own_accord_blames_nobody(serve: Serve, accord: 
 async def test_a_broken_stream_blames_what_was_in_flight(
     serve: Serve, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served = await serve(max_crashes=1)
+    served = await serve(max_losses=1)
     router = await FakeRouter.connected(served.address)
     for attempt in ("in company", "alone"):
         rank = await FakeRank.attached(served.address)
@@ -244,7 +244,7 @@ async def test_a_broken_stream_blames_what_was_in_flight(
 
 
 async def test_suspects_are_tried_apart_and_everyone_else_goes_on(serve: Serve) -> None:
-    served = await serve(max_crashes=1)
+    served = await serve(max_losses=1)
     router = await FakeRouter.connected(served.address)
     crashing = await FakeRank.attached(served.address, worker_id="a", replica_id="a")
     for i in range(3):

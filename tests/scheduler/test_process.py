@@ -212,7 +212,7 @@ def test_a_taken_address_is_one_clear_line(kind: str, tmp_path: Path) -> None:
         (("--scheduling-policy", "random"), "scheduling-policy"),
         (("--priority-aging", "0"), "priority-aging"),
         (("--priority-aging", "inf"), "error: --priority-aging is 'inf'; it must be a number"),
-        (("--max-crashes", "-1"), "max-crashes"),
+        (("--max-losses", "-1"), "max-losses"),
         (("--listen", "nowhere:at:all", "--metrics-port", "0"), "nowhere:at:all"),
     ],
 )

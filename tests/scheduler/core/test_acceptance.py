@@ -251,7 +251,7 @@ def test_a_finish_never_counts_more_tokens_than_were_sent() -> None:
         {"max_queued": 0},
         {"max_queued_tokens": 0},
         {"watermark": 1.0},
-        {"max_crashes": 0},
+        {"max_losses": 0},
         {"input_token_weight": 0.0},
         {"output_token_weight": float("inf")},
         {"trial_patience_s": -1.0},

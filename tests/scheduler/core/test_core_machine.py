@@ -42,7 +42,7 @@ class CoreMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             watermark=watermark,
             aging_s=0.01,
-            max_crashes=2,
+            max_losses=2,
             trial_patience_s=0.05,
         )
         self.capacity = Capacity(

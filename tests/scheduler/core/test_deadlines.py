@@ -56,7 +56,7 @@ def test_a_deadline_counts_from_acceptance_and_survives_a_lost_replica() -> None
 
 
 def test_a_suspect_has_its_deadline_too() -> None:
-    cell = Cell(max_crashes=1)
+    cell = Cell(max_losses=1)
     cell.attach()
     keys = [cell.submit([i + 1], 30, deadline_s=i + 1.0) for i in range(2)]
     cell.schedule()

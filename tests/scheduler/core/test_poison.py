@@ -32,12 +32,12 @@ def admitted(cell: Cell, plan: Plan) -> list[Key]:
     return [cell._key_of(admission.sampling, admission.seed) for admission in plan.admit]
 
 
-def workers_lost_to_one(num_requests: int, max_crashes: int = 2) -> int:
+def workers_lost_to_one(num_requests: int, max_losses: int = 2) -> int:
     """At most so many die of one poisonous request among these."""
     num_tried, num_groups = num_requests, 1
     while num_tried > PARTS:
         num_tried, num_groups = ceil(num_tried / PARTS), num_groups + 1
-    return max_crashes + num_groups
+    return max_losses + num_groups
 
 
 def lose_with_everyone_aboard(cell: Cell, name: str = "a") -> None:
@@ -112,7 +112,7 @@ def test_a_trial_is_short() -> None:
 
 
 def test_who_crashes_in_a_plan_sent_before_its_acquittal_is_the_culprit_all_the_same() -> None:
-    cell = cell_with("a", "b", max_crashes=1)
+    cell = cell_with("a", "b", max_losses=1)
     key = cell.submit([1] * 3, 40, crashes_at=3 + CLEARING_TOKENS)
     cell.plan("a")
     cell.detach("a")
@@ -153,7 +153,7 @@ def test_progress_clears_of_a_loss() -> None:
 
 
 def test_a_prompt_in_chunks_is_suspect_like_any_other() -> None:
-    cell = Cell(max_crashes=1)
+    cell = Cell(max_losses=1)
     cell.attach(max_num_batched_tokens=4)
     long, waiting = cell.submit([1] * 20, 4), cell.submit([2], 4)
     cell.step()
@@ -170,7 +170,7 @@ def test_a_prompt_in_chunks_is_suspect_like_any_other() -> None:
 
 
 def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect() -> None:
-    cell = Cell(max_crashes=1)
+    cell = Cell(max_losses=1)
     cell.attach()
     key = cell.submit([1], 6)
     for _ in range(3):
@@ -183,7 +183,7 @@ def test_a_replica_lost_with_nothing_in_flight_makes_nobody_suspect() -> None:
 
 
 def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect() -> None:
-    cell = Cell(max_crashes=1)
+    cell = Cell(max_losses=1)
     cell.attach()
     key = cell.submit([1], 6)
     for _ in range(3):
@@ -196,7 +196,7 @@ def test_a_replica_that_leaves_of_its_own_accord_makes_nobody_suspect() -> None:
 
 
 def test_a_replica_that_leaves_in_the_middle_of_a_trial_proves_nothing() -> None:
-    cell = cell_with("a", max_crashes=1)
+    cell = cell_with("a", max_losses=1)
     key = cell.submit([1] * 3, 20)
     lose_with_everyone_aboard(cell)
     cell.schedule()
@@ -208,7 +208,7 @@ def test_a_replica_that_leaves_in_the_middle_of_a_trial_proves_nothing() -> None
 
 
 def test_a_trial_ends_with_an_abort() -> None:
-    cell = cell_with("a", max_crashes=1)
+    cell = cell_with("a", max_losses=1)
     suspects = [cell.submit([i + 1] * 3, 20) for i in range(3)]
     lose_with_everyone_aboard(cell)
     cell.schedule()
@@ -250,7 +250,7 @@ def test_a_prompt_that_wants_its_vector_can_be_a_culprit() -> None:
 
 
 def test_a_replica_that_serves_is_cleared_when_none_comes_anew() -> None:
-    cell = cell_with("a", "b", max_crashes=1, trial_patience_s=10.0)
+    cell = cell_with("a", "b", max_losses=1, trial_patience_s=10.0)
     keys = [cell.submit([i + 1] * 3, 30) for i in range(4)]
     for name in ("a", "b"):
         cell.step(name)
@@ -270,7 +270,7 @@ def test_a_replica_that_serves_is_cleared_when_none_comes_anew() -> None:
 
 
 def test_a_suspect_that_only_another_replica_could_hold_waits_for_it() -> None:
-    cell = Cell(max_crashes=1)
+    cell = Cell(max_losses=1)
     cell.attach("large", num_blocks=16)
     suspect = cell.submit([1] * 30, 8)
     lose = cell.plan("large")
@@ -338,7 +338,7 @@ def test_every_culprit_is_found_nobody_else_ends_and_few_workers_are_lost(
 
 @pytest.mark.parametrize("num_losses", [1, 4])
 def test_the_progress_asked_for_doubles_with_each_loss(num_losses: int) -> None:
-    cell = Cell(max_crashes=9)
+    cell = Cell(max_losses=9)
     cell.attach()
     key = cell.submit([1] * 3, 40)
     for _ in range(num_losses):

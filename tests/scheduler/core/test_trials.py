@@ -129,7 +129,7 @@ def test_a_culprit_explains_what_others_were_suspected_for() -> None:
 
 
 def test_a_culprit_does_not_explain_what_it_had_no_part_in() -> None:
-    cell = cell_with("a", "b", max_crashes=1)
+    cell = cell_with("a", "b", max_losses=1)
     elsewhere = cell.submit([1] * 3, 30)
     cell.plan("a")
     cell.detach("a")
@@ -200,7 +200,7 @@ def test_losses_that_progress_has_cleared_a_culprit_of_are_not_explained() -> No
 
 
 def test_a_sample_that_outlives_the_suspected_one_is_tried_too() -> None:
-    cell = Cell(max_crashes=1)
+    cell = Cell(max_losses=1)
     cell.attach(max_num_seqs=1)
     family = cell.submit([1] * 3, 20, num_samples=2)
     cell.plan()
