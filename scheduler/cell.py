@@ -13,6 +13,7 @@ from math import inf
 
 import grpc
 
+from scheduler.attachments import Attachment, Attachments, Rank, check_model
 from scheduler.core.decisions import Outputs
 from scheduler.core.events import Refused, Request, WrongResult
 from scheduler.core.scheduler import Scheduler
@@ -30,7 +31,6 @@ from scheduler.messages import (
     WorkerHello,
 )
 from scheduler.metrics import Metrics
-from scheduler.replicas import Attachment, Rank, Replicas, check_model
 from scheduler.routers import Router, Routers
 from scheduler.stream import Stream
 from scheduler.wire import frames, workers
@@ -66,8 +66,8 @@ class Cell:
         self._clock = clock
         self._started_at = clock()
         self._routers = Routers()
-        self._replicas = Replicas()
-        self._feeder = Feeder(core, self._replicas, self.metrics, self.guard, clock)
+        self._attachments = Attachments()
+        self._feeder = Feeder(core, self._attachments, self.metrics, self.guard, clock)
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = inf
         self._idle = asyncio.Event()
@@ -141,13 +141,13 @@ class Cell:
     def join(self, hello: WorkerHello, stream: Stream) -> Rank:
         """A rank has said hello; with the last one, its replica enters an epoch. Raises Misfit."""
         self._check_serves(hello)
-        self._replicas.check_fits(hello)
-        older = self._replicas.get(hello.replica_id)
+        self._attachments.check_fits(hello)
+        older = self._attachments.get(hello.replica_id)
         if older is not None:
             why = f"rank {hello.rank} has dialled again, as worker {hello.worker_id!r}"
             self._detach(older, grpc.StatusCode.ABORTED, why, blame=False)
         rank = Rank(hello, stream)
-        ranks = self._replicas.gather(rank)
+        ranks = self._attachments.gather(rank)
         if ranks is not None:
             self._attach(ranks)
         return rank
@@ -159,7 +159,7 @@ class Cell:
             why = f"{who} has left" if rank.takes_leave else f"lost the stream of {who}"
             blame = not rank.takes_leave
             self._detach(rank.attachment, grpc.StatusCode.ABORTED, why, blame=blame)
-        self._replicas.forget(rank)
+        self._attachments.forget(rank)
 
     def heard(self, rank: Rank) -> None:
         """A sign of life."""
@@ -193,14 +193,14 @@ class Cell:
 
     def _check_serves(self, hello: WorkerHello) -> None:
         """A cell serves one model for as long as anything depends on it. Raises Misfit."""
-        if self.model is not None and (len(self._replicas) or not self._is_empty()):
+        if self.model is not None and (len(self._attachments) or not self._is_empty()):
             check_model(hello.model, self.model)
 
     def _attach(self, ranks: tuple[Rank, ...]) -> None:
         now = self._clock()
         self.model = ranks[0].hello.model
         self.model_known.set()
-        attachment = self._replicas.attach(ranks, now)
+        attachment = self._attachments.attach(ranks, now)
         self._feeder.watch(attachment, self._fence, self._step_timeout_s)
         inventory = attachment.inventory
         keeps = self._core.attach(attachment.replica_id, attachment.capacity, inventory)
@@ -218,7 +218,7 @@ class Cell:
     ) -> None:
         """An epoch is void. Blame: the sequences in flight may be why."""
         self._feeder.forget(attachment)
-        self._replicas.detach(attachment, code, why)
+        self._attachments.detach(attachment, code, why)
         self._tell(self._withdraw(attachment.replica_id, blame=blame))
         self._push_status()
         self._feeder.feed_soon()
@@ -267,7 +267,7 @@ class Cell:
         now = self._clock()
         return CellView(
             model=self.model,
-            replicas=tuple(self._view_of(attachment, now) for attachment in self._replicas),
+            replicas=tuple(self._view_of(attachment, now) for attachment in self._attachments),
             num_routers=len(self._routers),
             draining=self.draining,
             incarnation=self.incarnation,
@@ -325,7 +325,7 @@ class Cell:
 
     def dismiss_workers(self) -> None:
         """The cell is given up: every worker is told to leave for good."""
-        for attachment in self._replicas:
+        for attachment in self._attachments:
             for rank in attachment.ranks:
                 rank.stream.send(workers.DRAIN)
 
@@ -337,7 +337,7 @@ class Cell:
         """
         why = "the scheduler is shutting down"
         self._routers.dismiss(why)
-        for attachment in self._replicas:
+        for attachment in self._attachments:
             self._detach(attachment, grpc.StatusCode.UNAVAILABLE, why, blame=False)
 
     def _push_status(self) -> None:
@@ -349,7 +349,7 @@ class Cell:
         return not state.num_running and not state.num_waiting
 
     def _num_in_flight(self) -> int:
-        return sum(len(attachment.in_flight) for attachment in self._replicas)
+        return sum(len(attachment.in_flight) for attachment in self._attachments)
 
     def check_integrity(self) -> None:
         """A broken invariant is a defect to be found, not a reason to end what still works."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from scheduler.attachments import Attachment, Attachments
 from scheduler.core.scheduler import Scheduler
 from scheduler.guard import Guard
 from scheduler.metrics import Metrics
 from scheduler.pacing import StepWatch
-from scheduler.replicas import Attachment, Replicas
 from scheduler.wire import workers
 
 BURST_S = 0.001
@@ -19,13 +19,13 @@ class Feeder:
     def __init__(
         self,
         core: Scheduler,
-        replicas: Replicas,
+        attachments: Attachments,
         metrics: Metrics,
         guard: Guard,
         clock: Callable[[], float],
     ) -> None:
         self._core = core
-        self._replicas = replicas
+        self._attachments = attachments
         self._metrics = metrics
         self._guard = guard
         self._clock = clock
@@ -55,7 +55,7 @@ class Feeder:
 
     def _feed_all(self) -> None:
         self._is_due = False
-        for attachment in self._replicas:
+        for attachment in self._attachments:
             if not attachment.in_flight:
                 self._start(attachment)
             elif not attachment.is_starting:
@@ -81,7 +81,7 @@ class Feeder:
 
     def _send_ahead(self, attachment: Attachment) -> None:
         attachment.is_starting = False
-        if self._replicas.get(attachment.replica_id) is attachment:
+        if self._attachments.get(attachment.replica_id) is attachment:
             self._send(attachment, attachment.pace.depth)
 
     def _send(self, attachment: Attachment, depth: int) -> None:

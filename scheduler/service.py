@@ -19,10 +19,10 @@ from protos.malformed import MalformedRefused
 from protos.quire.v1 import scheduler_pb2, worker_pb2
 from protos.trust import NO_TRUST, Trust
 from scheduler.admin import ADMIN_SERVICE, AdminService
+from scheduler.attachments import Misfit, Rank
 from scheduler.cell import Cell
 from scheduler.core.events import Refused
 from scheduler.guard import Guard
-from scheduler.replicas import Misfit, Rank
 from scheduler.routers import Router
 from scheduler.stream import Context, Stream
 from scheduler.wire import frames, requests, workers

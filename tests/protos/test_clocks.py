@@ -15,7 +15,7 @@ ALLOWED = {
     "gateway/openai/embeddings.py": "the field `created`",
     "gateway/template.py": "`strftime_now`, which templates on the hub call",
     "scheduler/cell.py": "an incarnation, compared for equality alone",
-    "scheduler/replicas.py": "an epoch, compared for equality alone",
+    "scheduler/attachments.py": "an epoch, compared for equality alone",
     "router/server.py": "the field `created` of models",
     "quire/process.py": "since when `quire ps` says that it runs",
     "quire/stack.py": "the same",

@@ -24,7 +24,7 @@ from tests.scheduler.peers import (
 
 async def until_gathered(served: Served, num_ranks: int) -> None:
     """Returns once the ranks that have dialled are here: streams are served in any order."""
-    gathering = served.cell._replicas._gathering
+    gathering = served.cell._attachments._gathering
     await eventually(lambda: len(gathering.get("replica", ())) == num_ranks)
 
 
@@ -141,7 +141,7 @@ async def test_a_rank_that_leaves_before_the_others_come_is_forgotten(served: Se
     gone = await FakeRank.dialled(served.address, rank=0, world_size=2)
     await until_gathered(served, 1)
     await gone.hang_up()
-    await eventually(lambda: not served.cell._replicas._gathering)
+    await eventually(lambda: not served.cell._attachments._gathering)
 
 
 async def test_only_rank_zero_answers(served: Served) -> None:
@@ -588,7 +588,7 @@ async def test_a_step_within_its_deadline_fences_nobody(serve: Serve) -> None:
 
 async def test_telemetry_is_a_sign_of_life(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
-    (attachment,) = served.cell._replicas
+    (attachment,) = served.cell._attachments
     attached_at = attachment.last_seen
     await rank.write(worker_pb2.AttachRequest(telemetry=worker_pb2.Telemetry(num_steps=0)))
     await eventually(lambda: attachment.last_seen > attached_at)

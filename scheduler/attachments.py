@@ -148,7 +148,7 @@ class Attachment:
             rank.stream.close(code, details)
 
 
-class Replicas:
+class Attachments:
     """Ranks that gather, and replicas that are attached."""
 
     def __init__(self) -> None:
