@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.quire.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2, scheduler_pb2
-from router import body, cell, generation, service
+from router import body, generation, known_cell, service
 from router.server import Router
 from router.service import SERVICE
 from tests.router.conftest import StartRouter, until
@@ -132,7 +132,7 @@ async def test_bad_input(
 async def test_no_worker_is_unavailable(
     stub: Stub, scheduler: FakeScheduler, router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell, "HOLD_S", 0.0)  # nobody is expected back
+    monkeypatch.setattr(known_cell, "HOLD_S", 0.0)  # nobody is expected back
     scheduler.replica_ids = []
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from protos.quire.v1 import scheduler_pb2
-from router import cell
+from router import known_cell
 from router.server import Router
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
@@ -220,7 +220,7 @@ async def test_nobody_to_serve(
     monkeypatch: pytest.MonkeyPatch,
     trouble: str,
 ) -> None:
-    monkeypatch.setattr(cell, "HOLD_S", 0.0)  # nobody is expected back
+    monkeypatch.setattr(known_cell, "HOLD_S", 0.0)  # nobody is expected back
     match trouble:
         case "worker":
             scheduler.replica_ids = []

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.output import FinishReason
 from protos.quire.v1 import scheduler_pb2
-from router import cell, engine, link
+from router import engine, known_cell, link
 from router.server import Router
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
@@ -291,7 +291,7 @@ async def test_a_second_replica_causes_one_canary_and_no_doubt(
 async def test_a_worker_that_was_not_seen_lately_is_not_ready(
     router: Router, scheduler: FakeScheduler
 ) -> None:
-    scheduler.last_seen_s = cell.FRESH_S + 1
+    scheduler.last_seen_s = known_cell.FRESH_S + 1
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())
     assert router.backend.readiness.why_not() == "no worker has given a sign of life lately"

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from router import cell
+from router import known_cell
 from router.server import Router
 from tests import openai_spec
 from tests.openai_spec import check, events
@@ -182,7 +182,7 @@ async def test_the_error_of_a_lost_worker(
     scheduler: FakeScheduler,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cell, "HOLD_S", 0.0)  # nobody is expected back
+    monkeypatch.setattr(known_cell, "HOLD_S", 0.0)  # nobody is expected back
     scheduler.replica_ids = []
     scheduler.tell_status()
     await until(lambda: not router.backend.readiness.is_ready())

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from protos import backoff
-from router import cell
+from router import known_cell
 from router.link import Link
 from router.server import Router
 from tests.router.conftest import StartRouter, until
@@ -83,7 +83,7 @@ async def test_after_a_while_requests_are_refused_at_once(
     router: Router,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cell, "HOLD_S", 0.0)
+    monkeypatch.setattr(known_cell, "HOLD_S", 0.0)
     scheduler.replica_ids = []
     scheduler.tell_status()
     await until(lambda: not router.backend.engine.cell.is_available)
