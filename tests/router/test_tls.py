@@ -1,5 +1,9 @@
 """TLS on both fronts, with a certificate of the test's own, and perhaps one of the client's."""
 
+import asyncio
+import contextlib
+import json
+import socket
 import ssl
 import subprocess
 import sys
@@ -12,10 +16,11 @@ import pytest
 from quire import AsyncClient, SamplingParams, Tls
 from quire.errors import ConfigurationError, RequestFailed
 from quire.http import Endpoint, Unreachable
+from router import http_protocol
 from router.server import Router
 from router.tls import TlsFiles
 from tests.certificates import Signed, signed
-from tests.router.conftest import StartRouter
+from tests.router.conftest import StartRouter, until
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -131,3 +136,27 @@ def test_what_cannot_be_is_one_line(
         message = message.replace(f"'{name}'", f"{path!r}")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+async def test_who_does_not_read_what_is_encrypted_is_hung_up_on(
+    start_router: StartRouter, files: Signed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "SEND_S", 0.3)
+    async with start_router(tls=TlsFiles(files.cert, files.key), max_body_bytes=8 << 20) as router:
+        url = httpx.URL(router.address)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, (url.host, url.port))
+        reader, writer = await asyncio.open_connection(
+            sock=client, ssl=context(files), server_hostname="localhost", limit=1024
+        )
+        body = json.dumps({"prompt": "xyz" * (1 << 18)}).encode()
+        head = f"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+        await until(lambda: router.backend.permits.num_taken == 1)
+        assert await reader.read(12) == b"HTTP/1.1 200"
+        await until(lambda: router.backend.permits.num_taken == 0)
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            assert len(await reader.read(-1)) < 1 << 20, "of several"
+        writer.close()
