@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scheduler.core.events import FinishReason, Int32Column
+from scheduler.core.events import FinishReason, Int32Column, Request
 
 _EMPTY = np.empty(0, np.int32)
 
@@ -77,6 +77,23 @@ class Finished:
     """Of a request that is no client's."""
     vector_row: int | None = None
     """Index of its vector among those of the step result; None unless it wanted and got one."""
+
+
+def failed(request: Request, sequence_id: int, message: str) -> Finished:
+    """The end of a sequence that was never queued."""
+    return Finished(
+        router=request.router,
+        sequence_id=sequence_id,
+        reason=FinishReason.ERROR,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_output_tokens=0,
+        num_cached_tokens=0,
+        num_preemptions=0,
+        queue_s=0.0,
+        prefill_s=0.0,
+        decode_s=0.0,
+        message=message,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,25 @@ async def test_a_defect_ends_it_and_nothing_else(
     await asyncio.gather(working, return_exceptions=True)
 
 
+async def test_a_request_that_shows_a_defect_when_it_comes_ends_alone(
+    schedulers: Schedulers,
+) -> None:
+    """Else routers would bring it to every scheduler that follows."""
+    faulty = await schedulers.start("tests.scheduler.faulty", "accept", "2")
+    rank = await FakeRank.attached(schedulers.address)
+    router = await FakeRouter.connected(schedulers.address)
+    working = asyncio.create_task(rank.work())
+    for sequence_id, num_samples in ((1, 1), (2, 2), (4, 1)):
+        await router.submit(sequence_id, PROMPT, max_tokens=MAX_TOKENS, num_samples=num_samples)
+    await router.until_finished(1, 2, 3, 4)
+    failed = {i: end.message for i, end in router.finished.items() if end.message}
+    assert failed == dict.fromkeys((2, 3), "the server could not take the request")
+    assert (router.tokens[1], router.tokens[4]) == (WHOLE, WHOLE)
+    assert faulty.returncode is None
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
 def test_what_is_foreseen_passes_and_what_is_not_ends_it() -> None:
     ends: list[bool] = []
     guard = Guard(lambda: ends.append(True))
