@@ -24,7 +24,8 @@ from tests.chaos.streams import Load
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SCALE = Scale(num_streams=32, max_tokens=100)
-ROUNDS, SEED = 5, int(os.environ.get("QUIRE_CHAOS_SEED", "1"))
+ROUNDS, SEED = 5, int(os.environ.get("QUIRE_CHAOS_SEED", "397"))
+"""With this seed nearly every process meets nearly every means in so few rounds."""
 VICTIMS = (
     *("worker-0", "worker-1", "scheduler", "router-0", "router-1"),
     *("worker-0's transport", "worker-1's transport"),
