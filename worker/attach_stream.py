@@ -1,8 +1,11 @@
-"""One Attach stream of the link to the scheduler: opened, written to, ended, and why it ended."""
+"""One Attach stream of the link to the scheduler: opened, written to, ended, and why it ended.
+
+And the knock before it, which tells whether it will be let in.
+"""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import grpc
@@ -13,6 +16,8 @@ from protos.outage import plainly
 from protos.trust import Trust
 
 _ATTACH = "/quire.v1.WorkerService/Attach"
+_REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+"""Behind the same token, and without effect."""
 _MAX_MESSAGE_BYTES = 64 << 20
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -30,7 +35,7 @@ class RefusedError(Exception):
     """The scheduler will never take this worker; the message is its reason."""
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_stream(trust: Trust, scheduler: str) -> AsyncIterator[Stream]:
     """Dials; the stream is cancelled at the end of the context."""
     async with dial(trust, scheduler, _CHANNEL_OPTIONS) as channel:
@@ -47,6 +52,20 @@ async def why_ended(stream: Stream) -> str:
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         raise RefusedError(details or "it gave no reason")
     return plainly(code.name, details)
+
+
+async def knock(trust: Trust, scheduler: str) -> tuple[grpc.StatusCode, str]:
+    """How the scheduler ends a call that asks for nothing: UNAUTHENTICATED if a worker of this
+    trust is not let in; and what it says to that."""
+    async with dial(trust, scheduler, _CHANNEL_OPTIONS) as channel:
+        call: Stream = channel.stream_stream(_REFLECT)(metadata=trust.metadata)
+        try:
+            # It may have ended before.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.done_writing()
+            return await call.code(), await call.details() or ""
+        finally:
+            call.cancel()
 
 
 async def write(stream: Stream, frame: bytes) -> None:

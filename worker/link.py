@@ -7,12 +7,14 @@ untouched in both directions, and only the executor knows what they mean.
     scheduler ◀─ Attach stream (grpc.aio, uvloop) ─▶ link ◀─ frames over a socketpair ─▶ executor
 
 The executor's first frame is its Hello: it opens every stream, until the executor gives a newer one
-(what its blocks hold changes). When a stream breaks the link dials again, with backoff, once the
-executor has answered that it is there: one that is stuck in a step takes no more work. The
-scheduler has fenced it by then, and nobody else can tell it from one that computes: so the link
-ends an executor that has not answered for long (`--patience-s`, or ten times the longest step that
-it has told of, up to ten minutes). What the executor produced before it saw the new stream's
-Welcome is stale: it answers each Welcome with a mark, and the link drops everything before that.
+(what its blocks hold changes). Until it comes the executor loads, perhaps for minutes: meanwhile
+the link asks whether the scheduler would let it in, and warns if not. When a stream breaks the link
+dials again, with backoff, once the executor has answered that it is there: one that is stuck in a
+step takes no more work. The scheduler has fenced it by then, and nobody else can tell it from one
+that computes: so the link ends an executor that has not answered for long (`--patience-s`, or ten
+times the longest step that it has told of, up to ten minutes). What the executor produced before it
+saw the new stream's Welcome is stale: it answers each Welcome with a mark, and the link drops
+everything before that.
 
 The ranks of a replica agree on what their executors see (`worker.lockstep`), over sockets that the
 executors have joined before. They end as one: a link that loses a sibling gives its executor a
@@ -49,6 +51,7 @@ from worker.attach_stream import (
     RefusedError,
     Stream,
     half_close,
+    knock,
     open_stream,
     why_ended,
     write,
@@ -125,6 +128,7 @@ class Link:
             else Follower(siblings[0].post, self._deliver)
         )
         self._hello = b""
+        self._outage = Outage(f"the scheduler at {scheduler}")
         self._stream: Stream | None = None
         """Whose Welcome the executor was given last: its results belong there."""
         self._num_asked = 0
@@ -141,7 +145,12 @@ class Link:
             LostSiblingError: another rank has gone, and this one has not been told to.
             StuckExecutorError: the executor still computes for a stream that ended long ago.
         """
-        self._hello = await self._pipe.receive()
+        knocking = asyncio.create_task(self._knock())
+        try:
+            self._hello = await self._pipe.receive()
+        finally:
+            knocking.cancel()
+            await asyncio.gather(knocking, return_exceptions=True)
         pumping = asyncio.create_task(self._pump_results())
         others = [asyncio.create_task(self._keep_dialling())]
         others += [asyncio.create_task(self._follow(index)) for index in range(len(self._siblings))]
@@ -154,6 +163,20 @@ class Link:
         for outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, PipeClosedError):
                 raise outcome
+
+    async def _knock(self) -> None:
+        """Warns if the scheduler would not let this worker in: so far nothing has been loaded."""
+        for delay_s in backoff():
+            code, reason = await knock(self._trust, self._scheduler)
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                self._lament(reason)
+            if code is not grpc.StatusCode.UNAVAILABLE:
+                return
+            await asyncio.sleep(delay_s)
+
+    def _lament(self, reason: str) -> None:
+        if line := self._outage.failed(reason, time.monotonic()):
+            log.warning("%s", line)
 
     async def _pump_results(self) -> None:
         """Executor to scheduler; ends with `PipeClosedError` when the executor goes."""
@@ -196,18 +219,17 @@ class Link:
         await asyncio.Event().wait()  # it was the first to leave, in order
 
     async def _keep_dialling(self) -> None:
-        delays, outage = backoff(), Outage(f"the scheduler at {self._scheduler}")
+        delays = backoff()
         while True:
             was_welcome, reason = await self._attach()
             if self._lockstep.has_ended:
                 await asyncio.Event().wait()  # the executor leaves, and nothing is lost to it
             if was_welcome:
                 delays = backoff()
-                outage.over()
+                self._outage.over()
                 self._ask()
                 self._pipe.post(MARK)
-            if line := outage.failed(reason, time.monotonic()):
-                log.warning("%s", line)
+            self._lament(reason)
             await asyncio.sleep(next(delays))
             await self._answered()
 

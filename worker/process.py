@@ -24,7 +24,7 @@ from worker.metrics import StepTotals, serve_metrics
 from worker.options import Options, StartError
 from worker.parallel import Group, LostRankError, form
 from worker.pipe import LOST, REFUSED, PipeClosedError
-from worker.plans import PlanError
+from worker.plans import Hello, PlanError
 from worker.start import find_device, hello, start
 
 log = logging.getLogger(__name__)
@@ -35,12 +35,15 @@ gives one whose steps take long more."""
 
 
 class _StopSignal:
-    """Turns SIGTERM and SIGINT into a flag and a readable socket."""
+    """Turns SIGTERM and SIGINT into a flag and a readable socket, once it listens for them."""
 
     def __init__(self) -> None:
         self._stopping = False
         self.wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
+
+    def listen(self) -> None:
+        """From now on, instead of ending at once."""
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -69,17 +72,17 @@ def run(options: Options) -> int:
 
 
 def _run_in(group: Group, options: Options, device: torch.device) -> int:
-    totals = StepTotals()
+    totals, stop = StepTotals(), _StopSignal()
     metrics_url = _serve_metrics(options, totals)
+    link = _start_link(options, group, stop.wake)  # it asks to be let in before a weight is read
     started = start(options, device, group)
-    said, stop = hello(options, started, device, group), _StopSignal()
-    link = _start_link(options, group, stop.wake)
-    link.pipe.send(wire.encode_hello(said))
+    said = hello(options, started, device, group)
+    stop.listen()
     say_ready = _ready_once(options, metrics_url, started.num_blocks)
     answers = group.rank == 0
     executor = Executor(started.runner, link.pipe, totals, say_ready, answers=answers, hello=said)
     try:
-        exit_code = _serve(executor, link, stop)
+        exit_code = _serve(executor, link, said, stop)
     finally:
         end_within(END_S)
         started.runner.close()  # captured steps hold operations of the group
@@ -98,8 +101,11 @@ def _start_link(options: Options, group: Group, wake: socket.socket) -> LinkProc
     )
 
 
-def _serve(executor: Executor, link: LinkProcess, should_stop: Callable[[], bool]) -> int:
+def _serve(
+    executor: Executor, link: LinkProcess, said: Hello, should_stop: Callable[[], bool]
+) -> int:
     try:
+        link.pipe.send(wire.encode_hello(said))
         executor.run(should_stop)
         link.pipe.send(wire.FAREWELL)
         exit_code = 0

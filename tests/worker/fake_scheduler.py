@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 import grpc
 import grpc.aio
 
+from protos.channels import interceptors
 from protos.quire.v1 import worker_pb2, worker_pb2_grpc
+from protos.trust import NO_TRUST, Trust
 
 PATIENCE_S = 60.0
 
@@ -114,10 +116,10 @@ class FakeScheduler(worker_pb2_grpc.WorkerServiceServicer):
 
 
 @asynccontextmanager
-async def fake_scheduler(port: int = 0) -> AsyncIterator[FakeScheduler]:
+async def fake_scheduler(port: int = 0, trust: Trust = NO_TRUST) -> AsyncIterator[FakeScheduler]:
     """Runs one; port 0 is any free one."""
     scheduler = FakeScheduler()
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=interceptors(trust))
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(scheduler, server)
     scheduler.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     await server.start()

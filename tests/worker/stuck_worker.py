@@ -54,17 +54,17 @@ class NeverThere:
 
 def main() -> None:
     """Runs the worker with its parts exchanged."""
-    start_link = process._start_link
+    process_serve = process._serve
 
     def serve(*arguments: Any) -> Any:
         StuckLane.serves = True
-        return start_link(*arguments)
+        return process_serve(*arguments)
 
     for module, name, part in (
         (runners, "select_step", lambda *_: DEVICE_STEP_REFERENCE),
         (runners, "make_lane", lambda _: StuckLane()),
         (process, "_PATIENCE_S", PATIENCE_S),
-        (process, "_start_link", serve),
+        (process, "_serve", serve),
         (link_process, "SILENCE_S", SILENCE_S),
         (link_process, "END_S", END_S),
     ):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from protos.quire.v1 import worker_pb2
+from protos.trust import Trust
 from tests.worker.fake_scheduler import PATIENCE_S, FakeScheduler, fake_scheduler
 from worker import pipe, wire
 from worker.pipe import END, LOST, MARK, AsyncPipe, PipeClosedError, pace_frame
@@ -62,7 +63,11 @@ class FakeExecutor:
 
 @asynccontextmanager
 async def running_link(
-    scheduler: str, follower: socket.socket | None = None, patience_s: float | None = None
+    scheduler: str,
+    follower: socket.socket | None = None,
+    patience_s: float | None = None,
+    *,
+    has_loaded: bool = True,
 ) -> AsyncIterator[FakeExecutor]:
     ours, theirs = socket.socketpair()
     with theirs:
@@ -82,7 +87,8 @@ async def running_link(
         )
     pipe = await AsyncPipe.open(ours)
     try:
-        await pipe.send(HELLO.SerializeToString())
+        if has_loaded:
+            await pipe.send(HELLO.SerializeToString())
         yield FakeExecutor(pipe, process)
     finally:
         await pipe.close()
@@ -260,6 +266,18 @@ async def test_it_keeps_dialling_until_a_scheduler_is_there(free_port: int) -> N
             stream, _ = await scheduler.attached()
             await stream.welcome(1)
             assert await executor.welcomed() == 1
+
+
+async def test_a_worker_that_is_not_let_in_hears_so_before_it_has_loaded() -> None:
+    async with (
+        fake_scheduler(trust=Trust(("the-token-of-this-month",))) as scheduler,
+        running_link(scheduler.address, has_loaded=False) as executor,
+    ):
+        assert executor.process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            said = (await executor.process.stderr.readline()).decode()
+        assert f"warning no connection to the scheduler at {scheduler.address}: the cluster" in said
+        assert "the cluster token is missing or wrong; start this process with" in said
 
 
 async def test_a_refusal_ends_it_with_the_reason(scheduler: FakeScheduler) -> None:
