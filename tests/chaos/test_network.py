@@ -152,6 +152,7 @@ async def test_one_direction_is_silent(model_dir: Path, judge: Judge, figures: F
             figures.add(f"silent from {said}", pauses(histories, at))
 
 
+@pytest.mark.slow
 async def test_plans_for_one_worker_stay_on_the_way(tmp_path: Path) -> None:
     """Its stream is open and what it says arrives: a plan that is not answered in time is late all
     the same (on a busy machine the pings that are not may be noticed first), and the other worker
