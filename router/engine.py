@@ -23,7 +23,7 @@ from gateway.request import GenerateRequest
 from router.accounts import Accounts
 from router.caller import NOBODY, Caller
 from router.generation import Generation, PromptScores, Sample
-from router.known_cell import KnownCell, unavailable
+from router.known_cell import KnownCell, draining, unavailable
 from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
 from router.metrics import Metrics
 from router.outcomes import checked, failure, timed_out, too_slow
@@ -172,7 +172,7 @@ class Engine:
         is_here = self.cell.is_available
         for sample in generation.samples:
             self._samples[sample.sequence_id] = sample
-            sample.submitted = is_here
+            sample.submitted = sample.was_submitted = is_here
             if is_here and sample.number == 0:
                 request = sample.request
                 whole = Submission(sample.sequence_id, request, 0, request.n, ())
@@ -211,6 +211,8 @@ class Engine:
     def status(self, status: CellStatus) -> None:
         """See `Listener`."""
         self.cell.heard(status)
+        if status.draining:
+            self._refuse_waiting()
         if self._retry is None:
             self._resubmit()
         self._mind_patience()
@@ -266,17 +268,32 @@ class Engine:
             for other in sample.generation.samples
             if other is sample or (other.request is sample.request and not sample.resubmitted)
         ]
+        if refusal.retry and self.cell.is_draining:
+            self._refuse(sample.generation, together, draining())
+            return
         if refusal.retry and (sample.resubmitted or not self.cell.is_available):
             for refused in together:  # a scheduler that leaves: the next one gets it
                 refused.submitted = False
             if self._retry is None:
                 self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._retry_now)
             return
-        if not sample.resubmitted:
-            sample.generation.counted = False  # it was never accepted
-        for refused in together:
-            self._samples.pop(refused.sequence_id, None)
-        self._fail(sample.generation, refusal_error(refusal, sample.request))
+        self._refuse(sample.generation, together, refusal_error(refusal, sample.request))
+
+    def _refuse_waiting(self) -> None:
+        """Who waits to be let in waits for nobody: the cell is given up."""
+        for sample in list(self._samples.values()):
+            if not sample.was_submitted:
+                self._refuse(sample.generation, [sample], draining())
+
+    def _refuse(
+        self, generation: Generation, refused: Sequence[Sample], error: RequestError
+    ) -> None:
+        """The scheduler has nothing of these samples of a call; it ends."""
+        if not any(sample.resubmitted for sample in refused):
+            generation.counted = False  # it was never accepted
+        for sample in refused:
+            self._samples.pop(sample.sequence_id, None)
+        self._fail(generation, error)
 
     # What happens to calls.
 
@@ -327,13 +344,14 @@ class Engine:
             self.uplink.abort(withdrawn)
 
     def _resubmit(self) -> None:
-        """Whatever the scheduler of this connection does not know yet and has a worker for."""
-        if not self.cell.is_available:
+        """Whatever the scheduler of this connection does not know yet and has a worker for, also
+        one that drains: it was accepted before."""
+        if not self.cell.is_available and not self.cell.is_draining:
             return
         for sample in list(self._samples.values()):
             if sample.submitted or not self.cell.can_hold(sample.max_num_tokens):
                 continue
-            sample.submitted = True
+            sample.submitted = sample.was_submitted = True
             sample.resubmitted = True
             self.metrics.resubmitted += sample.generation.counted
             sequence_id, request, number = sample.sequence_id, sample.request, sample.number

@@ -75,6 +75,8 @@ class Sample:
     finished: Finished | None = None
     submitted: bool = False
     """The scheduler of this connection knows it."""
+    was_submitted: bool = False
+    """To this scheduler or one before: it waits no longer to be let in."""
     resubmitted: bool = False
     """It was accepted before, so it may not be refused now."""
     has_news: bool = False

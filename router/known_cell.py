@@ -31,6 +31,7 @@ class KnownCell:
         self._model = model
         self._status: CellStatus | None = None
         self._misfit: str | None = None
+        self._is_told_drained = False
         self._served: ServedModel | None = None
         """When it was last available."""
         self._away_since: float | None = None
@@ -55,6 +56,9 @@ class KnownCell:
     def heard(self, status: CellStatus) -> None:
         """The cell as it is now."""
         self._status = status
+        if status.draining and not self._is_told_drained:
+            _log.info("the scheduler drains: new requests are refused")
+        self._is_told_drained = status.draining
         self._note_progress(status)
         misfit = self._why_misfit(status)
         if misfit is not None and misfit != self._misfit:
@@ -101,11 +105,18 @@ class KnownCell:
         """Whether it takes requests now."""
         return self._away_since is None and self._served is not None
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether an operator gives it up: it goes on with what it has, and nobody comes after."""
+        return self._status is not None and self._status.draining
+
     def check_accepts(self) -> ServedModel:
         """What is served, if a request can be accepted now: by a cell that takes it, or one that
-        did until a moment ago. Raises RequestError otherwise."""
+        did until a moment ago and is not given up. Raises RequestError otherwise."""
         if self._served is None or self._away_since is None or self._misfit is not None:
             return self.check_available()
+        if self.is_draining:
+            raise draining()
         if time.monotonic() - self._away_since >= HOLD_S:
             return self.check_available()
         return self._served
@@ -115,7 +126,7 @@ class KnownCell:
         if self.incarnation is None or self._status is None:
             raise unavailable("the scheduler is not connected")
         if self._status.draining:
-            raise unavailable("the scheduler is draining and accepts no new requests")
+            raise draining()
         if self._status.model is None or not self._status.replicas:
             raise unavailable("no worker is attached")
         if self._misfit is not None:
@@ -164,6 +175,11 @@ class KnownCell:
 def unavailable(message: str) -> RequestError:
     """Nobody serves just now."""
     return RequestError(Fault.UNAVAILABLE, message, retry_after_s=2)
+
+
+def draining() -> RequestError:
+    """An operator gives the cell up."""
+    return unavailable("the scheduler is draining and accepts no new requests")
 
 
 def _is_fresh(replica: ReplicaStatus, age_s: float) -> bool:

@@ -1,5 +1,7 @@
 """What an operator may do, on a listener of its own."""
 
+import asyncio
+import contextlib
 from typing import Any
 
 import grpc
@@ -17,13 +19,15 @@ class AdminService:
         self._cell = cell
 
     async def drain(
-        self, _request: admin_pb2.DrainRequest, _context: object
+        self, request: admin_pb2.DrainRequest, _context: object
     ) -> admin_pb2.DrainResponse:
-        """AdminService.Drain."""
+        """AdminService.Drain. The cell drains whether or not the caller waits."""
         self._cell.guard.run(self._cell.start_draining)
-        await self._cell.wait_drained()
-        self._cell.guard.run(self._cell.dismiss_workers)
-        return admin_pb2.DrainResponse()
+        timeout_s = request.timeout_s if request.HasField("timeout_s") else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._cell.wait_drained()
+        return admin_pb2.DrainResponse(num_sequences=self._cell.num_sequences)
 
     async def reset_prefix_cache(
         self, _request: admin_pb2.ResetPrefixCacheRequest, _context: object

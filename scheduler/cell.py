@@ -14,7 +14,7 @@ from math import inf
 import grpc
 
 from scheduler.attachments import Attachment, Attachments, Rank, check_model
-from scheduler.core.decisions import Outputs
+from scheduler.core.decisions import Outputs, failed
 from scheduler.core.events import Refused, Request, WrongResult
 from scheduler.core.scheduler import Scheduler
 from scheduler.core.state import CoreState
@@ -70,7 +70,7 @@ class Cell:
         self._feeder = Feeder(core, self._attachments, self.metrics, self.guard, clock)
         self._expiry: asyncio.TimerHandle | None = None
         self._expires_at = inf
-        self._idle = asyncio.Event()
+        self._drained = asyncio.Event()
         self._last_event_at = self._started_at
         self._checked_at = self._started_at
 
@@ -95,18 +95,36 @@ class Cell:
 
     def submit(self, request: Request) -> None:
         """A router's request. Raises Refused."""
-        if self.draining:
-            raise Refused("the scheduler is shutting down; retry later", invalid=False)
+        if self.draining and (self._drained.is_set() or not request.resubmitted):
+            message = "the scheduler is draining and accepts no new requests"
+            raise Refused(message, invalid=False, reason="draining")
         if request.priority and not (self._core.orders_by_priority or request.resubmitted):
             message = (
                 f"priority is {request.priority}; this server serves first come, first served, "
                 "so it must be 0"
             )
             raise Refused(message, field="priority")
-        self._tell(self._core.accept(request, self._clock()))
+        try:
+            outputs = self._core.accept(request, self._clock())
+        except Refused:
+            raise
+        except Exception:
+            outputs = self._give_up(request)
+        self._tell(outputs)
         if request.deadline_s > 0:
             self._arm_expiry()
         self._feeder.feed_soon()
+
+    def _give_up(self, request: Request) -> Outputs:
+        """A defect that shows when a request comes ends the request alone: routers would bring it
+        to one scheduler after the other. Raises AssertionError if something is left of it."""
+        logger.critical("a defect of the scheduler's own: a request ends by it", exc_info=True)
+        ids = range(request.sequence_id, request.sequence_id + request.num_samples)
+        for sequence_id in ids:
+            self._core.abort(request.router, sequence_id, self._clock())
+        self._core.check_integrity()
+        message = "the server could not take the request"
+        return Outputs(finished=tuple(failed(request, sequence_id, message) for sequence_id in ids))
 
     def abort(self, router: Router, sequence_ids: Sequence[int]) -> None:
         """The clients of these sequences have left."""
@@ -193,7 +211,7 @@ class Cell:
 
     def _check_serves(self, hello: WorkerHello) -> None:
         """A cell serves one model for as long as anything depends on it. Raises Misfit."""
-        if self.model is not None and (len(self._attachments) or not self._is_empty()):
+        if self.model is not None and (len(self._attachments) or self.num_sequences):
             check_model(hello.model, self.model)
 
     def _attach(self, ranks: tuple[Rank, ...]) -> None:
@@ -212,6 +230,8 @@ class Cell:
             )
         self._push_status()
         self._feeder.feed_soon()
+        if self._drained.is_set():
+            self._dismiss(attachment)
 
     def _detach(
         self, attachment: Attachment, code: grpc.StatusCode, why: str, *, blame: bool
@@ -257,8 +277,8 @@ class Cell:
         self._routers.deliver(outputs, logprobs, vectors, scores)
         if outputs.finished:
             self.metrics.finished(outputs.finished)
-        if self.draining and self._is_empty():
-            self._idle.set()
+        if self.draining:
+            self._note_drained()
 
     # ---- the cell as a whole ----
 
@@ -301,16 +321,41 @@ class Cell:
             self.check_integrity()
 
     def start_draining(self) -> None:
-        """From now on requests are refused; what was accepted goes on."""
+        """The cell is given up: from now on requests are refused, what was accepted goes on, and
+        after the last of it every worker is told to leave for good."""
         if not self.draining:
             self.draining = True
+            logger.info("an operator drains the cell: %d sequence(s) left", self.num_sequences)
             self._push_status()
-        if self._is_empty():
-            self._idle.set()
+            self._note_drained()
+
+    @property
+    def num_sequences(self) -> int:
+        """Accepted, and not ended."""
+        state = self._core.state()
+        return state.num_running + state.num_waiting
 
     async def wait_drained(self) -> None:
-        """Returns when nothing accepted is left."""
-        await self._idle.wait()
+        """Returns when nothing accepted is left, and the workers were told to leave."""
+        await self._drained.wait()
+
+    def _note_drained(self) -> None:
+        """The event that ended the last sequence is to be over first."""
+        if not self.num_sequences and not self._drained.is_set():
+            self.guard.call_soon(self._end_drain)
+
+    def _end_drain(self) -> None:
+        if self.num_sequences or self._drained.is_set():
+            return
+        logger.info("the cell is drained: its workers are told to leave")
+        for attachment in self._attachments:
+            self._dismiss(attachment)
+        self._drained.set()
+
+    @staticmethod
+    def _dismiss(attachment: Attachment) -> None:
+        for rank in attachment.ranks:
+            rank.stream.send(workers.DRAIN)
 
     async def wait_left(self, word_s: float) -> None:
         """Returns when every router that ends itself has; each has so long to say that it does."""
@@ -322,12 +367,6 @@ class Cell:
         logger.info("an operator had the prefix cache forgotten: %d blocks", num_blocks)
         self._push_status()
         return num_blocks
-
-    def dismiss_workers(self) -> None:
-        """The cell is given up: every worker is told to leave for good."""
-        for attachment in self._attachments:
-            for rank in attachment.ranks:
-                rank.stream.send(workers.DRAIN)
 
     def end_streams(self) -> None:
         """This scheduler goes, the cell stays: routers and workers will dial the next one.
@@ -343,10 +382,6 @@ class Cell:
     def _push_status(self) -> None:
         if len(self._routers):
             self._routers.broadcast(frames.encode_status(self.view(), self._core.state()))
-
-    def _is_empty(self) -> bool:
-        state = self._core.state()
-        return not state.num_running and not state.num_waiting
 
     def _num_in_flight(self) -> int:
         return sum(len(attachment.in_flight) for attachment in self._attachments)

@@ -33,7 +33,7 @@ def drain(
         float | None,
         typer.Option(
             min=0.001,
-            help="Give up waiting after so long; the scheduler goes on draining.",
+            help="Wait so long at most, and exit with 1; the scheduler goes on draining.",
             metavar="SECONDS",
             show_default="as long as it takes",
         ),

@@ -155,13 +155,21 @@ class Refused(Exception):
 
     `invalid` tells a request that can never be served (the client's fault) from one that may be
     retried later (a full queue, a drain), and then `retry_after_s` says when, unless it is 0.
+    `reason` is one word, for metrics; None: "invalid" or "overloaded".
     """
 
     def __init__(
-        self, message: str, *, field: str = "", invalid: bool = True, retry_after_s: float = 0.0
+        self,
+        message: str,
+        *,
+        field: str = "",
+        invalid: bool = True,
+        retry_after_s: float = 0.0,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.invalid = invalid
         self.retry_after_s = retry_after_s
+        self.reason = reason or ("invalid" if invalid else "overloaded")

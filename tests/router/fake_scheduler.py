@@ -85,6 +85,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Above 0: prompts that want their vector get `vector_of`."""
     is_encoder: bool = False
     draining: bool = False
+    drains_on_submit: bool = False
+    """An operator begins to as a request arrives."""
     status_interval_s: float = 1.0
     mute: bool = False
     """Says nothing any more, and keeps the stream open."""
@@ -236,6 +238,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             self.num_canaries += 1
         else:
             self.submits.append(submit)
+            if self.drains_on_submit:
+                self.draining = True
+                self.tell_status()
             if self.refusal is not None:
                 refusal = scheduler_pb2.Refusal()
                 refusal.CopyFrom(self.refusal)

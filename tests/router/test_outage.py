@@ -1,12 +1,14 @@
 """Requests that come while scheduler or worker are away for a moment wait, like those in flight."""
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
 import pytest
 
 from protos import backoff
+from protos.quire.v1 import scheduler_pb2
 from router import known_cell
 from router.link import Link
 from router.server import Router
@@ -46,21 +48,62 @@ async def test_a_request_waits_for_a_scheduler_that_restarts(
     assert engine._samples == {}
 
 
-async def test_a_request_waits_for_the_successor_of_a_scheduler_that_drains(
+async def test_nobody_waits_for_a_cell_that_is_given_up(
+    http: httpx.AsyncClient,
+    scheduler: FakeScheduler,
+    router: Router,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not who comes, not who waited for a worker when an operator began to drain it, and not who is
+    on the way meanwhile; what is in flight goes on."""
+    caplog.set_level(logging.INFO, "router")
+    engine = router.backend.engine
+    scheduler.hold_at = 4
+    begun = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(scheduler.running) == 2)
+    attached, scheduler.replica_ids = scheduler.replica_ids, []
+    scheduler.tell_status()
+    await until(lambda: not engine.cell.is_available)
+    held = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(engine._samples) == 4)
+    scheduler.draining, scheduler.replica_ids = True, attached
+    scheduler.tell_status()
+    scheduler.tell_status()
+    refusals = [await held, await http.post(PATH, json=XYZ)]
+    said = "the scheduler is draining and accepts no new requests"
+    for refused in refusals:
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"] == said
+    scheduler.hold_at = None
+    await answered(begun)
+    assert len(scheduler.submits) == 1
+    assert caplog.text.count("the scheduler drains: new requests are refused") == 1
+
+
+async def test_what_was_accepted_is_submitted_again_to_a_cell_that_is_given_up(
     http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
 ) -> None:
+    scheduler.hold_at = 4
+    begun = asyncio.create_task(http.post(PATH, json=XYZ))
+    await until(lambda: len(scheduler.running) == 2)
     scheduler.draining = True
-    scheduler.tell_status()
-    engine = router.backend.engine
-    await until(lambda: not engine.cell.is_available)
-    asking = asyncio.create_task(http.post(PATH, json=XYZ))
-    await until(lambda: len(engine._samples) == 2)
-    scheduler.tell_status()
-    await asyncio.sleep(0.05)
-    assert scheduler.submits == []
-    scheduler.draining = False
     scheduler.kill()
-    await answered(asking)
+    scheduler.hold_at = None
+    await answered(begun)
+    assert [submit.resubmitted for submit in scheduler.submits] == [False, True, True]
+
+
+async def test_who_is_refused_as_the_cell_begins_to_drain_does_not_wait(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, router: Router
+) -> None:
+    """The request and the news of the drain have crossed."""
+    scheduler.refusal = scheduler_pb2.Refusal(
+        code=scheduler_pb2.REFUSAL_CODE_OVERLOADED, message="the scheduler is draining"
+    )
+    scheduler.drains_on_submit = True
+    refused = await http.post(PATH, json=XYZ)
+    assert (refused.status_code, len(scheduler.submits)) == (503, 1)
+    assert router.backend.engine.num_samples == 0
 
 
 async def test_a_request_waits_for_a_worker_that_restarts(

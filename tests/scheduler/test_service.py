@@ -1,6 +1,7 @@
 """The calls beside the two streams: state, drain, health, reflection."""
 
 import asyncio
+import logging
 from typing import Any
 
 import grpc
@@ -9,6 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos.quire.v1 import admin_pb2, scheduler_pb2
+from protos.trust import NO_TRUST
+from quire.client.admin import drain, reset_prefix_cache
+from quire.errors import RequestFailed
 from scheduler.service import GrpcServer, PortTaken
 from tests.scheduler.conftest import Serve, Served
 from tests.scheduler.peers import FakeRank, FakeRouter, eventually, token_at, within_time
@@ -84,6 +88,51 @@ async def test_a_draining_cell_finishes_and_admits_nothing(served: Served) -> No
     await within_time(draining)
     assert router.tokens == {1: [token_at(3), token_at(4)]}
     await within_time(working)  # it was told to leave
+
+
+async def test_a_cell_drains_whether_or_not_somebody_waits(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "scheduler.cell")
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=2)
+    plan = await rank.plan()
+    answer = await served.admin.Drain(admin_pb2.DrainRequest(timeout_s=0.05))
+    assert answer.num_sequences == 1
+    with pytest.raises(RequestFailed, match=r"still draining after 0\.05 s: 1 sequence left"):
+        await drain(served.admin_address, NO_TRUST, 0.05)
+    await rank.answer(plan)
+    await within_time(rank.work())  # it is told to leave
+    late = await FakeRank.attached(served.address)
+    await within_time(late.work())
+    assert router.finished.keys() <= {1}
+    await router.until_finished(1)
+    drained = await served.admin.Drain(admin_pb2.DrainRequest())
+    assert drained.num_sequences == 0
+    said = [record.message for record in caplog.records]
+    assert said.count("an operator drains the cell: 1 sequence(s) left") == 1
+    assert said.count("the cell is drained: its workers are told to leave") == 1
+
+
+async def test_a_cell_that_drains_takes_what_was_accepted_before(served: Served) -> None:
+    """Its router's connection broke, or the scheduler before it was lost."""
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3], max_tokens=2)
+    plan = await rank.plan()
+    await served.admin.Drain(admin_pb2.DrainRequest(timeout_s=0.001))
+    await router.submit(2, [1, 2, 3], max_tokens=2, resubmitted=True)
+    await rank.answer(plan)
+    await within_time(rank.work())
+    await router.until_finished(2)
+    await router.submit(3, [1, 2, 3], max_tokens=2, resubmitted=True)
+    assert (await router.refusal()).sequence_id == 3  # nobody is left who could
+
+
+async def test_an_operator_who_calls_the_port_of_routers_is_told(served: Served) -> None:
+    with pytest.raises(RequestFailed, match="operators call at its --admin-listen"):
+        await reset_prefix_cache(served.address, NO_TRUST)
 
 
 async def _drain(served: Served) -> None:

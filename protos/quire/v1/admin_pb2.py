@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14quire/v1/admin.proto\x12\x08quire.v1\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x19\n\x17ResetPrefixCacheRequest\".\n\x18ResetPrefixCacheResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\r2\xa3\x01\n\x0c\x41\x64minService\x12\x38\n\x05\x44rain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponse\x12Y\n\x10ResetPrefixCache\x12!.quire.v1.ResetPrefixCacheRequest\x1a\".quire.v1.ResetPrefixCacheResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14quire/v1/admin.proto\x12\x08quire.v1\"4\n\x0c\x44rainRequest\x12\x16\n\ttimeout_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\"&\n\rDrainResponse\x12\x15\n\rnum_sequences\x18\x01 \x01(\r\"\x19\n\x17ResetPrefixCacheRequest\".\n\x18ResetPrefixCacheResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\r2\xa3\x01\n\x0c\x41\x64minService\x12\x38\n\x05\x44rain\x12\x16.quire.v1.DrainRequest\x1a\x17.quire.v1.DrainResponse\x12Y\n\x10ResetPrefixCache\x12!.quire.v1.ResetPrefixCacheRequest\x1a\".quire.v1.ResetPrefixCacheResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'quire.v1.admin_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DRAINREQUEST']._serialized_start=34
-  _globals['_DRAINREQUEST']._serialized_end=48
-  _globals['_DRAINRESPONSE']._serialized_start=50
-  _globals['_DRAINRESPONSE']._serialized_end=65
-  _globals['_RESETPREFIXCACHEREQUEST']._serialized_start=67
-  _globals['_RESETPREFIXCACHEREQUEST']._serialized_end=92
-  _globals['_RESETPREFIXCACHERESPONSE']._serialized_start=94
-  _globals['_RESETPREFIXCACHERESPONSE']._serialized_end=140
-  _globals['_ADMINSERVICE']._serialized_start=143
-  _globals['_ADMINSERVICE']._serialized_end=306
+  _globals['_DRAINREQUEST']._serialized_end=86
+  _globals['_DRAINRESPONSE']._serialized_start=88
+  _globals['_DRAINRESPONSE']._serialized_end=126
+  _globals['_RESETPREFIXCACHEREQUEST']._serialized_start=128
+  _globals['_RESETPREFIXCACHEREQUEST']._serialized_end=153
+  _globals['_RESETPREFIXCACHERESPONSE']._serialized_start=155
+  _globals['_RESETPREFIXCACHERESPONSE']._serialized_end=201
+  _globals['_ADMINSERVICE']._serialized_start=204
+  _globals['_ADMINSERVICE']._serialized_end=367
 # @@protoc_insertion_point(module_scope)

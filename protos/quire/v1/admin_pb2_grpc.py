@@ -53,9 +53,9 @@ class AdminServiceServicer:
 
     def Drain(self, request, context):
         """Gives the cell up: stop admitting, finish what runs, then tell the workers to leave for good.
-        Answers when nothing is in flight and they have been told. A scheduler that is only restarted
-        (SIGTERM) does not tell them: they keep their weights and attach to the next one.
-        DEADLINE_EXCEEDED: the caller's deadline passed first.
+        Answers when nothing is in flight and they have been told, or after `timeout_s`; it goes on
+        whether or not somebody waits. A scheduler that is only restarted (SIGTERM) does not tell them:
+        they keep their weights and attach to the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
