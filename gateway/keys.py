@@ -1,7 +1,8 @@
 """API keys: where they come from, and whose a request's is.
 
 Every key has a name. The name stands in logs and metrics, and is the tenant that its requests are
-counted for; the key itself stands nowhere.
+counted for; the key itself stands nowhere. Keys of one name are alike in all of that: while clients
+turn from one to the next, both open.
 """
 
 import base64
@@ -12,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from gateway.errors import Fault, RequestError
 from protos.flag import FlagError
@@ -23,6 +25,9 @@ MAX_KEYS = 1000
 FIRST_NAME = "default"
 """Of a key that comes without; those after it are default-2, default-3."""
 
+Keys: TypeAlias = Mapping[str, tuple[str, ...]]
+"""By name, which one or several have; no key has two."""
+
 _NAME = re.compile(r"[A-Za-z0-9._@:/-]{1,64}")
 _KEY = re.compile(r"[!-~]*")
 """What every client can send in a header."""
@@ -32,17 +37,16 @@ _MAX_KEY_LEN = 1024
 class ApiKeys:
     """The keys that open a server; without any it is open."""
 
-    def __init__(self, keys: Mapping[str, str]) -> None:
-        """`keys` by name."""
-        self._digests: dict[str, bytes] = {}
+    def __init__(self, keys: Keys) -> None:
+        self._digests: list[tuple[str, bytes]] = []
         self.replace(keys)
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def replace(self, keys: Mapping[str, str]) -> None:
+    def replace(self, keys: Keys) -> None:
         """From now on, these."""
-        self._digests = {name: _digest(key) for name, key in keys.items()}
+        self._digests = [(name, _digest(key)) for name in keys for key in keys[name]]
 
     def check(self, authorization: str | None, x_api_key: str | None = None) -> str | None:
         """The name of the key that one of these headers brings: after "Bearer" in OpenAI's, alone
@@ -78,7 +82,7 @@ class ApiKeys:
         """Compares all of them, by digest: neither which one it is shows in the time, nor any
         key's length."""
         digest, found = _digest(given), None
-        for name, known in self._digests.items():
+        for name, known in self._digests:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
@@ -88,12 +92,13 @@ def read_keys(
     given: Sequence[str] | None,
     path: str | None,
     environment: Mapping[str, str] = os.environ,
-) -> dict[str, str]:
+) -> Keys:
     """All keys, by name: of --api-key (else QUIRE_API_KEY), of --api-key-file, of QUIRE_API_KEYS.
 
     Raises FlagError, which never shows a key.
     """
-    keys: dict[str, str] = {}
+    keys: dict[str, tuple[str, ...]] = {}
+    name_of: dict[str, str] = {}
     for source, name, key in _said(given, path, environment):
         if not _NAME.fullmatch(name):
             raise FlagError(
@@ -110,12 +115,12 @@ def read_keys(
                 f"{source}: the key {name} holds a space or what is not printable ASCII, which "
                 "clients cannot send in a header"
             )
-        if name in keys:
-            raise FlagError(f"{source}: there are two keys named {name}")
-        if key in keys.values():
-            raise FlagError(f"{source}: the key {name} is another one's, too")
-        keys[name] = key
-        if len(keys) > MAX_KEYS:
+        if key in name_of:
+            other = "is there already" if name_of[key] == name else "is another one's, too"
+            raise FlagError(f"{source}: the key {name} {other}")
+        name_of[key] = name
+        keys[name] = (*keys.get(name, ()), key)
+        if len(name_of) > MAX_KEYS:
             raise FlagError(f"{source}: there are more than {MAX_KEYS} keys")
     return keys
 
@@ -159,9 +164,10 @@ def _of_file(path: str) -> Iterator[tuple[str, str, str]]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) != 2:
+            found = "1 word" if len(words) == 1 else f"{len(words)} words"
             raise FlagError(
-                f"--api-key-file is {path!r}; line {number} has {len(words)} words; it must have a "
-                "name and a key"
+                f"--api-key-file is {path!r}; line {number} has {found}; it must have a name and a "
+                "key"
             )
         num_keys += 1
         yield f"{path} line {number}", words[0], words[1]
@@ -171,13 +177,23 @@ def _of_file(path: str) -> Iterator[tuple[str, str, str]]:
 
 def _of_variable(text: str) -> Iterator[tuple[str, str, str]]:
     try:
-        keys = json.loads(text)
+        said = json.loads(text)
     except ValueError:
-        keys = None
-    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-        raise FlagError(f'{KEYS_VARIABLE} must be a JSON object, like {{"name": "key"}}')
-    for name, key in keys.items():
-        yield KEYS_VARIABLE, name, key
+        said = None
+    keys = said.items() if isinstance(said, dict) else [("", None)]
+    of_name: list[tuple[str, Any]] = [
+        (name, [some] if isinstance(some, str) else some) for name, some in keys
+    ]
+    if not all(_are_texts(some) for _, some in of_name):
+        raise FlagError(
+            f'{KEYS_VARIABLE} must be a JSON object, like {{"name": "key"}} or '
+            '{"name": ["new key", "old key"]}'
+        )
+    yield from ((KEYS_VARIABLE, name, key) for name, some in of_name for key in some)
+
+
+def _are_texts(some: object) -> bool:
+    return isinstance(some, list) and bool(some) and all(isinstance(key, str) for key in some)
 
 
 def _digest(key: str) -> bytes:

@@ -236,9 +236,9 @@ WORKER_METRICS_PORT = Flag(
 
 API_KEY_FILE: Flag[str | None] = Flag(
     "api_key_file",
-    "Keys of clients with their names, NAME KEY on each line; those of --api-key are called "
-    "default, default-2 and so on. Or in QUIRE_API_KEYS, as a JSON object. Logs and metrics show "
-    "names alone, and a name is its requests' tenant.",
+    "Keys of clients with their names, NAME KEY on each line, of which several may have one name; "
+    "those of --api-key are called default, default-2 and so on. Or in QUIRE_API_KEYS, as a JSON "
+    "object. Logs and metrics show names alone, and a name is its requests' tenant.",
     "FILE",
     readable_file,
     None,

@@ -1,10 +1,9 @@
 """Where a stack answers on TCP, and to whom."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.keys import KEY_VARIABLE, KEYS_VARIABLE, read_keys
+from gateway.keys import KEY_VARIABLE, KEYS_VARIABLE, Keys, read_keys
 from quire.ports import AskedPort
 
 
@@ -15,7 +14,7 @@ class TcpDoor:
     host: str
     port: int
     grpc_port: int
-    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    api_keys: Keys = field(default_factory=dict, repr=False)
     """By name, those of `api_key_file` among them; without any, everybody may ask."""
     api_key_file: str | None = None
     share_prefix_cache: bool = False
@@ -44,7 +43,11 @@ class TcpDoor:
     def environment(self) -> tuple[tuple[str, str], ...]:
         """A router's, which must not find the same keys in ours again."""
         of_file = read_keys((), self.api_key_file, {}) if self.api_key_file else {}
-        others = {name: key for name, key in self.api_keys.items() if name not in of_file}
+        others = {
+            name: rest
+            for name, keys in self.api_keys.items()
+            if (rest := [key for key in keys if key not in of_file.get(name, ())])
+        }
         return ((KEY_VARIABLE, ""), (KEYS_VARIABLE, json.dumps(others) if others else ""))
 
     @property

@@ -19,12 +19,12 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from gateway.errors import ModelError
-from gateway.keys import ApiKeys
+from gateway.keys import ApiKeys, Keys
 from gateway.model import Model, load_model
 from router.backend import Backend
 from router.background import BackgroundRuns
@@ -153,7 +153,7 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
             backend.close()
 
 
-def create_backend(settings: Settings, model: Model, keys: Mapping[str, str]) -> Backend:
+def create_backend(settings: Settings, model: Model, keys: Keys) -> Backend:
     """The router without its fronts and its link."""
     permits = Permits(settings.max_in_flight, "requests are in flight")
     responses = ResponseStore(settings.max_stored_bytes, settings.response_ttl_s)

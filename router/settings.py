@@ -1,11 +1,12 @@
 """What one router process was told to be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.cors import CorsPolicy
 from gateway.hosts import ANY_HOST, HostPolicy
+from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS, RequestLimits
 from protos import flags
 from protos.trust import NO_TRUST, Trust
@@ -48,11 +49,11 @@ class Settings:
     """None: closed."""
     hosts: HostPolicy = ANY_HOST
     """The names that it answers to while it asks for no key."""
-    read_keys: Callable[[], Mapping[str, str]] = dict
+    read_keys: Callable[[], Keys] = dict
     """What clients must send one of, by name, as it is said now; without any, everybody may ask.
     Raises FlagError."""
     shares_prefixes: bool = False
-    """Several keys have one prefix cache."""
+    """Keys of all names have one prefix cache."""
     tls: TlsFiles | None = None
     """Towards clients, on the main port and gRPC's."""
     trust: Trust = NO_TRUST
@@ -71,8 +72,8 @@ class Settings:
                 "a client that comes back may meet another process"
             )
 
-    def keeps_apart(self, keys: Mapping[str, str]) -> bool:
-        """Whether requests of one of these keys find nothing in the cache of another's."""
+    def keeps_apart(self, keys: Keys) -> bool:
+        """Whether requests of one name's keys find nothing in the cache of another's."""
         return len(keys) > 1 and not self.shares_prefixes
 
     @property

@@ -48,7 +48,7 @@ def settings(model_dir: Path) -> Callable[..., Settings]:
         if key := given.pop("api_key", None):
             given["keys"] = {"default": key}
         if keys := given.pop("keys", None):
-            given["read_keys"] = lambda: keys
+            given["read_keys"] = lambda: {name: (key,) for name, key in keys.items()}
         return Settings(**(defaults | given))
 
     return build

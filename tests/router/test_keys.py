@@ -141,7 +141,7 @@ def test_a_router_reads_its_keys_before_anything_else(tmp_path: Path, model_dir:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: --api-key-file is {str(path)!r}; line 1 has 1 words; it must have a name and a "
+        f"error: --api-key-file is {str(path)!r}; line 1 has 1 word; it must have a name and a "
         "key\n"
     )
 
@@ -151,8 +151,8 @@ def test_a_stack_hands_its_keys_to_its_routers_and_none_twice(tmp_path: Path) ->
 
     path = tmp_path / "keys"
     path.write_text("alice sk-a\n")
-    door = TcpDoor("127.0.0.1", 1, 2, {"default": "sk-d", "alice": "sk-a"}, str(path))
+    door = TcpDoor("127.0.0.1", 1, 2, {"default": ("sk-d",), "alice": ("sk-a",)}, str(path))
     told = dict(door.environment)
     assert told["QUIRE_API_KEY"] == ""
-    assert json.loads(told["QUIRE_API_KEYS"]) == {"default": "sk-d"}
+    assert json.loads(told["QUIRE_API_KEYS"]) == {"default": ["sk-d"]}
     assert "sk-" not in repr(door)

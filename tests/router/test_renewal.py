@@ -55,7 +55,7 @@ async def test_keys_come_and_go(
         assert 'quire:key_requests_total{key_name="bob",model_name="tiny"} 2.0' in text
 
 
-@pytest.mark.parametrize("wrong", ["", "alice\n", "alice sk-x\nalice sk-y\n"])
+@pytest.mark.parametrize("wrong", ["", "alice\n", "alice sk-x\nalice sk-x\n"])
 async def test_a_file_that_is_wrong_changes_nothing(
     start_router: StartRouter, tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
@@ -70,6 +70,27 @@ async def test_a_file_that_is_wrong_changes_nothing(
         assert "keys and certificates stay as they were: " in caplog.text
         assert "sk-" not in caplog.text
         assert await status(http, "sk-a") == 200
+
+
+async def test_one_name_turns_from_key_to_key(
+    start_router: StartRouter, scheduler: FakeScheduler, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("bob sk-b\nalice sk-old\nalice sk-new\n")
+    async with (
+        start_router(read_keys=lambda: read_keys((), str(path), {})) as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        assert [await status(http, key) for key in ("sk-old", "sk-new")] == [200, 200]
+        old, new = scheduler.submits[-2:]
+        assert old.cache_salt == new.cache_salt != ""
+        assert old.tenant == new.tenant == "alice"
+        text = (await http.get("/metrics", headers={"x-api-key": "sk-b"})).text
+        assert 'quire:key_requests_total{key_name="alice",model_name="tiny"} 2.0' in text
+        path.write_text("bob sk-b\nalice sk-new\n")
+        router.renewal.renew()
+        assert [await status(http, key) for key in ("sk-old", "sk-new")] == [401, 200]
+        assert scheduler.submits[-1].cache_salt == new.cache_salt
 
 
 async def status_of_version(http: httpx.AsyncClient, key: str) -> int:
