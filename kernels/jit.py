@@ -8,8 +8,11 @@ a function that comes from the cache cannot be inlined into its caller: so only 
 cached (`jit`), and what kernels call is compiled with them (`inner`).
 """
 
+import contextlib
+import fcntl
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -38,6 +41,34 @@ def _cache_dir(chosen: str) -> Path:
 
 # Where this cannot be written numba goes on to the user's cache directory by itself.
 config.CACHE_DIR = str(_cache_dir(chosen=config.CACHE_DIR))
+
+_ALONE_WAIT_S = 300.0
+"""More than compiling everything takes on a slow core: who holds the lock for longer is stuck."""
+
+
+@contextlib.contextmanager
+def one_compiles() -> Iterator[None]:
+    """Waits while another process of this machine compiles, whose results are then in the cache.
+
+    It keeps nobody from anything: without a cache to write to, or after minutes, it goes on.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            Path(config.CACHE_DIR).mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((Path(config.CACHE_DIR) / "lock").open("w"))
+            _lock(lock.fileno(), time.monotonic() + _ALONE_WAIT_S)
+        yield
+
+
+def _lock(fd: int, until: float) -> None:
+    """Until then at the latest; the end of the file's owner gives it back."""
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return
 
 
 def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kernel]:

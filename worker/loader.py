@@ -7,7 +7,7 @@ ever half loaded.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from kernels import ops
+from kernels.jit import one_compiles
 from kernels.warm_up import warm_up
 from worker.checkpoint import Checkpoint, CheckpointError
 from worker.lane import Lane
@@ -172,8 +173,7 @@ class OpenedModel(Opened):
         with self.reading() as read:
             model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
         if ops.compiles_ahead(self.device):
-            with unless_quick("compiling the CPU's kernels, once on this machine"):
-                warm_up(kernels, self.device, self.dtype)
+            _compile(kernels, self.device, self.dtype)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,
@@ -185,6 +185,14 @@ class OpenedModel(Opened):
             weight_bytes=model.weight_bytes,
             pooling=self.pooling,
         )
+
+
+def _compile(kernels: ops.Ops, device: torch.device, dtype: torch.dtype) -> None:
+    with ExitStack() as alone:
+        with unless_quick("another process compiles the CPU's kernels; waiting for it"):
+            alone.enter_context(one_compiles())
+        with unless_quick("compiling the CPU's kernels, once on this machine"):
+            warm_up(kernels, device, dtype)
 
 
 def open_model(

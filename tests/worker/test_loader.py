@@ -1,8 +1,11 @@
 """A directory becomes a model, or one line says why not; nothing is half loaded."""
 
 import json
+import logging
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from kernels.jit import one_compiles
 from tests.worker.builders import write_tiny_llama
 from worker.loader import LoadedModel, LoadError, load_model
 
@@ -24,6 +28,23 @@ def directory(tiny_directory: Path, tmp_path: Path) -> Path:
 
 def load(path: Path, **options: Any) -> LoadedModel:
     return load_model(path, **{"dtype": "auto", "device": torch.device("cpu"), **options})
+
+
+def test_of_two_that_start_together_one_compiles(
+    tiny_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(1) as pool:
+        with one_compiles():
+            loading = pool.submit(load, tiny_directory)
+            for _ in range(3000):
+                if "another process compiles the CPU's kernels; waiting for it" in caplog.text:
+                    break
+                time.sleep(0.01)
+            else:
+                pytest.fail(f"it does not wait: {caplog.text}")
+            assert not loading.done()
+        assert loading.result(timeout=300).config.vocab_size
 
 
 def set_config(directory: Path, **changes: Any) -> None:
