@@ -108,6 +108,7 @@ class Readiness:
             unproven = self._unproven_replicas()
             if not unproven and not self._is_quiet():
                 continue
+            was_ready = self.is_ready()
             self._asked_at = time.monotonic()
             try:
                 async with asyncio.timeout(CANARY_S):
@@ -120,9 +121,11 @@ class Readiness:
                 continue
             finally:
                 self._asked_at = None
-            if unproven:
+            if self._answered_at is None:
                 _log.info("a first request has been computed")
-                self._asked = unproven
+            elif not was_ready:
+                _log.info("a replica answers again")
+            self._asked = unproven or self._asked
             self._answered_at = time.monotonic()
             self._last_failure = None
             engine.on_change.clear()  # what was told before the token does not count it

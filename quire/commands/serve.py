@@ -204,8 +204,8 @@ class _Session:
         if self._terminal.is_gone():
             self._on_signal()
             return
-        announce("the routers read keys and certificates again")
         self._stack.renew()
+        announce("told the routers to read keys and certificates again")
 
     def _on_signal(self) -> None:
         (self._asked_again if self._asked.is_set() else self._asked).set()

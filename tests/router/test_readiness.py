@@ -1,5 +1,6 @@
 """/ready says the truth: about what is idle, what is busy with one long thing, and what stands."""
 
+import logging
 from collections.abc import AsyncIterator
 
 import httpx
@@ -40,6 +41,21 @@ async def test_what_is_idle_is_asked_for_a_token_now_and_then(
     assert impatient.backend.readiness.is_ready()
     assert impatient.backend.metrics.generation_tokens == 0
     assert scheduler.submits == []
+
+
+async def test_the_first_answer_is_said_once_and_then_that_one_answers_again(
+    start_router: StartRouter, scheduler: FakeScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "router")
+    async with start_router() as router:
+        ready = router.backend.readiness
+        await until(lambda: "a first request has been computed" in caplog.text)
+        for _ in range(2):
+            caplog.clear()
+            scheduler.kill()
+            await until(lambda: not ready.is_ready())
+            await until(lambda: "a replica answers again" in caplog.text)
+            assert "a first request" not in caplog.text
 
 
 async def test_what_stands_though_everybody_is_attached_is_not_ready(
