@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
@@ -30,6 +31,11 @@ LISTEN_KEEPALIVE: tuple[tuple[str, int], ...] = (
 
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 """What probes ask, of any server."""
+
+_MAX_NAMED = 64
+"""Strangers' addresses, beyond which no more are named."""
+
+_log = logging.getLogger(__name__)
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
@@ -78,6 +84,7 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._digests = [_digest(token) for token in tokens]
+        self._strangers: set[str] = set()
 
     async def intercept_service(
         self,
@@ -92,11 +99,29 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):
         # All are compared, so that the time says nothing of which one it was.
         if sum([hmac.compare_digest(given, digest) for digest in self._digests]):
             return await continuation(handler_call_details)
-        return grpc.stream_stream_rpc_method_handler(_refuse)
+        return grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    async def _refuse(
+        self, _requests: object, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> None:
+        self._warn_of(_host(str(context.peer())))
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
+
+    def _warn_of(self, host: str) -> None:
+        """Once of each: they dial again and again."""
+        if host in self._strangers or len(self._strangers) > _MAX_NAMED:
+            return
+        self._strangers.add(host)
+        if len(self._strangers) > _MAX_NAMED:
+            _log.warning("more than %d addresses are refused; no more are named", _MAX_NAMED)
+        else:
+            _log.warning("refused a call from %s: its cluster token is missing or wrong", host)
 
 
-async def _refuse(_requests: object, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, _REFUSAL)
+def _host(peer: str) -> str:
+    """Of a peer as gRPC names it, "ipv4:10.0.0.1:34567"; the port is another with each dial."""
+    kind, _, address = peer.partition(":")
+    return "a unix socket" if kind == "unix" else address.rpartition(":")[0]
 
 
 def _digest(text: str) -> bytes:

@@ -14,9 +14,25 @@ _IN_PLAIN_WORDS = (
     (("resolving", "resolution"), "no address goes by that name"),
     (("refused", "No such file"), "nobody listens there"),
     (("keepalive", "ping timeout", "timed out"), "it does not answer"),
-    (("Socket closed", "reset", "Broken pipe", "GOAWAY", "RST_STREAM"), "the connection broke"),
+    (
+        (
+            "Socket closed",
+            "reset",
+            "Broken pipe",
+            "GOAWAY",
+            "RST_STREAM",
+            "Internal error from Core",
+        ),
+        "the connection broke",
+    ),
     (("failed to connect",), "it cannot be reached"),
 )
+
+
+def is_unsaid(details: str | None) -> bool:
+    """Whether a call had ended before it was written to, and gRPC's library has lost the status
+    that it ended with: what the call before it has said is the better reason."""
+    return details == "Internal error from Core"
 
 
 class Outage:

@@ -17,7 +17,7 @@ import grpc
 
 from protos.backoff import backoff
 from protos.channels import KEEPALIVE, dial
-from protos.outage import Outage, plainly
+from protos.outage import Outage, is_unsaid, plainly
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
 from protos.trust import NO_TRUST, Trust
 from router.messages import Listener, Submission
@@ -80,12 +80,15 @@ class Link:
         """Connects and listens until cancelled."""
         delays = backoff()
         outage = Outage(f"the scheduler at {self._address}")
+        reason: str | None = None
         while True:
             try:
                 await self._session()
                 reason = "it closed the stream"
             except grpc.aio.AioRpcError as error:
-                reason = plainly(error.code().name, error.details())
+                was_refused = self._outbox is None and is_unsaid(error.details())
+                if reason is None or not was_refused:
+                    reason = plainly(error.code().name, error.details())
             except TimeoutError:
                 reason = "it does not answer"
             if self._outbox is not None:
@@ -135,7 +138,8 @@ class Link:
             call: Call = stub.Connect(metadata=self._trust.metadata)
             try:
                 async with asyncio.timeout(WELCOME_S):
-                    await call.write(hello_message(self._router_id))
+                    with contextlib.suppress(asyncio.InvalidStateError):  # over: reading says why
+                        await call.write(hello_message(self._router_id))
                     first = await _next(call)
                 if first is None or not first.HasField("welcome"):
                     return

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
@@ -165,6 +166,32 @@ async def test_a_connection_that_is_only_read_is_no_connection(
         async with asyncio.timeout(20):
             with pytest.raises(RuntimeError, match="a defect"):
                 await link
+
+
+async def test_a_reason_that_grpc_loses_is_not_told_in_its_words(
+    start_router: StartRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream that is refused before it was written to has no status of its own."""
+    ends = [
+        (grpc.StatusCode.UNAUTHENTICATED, "the cluster token is wrong"),
+        *[(grpc.StatusCode.INTERNAL, "Internal error from Core")] * 3,
+    ]
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "EAGER_S", 0.01)
+
+    async def refused(_: Link) -> None:
+        if not ends:
+            await asyncio.sleep(60.0)
+        code, details = ends.pop(0)
+        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+
+    monkeypatch.setattr(Link, "_session", refused)
+    async with start_router(until_ready=False):
+        await until(lambda: not ends)
+    said = [record.message for record in caplog.records if record.name == "router.link"]
+    assert [line.partition(": ")[2] for line in said] == [
+        "the cluster token is wrong; dialling again"
+    ]
 
 
 async def test_routers_of_one_name_and_process_id_are_two(

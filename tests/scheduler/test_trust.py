@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos import channels
 from protos.channels import dial
 from protos.trust import NO_TRUST, Trust
 from scheduler.cell import Cell
@@ -61,6 +62,24 @@ async def test_without_the_token_no_method_answers(method: str, token: str | Non
     async with cell(Trust((NEW, OLD))) as address:
         stranger = Trust((token,)) if token else NO_TRUST
         assert await asked(address, stranger, method) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_strangers_are_named_once_and_not_without_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cell(Trust((NEW,)), "[::]:0") as address:
+        for _ in range(2):
+            await asked(f"127.0.0.1:{address.rpartition(':')[2]}", Trust((OLD,)))
+    of_one = "refused a call from 127.0.0.1: its cluster token is missing or wrong"
+    assert [record.message for record in caplog.records] == [of_one]
+    caplog.clear()
+    monkeypatch.setattr(channels, "_MAX_NAMED", 0)
+    async with cell(Trust((NEW,)), "localhost:0") as address:
+        for _ in range(2):
+            await asked(address, NO_TRUST)
+    assert [record.message for record in caplog.records] == [
+        "more than 0 addresses are refused; no more are named"
+    ]
 
 
 async def test_any_token_of_the_file_lets_in_so_that_it_can_be_changed() -> None:
