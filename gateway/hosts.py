@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 from gateway.cors import names_of
 from gateway.errors import Fault, RequestError, quote
+from protos.flags import API_KEY_FILE, HOST, SSL_CERTFILE
 
 OPTION = "--allowed-hosts"
 
@@ -56,6 +57,20 @@ def parse_hosts(said: str | None, listens_on: str | None) -> HostPolicy:
     if said is None and not _is_loopback(listens_on):
         return ANY_HOST
     return HostPolicy((*named, listens_on))
+
+
+def exposure(listens_on: str | None, *, asks_for_keys: bool, speaks_tls: bool) -> str | None:
+    """A warning about a server that other machines reach as they should not; None if there is none.
+
+    `listens_on` as in `parse_hosts`.
+    """
+    if listens_on is None or _is_loopback(listens_on) or speaks_tls:
+        return None
+    reached = f"{HOST.option} is {listens_on}, which other machines can reach, without TLS"
+    if asks_for_keys:
+        return f"{reached}: keys and prompts go in the clear; give {SSL_CERTFILE.option}"
+    wanted = f"{API_KEY_FILE.option} and {SSL_CERTFILE.option}"
+    return f"{reached} or a key: anybody there may ask, and prompts go in the clear; give {wanted}"
 
 
 def _without_port(host: str) -> str:

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field
 
 from gateway.keys import KEY_VARIABLE, KEYS_VARIABLE, Keys, read_keys
+from protos.flags import SSL_CA_CERTS, SSL_CERTFILE, SSL_KEYFILE
+from quire.errors import ConfigurationError
 from quire.ports import AskedPort
 
 
@@ -23,6 +25,15 @@ class TcpDoor:
     """None: no TLS."""
     ssl_keyfile: str | None = None
     ssl_ca_certs: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError for part of what TLS needs."""
+        for option, given in (
+            (SSL_KEYFILE.option, self.ssl_keyfile),
+            (SSL_CA_CERTS.option, self.ssl_ca_certs),
+        ):
+            if given is not None and self.ssl_certfile is None:
+                raise ConfigurationError(f"{option} is {given!r}; it needs {SSL_CERTFILE.option}")
 
     @property
     def arguments(self) -> list[str]:

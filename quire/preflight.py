@@ -10,7 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from protos.flags import DEVICE, KV_CACHE_MEMORY, MAX_MODEL_LEN
+from protos.flag import Flag
+from protos.flags import BLOCK_SIZE, DEVICE, KV_CACHE_MEMORY, MAX_MODEL_LEN, NUM_BLOCKS
 from quire.errors import ConfigurationError
 from quire.options import StackOptions
 
@@ -38,18 +39,37 @@ def check_machine(options: StackOptions) -> None:
 
 
 def check_model(options: StackOptions, path: Path) -> None:
-    """Raises ConfigurationError if sequences shall be longer than the model in `path` can be."""
-    if options.max_model_len is None:
-        return
-    try:
-        limit = json.loads((path / "config.json").read_bytes())["max_position_embeddings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # what it lacks, and what holds then, the worker knows
-    asked = MAX_MODEL_LEN.checked(options.max_model_len) or 0
-    if isinstance(limit, int) and asked > limit:
+    """Raises ConfigurationError if sequences shall be longer than the model in `path` can be, or
+    than the KV blocks that were asked for."""
+    limit, asked = _max_position(path), _given(MAX_MODEL_LEN, options.max_model_len)
+    if limit is not None and asked is not None and asked > limit:
         raise ConfigurationError(
             f"{MAX_MODEL_LEN.option} is {asked}; the model in {path} has 1 to {limit}"
         )
+    length = asked or limit
+    num_blocks = _given(NUM_BLOCKS, options.num_blocks)
+    if length is None or num_blocks is None:
+        return
+    block_size = BLOCK_SIZE.checked(options.block_size or BLOCK_SIZE.default)
+    if num_blocks * block_size < length:
+        raise ConfigurationError(
+            f"{NUM_BLOCKS.option} is {num_blocks}, of {block_size} tokens each; one sequence of "
+            f"max_model_len {length} needs {-(-length // block_size)}; "
+            f"it is enough for {MAX_MODEL_LEN.option} {num_blocks * block_size}"
+        )
+
+
+def _given(flag: Flag[int | None], value: int | None) -> int | None:
+    return None if value is None else flag.checked(value)
+
+
+def _max_position(path: Path) -> int | None:
+    """None: what the model lacks, and what holds then, the worker knows."""
+    try:
+        limit = json.loads((path / "config.json").read_bytes())["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return limit if isinstance(limit, int) else None
 
 
 def _is_without_gpu() -> bool:

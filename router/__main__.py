@@ -12,6 +12,7 @@ import uvloop
 
 from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
+from gateway.hosts import exposure as host_exposure
 from gateway.hosts import parse_hosts
 from gateway.keys import read_keys
 from gateway.limits import described_limits, parse_limits
@@ -135,10 +136,13 @@ def main(
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
         )
-        hosts = parse_hosts(allowed_hosts, None if uds else host)
+        listens_on = None if uds else host
+        hosts = parse_hosts(allowed_hosts, listens_on)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
+    if warning := host_exposure(listens_on, asks_for_keys=bool(keys), speaks_tls=tls is not None):
+        _log.warning("%s", warning)
     if max_stored_bytes is None:
         max_stored_bytes = 0 if reuse_port else flags.MAX_STORED_BYTES.default
     try:

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.errors import Fault, RequestError
-from gateway.hosts import ANY_HOST, parse_hosts
+from gateway.hosts import ANY_HOST, exposure, parse_hosts
 
 OURS = [
     *("localhost", "LOCALHOST:8000", "localhost.", "app.localhost:80", "quire", "quire:8000"),
@@ -54,3 +54,24 @@ def test_where_any_name_is_answered_to(said: str | None, listens_on: str | None)
 def test_who_says_no_name() -> None:
     """HTTP/1.0, and no browser."""
     parse_hosts(None, "127.0.0.1").check(None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "quire.example"])
+def test_who_is_reached_by_other_machines_in_the_clear_hears_so(host: str) -> None:
+    def warning(*, asks_for_keys: bool, speaks_tls: bool = False) -> str | None:
+        return exposure(host, asks_for_keys=asks_for_keys, speaks_tls=speaks_tls)
+
+    reached = f"--host is {host}, which other machines can reach, without TLS"
+    assert warning(asks_for_keys=True) == (
+        f"{reached}: keys and prompts go in the clear; give --ssl-certfile"
+    )
+    assert warning(asks_for_keys=False) == (
+        f"{reached} or a key: anybody there may ask, and prompts go in the clear; "
+        "give --api-key-file and --ssl-certfile"
+    )
+    assert warning(asks_for_keys=True, speaks_tls=True) is None
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "::1", "localhost"])
+def test_who_is_this_machines_alone_needs_nothing(host: str | None) -> None:
+    assert exposure(host, asks_for_keys=False, speaks_tls=False) is None

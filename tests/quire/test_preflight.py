@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quire import LLM
+from quire.door import TcpDoor
 from quire.errors import ConfigurationError
 from quire.models import ResolvedModel
 from quire.options import StackOptions
@@ -79,6 +80,31 @@ def test_sequences_longer_than_the_model_can_be_are_refused(tmp_path: Path) -> N
     for unknown in ("{}", "[]", "{", '{"max_position_embeddings": "many"}'):
         config.write_text(unknown)
         check_model(StackOptions(max_model_len=97), tmp_path)
+
+
+def test_fewer_blocks_than_one_sequence_needs_are_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 96}))
+    check_model(StackOptions(num_blocks=6), tmp_path)
+    check_model(StackOptions(num_blocks=2, max_model_len=32), tmp_path)
+    check_model(StackOptions(num_blocks=3, block_size=32), tmp_path)
+    with pytest.raises(ConfigurationError) as refused:
+        check_model(StackOptions(num_blocks=2), tmp_path)
+    assert str(refused.value) == (
+        "--num-blocks is 2, of 16 tokens each; one sequence of max_model_len 96 needs 6; "
+        "it is enough for --max-model-len 32"
+    )
+    config.write_text("{}")
+    check_model(StackOptions(num_blocks=2), tmp_path)
+    with pytest.raises(ConfigurationError, match="max_model_len 48 needs 3"):
+        check_model(StackOptions(num_blocks=2, max_model_len=48), tmp_path)
+
+
+@pytest.mark.parametrize("option", ["ssl_keyfile", "ssl_ca_certs"])
+def test_part_of_what_tls_needs_is_refused(option: str) -> None:
+    given: dict[str, Any] = {option: "a.pem"}
+    with pytest.raises(ConfigurationError, match=rf"^--{option.replace('_', '-')} is 'a.pem'; it"):
+        TcpDoor("127.0.0.1", 0, 0, **given)
 
 
 async def test_no_stack_is_made_that_could_not_start(tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ def test_a_router_reads_its_keys_before_anything_else(tmp_path: Path, model_dir:
     )
 
 
+def test_a_router_that_other_machines_reach_in_the_clear_warns_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "router", "--model", str(tmp_path), "--host", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2  # there is no model
+    assert done.stderr.count("warning --host is 0.0.0.0, which other machines can reach") == 1
+
+
 def test_a_stack_hands_its_keys_to_its_routers_and_none_twice(tmp_path: Path) -> None:
     from quire.door import TcpDoor
 
