@@ -15,6 +15,7 @@ from router.backend import Backend
 from router.documents import Documents
 from router.middleware import (
     AuthenticationMiddleware,
+    CountMiddleware,
     FarewellMiddleware,
     HostMiddleware,
     RequestIdMiddleware,
@@ -27,9 +28,11 @@ def create_app(
     backend: Backend, cors: CorsPolicy | None = None, hosts: HostPolicy = ANY_HOST
 ) -> Starlette:
     """The ASGI application; `cors` says which other origins' pages may ask, and None: none."""
+    routes = [Route("/", _to_docs), *(endpoint.route for endpoint in ENDPOINTS)]
     app = Starlette(
-        routes=[Route("/", _to_docs), *(endpoint.route for endpoint in ENDPOINTS)],
+        routes=routes,
         middleware=[
+            Middleware(CountMiddleware, metrics=backend.metrics, routes=routes),
             Middleware(FarewellMiddleware, is_leaving=lambda: backend.engine.leaving),
             Middleware(RequestIdMiddleware),
             Middleware(HostMiddleware, hosts=hosts, keys=backend.keys),

@@ -5,6 +5,7 @@ operations without a lock; they take the client library's form only when scraped
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,10 @@ others, which no client can name."""
 OTHERS = "*"
 
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Others are counted together: clients make them up."""
+
+
 @dataclass(slots=True)
 class Totals:
     """What was asked for with one key, or on one tenant's behalf."""
@@ -116,6 +121,8 @@ class Metrics(Collector):
         self.of_tenant: dict[str, Totals] = {}
         """Of those that have no key."""
         self.resubmitted = 0
+        self._answers: Counter[tuple[str, str, int]] = Counter()
+        """HTTP answers by handler, method and status."""
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -143,6 +150,7 @@ class Metrics(Collector):
             finished.add_metric([self._model_name, reason.value], count)
         yield finished
         yield from self._totals("key", "key_name", "by the name of their key", self.of_key)
+        yield self._http_requests()
         says = f"by X-Tenant, where no key is asked for; after {MAX_TENANTS} the rest is {OTHERS}"
         yield from self._totals("tenant", "tenant", says, self.of_tenant)
         yield self._gauge(
@@ -161,6 +169,21 @@ class Metrics(Collector):
             "Samples submitted anew after the scheduler was lost.",
             self.resubmitted,
         )
+
+    def answered(self, handler: str | None, method: str, status: int) -> None:
+        """An HTTP answer has begun; `handler` is the path as its endpoint has it, None: no
+        endpoint's."""
+        self._answers[handler or "none", method if method in _METHODS else "other", status] += 1
+
+    def _http_requests(self) -> CounterMetricFamily:
+        family = CounterMetricFamily(
+            "http_requests",
+            "HTTP answers, refusals among them, by path and status.",
+            labels=["model_name", "handler", "method", "status"],
+        )
+        for (handler, method, status), count in self._answers.items():
+            family.add_metric([self._model_name, handler, method, str(status)], count)
+        return family
 
     def name_keys(self, names: Iterable[str]) -> None:
         """These keys have rows; those of keys that are gone stay."""

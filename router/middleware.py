@@ -1,16 +1,18 @@
-"""What holds for every HTTP request: it has a name, its sender may ask, and its connection is not
-kept longer than the server."""
+"""What holds for every HTTP request: its answer is counted, it has a name, its sender may ask, and
+its connection is not kept longer than the server."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import RequestError
 from gateway.hosts import HostPolicy
 from gateway.keys import ApiKeys
 from gateway.request import check_request_id
+from router.metrics import Metrics
 from router.responses import error_response
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -24,6 +26,48 @@ else, and a page of another origin can do nothing with it."""
 
 
 _ASK_FOR_PASSWORD = 'Basic realm="Quire: the API key is the password", charset="UTF-8"'
+
+
+class CountMiddleware:
+    """Counts each answer as it begins; those of clients that left before are none."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[Route]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = routes
+        self._paths = {route.endpoint: route.path_format for route in routes}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        def count(status: int) -> None:
+            nonlocal has_begun
+            has_begun = True
+            self._metrics.answered(self._handler(scope), scope["method"], status)
+
+        async def send_counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                count(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_counted)
+        except Exception:
+            if not has_begun:
+                count(500)  # which is answered outside of all this
+            raise
+
+    def _handler(self, scope: Scope) -> str | None:
+        """The path of the endpoint, as it is written; None if there is none. Who is refused before
+        the endpoint is looked for has asked for it all the same."""
+        if (endpoint := scope.get("endpoint")) is not None:
+            return self._paths.get(endpoint)
+        matching = (r.path_format for r in self._routes if r.matches(scope)[0] is not Match.NONE)
+        return next(matching, None)
 
 
 class RequestIdMiddleware:

@@ -106,6 +106,8 @@ class Metrics:
             "quire:step_seconds", "Per step: from when it could start to its result.", _STEP_S
         )
         self.plan_bytes = Histogram("quire:plan_bytes", "Serialised size of a plan.", _BYTES)
+        self.num_refused = dict.fromkeys(("invalid", "overloaded", "draining"), 0)
+        """Clients' requests, by `Refused.reason`."""
         self.num_fenced_replicas = 0
         self.num_stale_results = 0
         self.num_integrity_failures = 0
@@ -150,6 +152,14 @@ class Metrics:
             counter = CounterMetricFamily(name, text, labels=["model_name"])
             counter.add_metric([model], value)
             yield counter
+        refused = CounterMetricFamily(
+            "quire:refused_requests",
+            "Requests of routers that were not accepted.",
+            labels=["model_name", "reason"],
+        )
+        for reason, count in self.num_refused.items():
+            refused.add_metric([model, reason], count)
+        yield refused
 
 
 def _gauges(model: str, view: CellView, state: CoreState) -> Iterator[Metric]:

@@ -93,6 +93,8 @@ class RouterSession:
                 requests.decode_submit(submit, router=router.number, model=self._cell.model)
             )
         except Refused as refused:
+            if not submit.probe:
+                self._cell.metrics.num_refused[refused.reason] += 1
             self._stream.send(frames.encode_refusal(submit.sequence_id, refused))
 
 

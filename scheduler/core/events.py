@@ -155,7 +155,7 @@ class Refused(Exception):
 
     `invalid` tells a request that can never be served (the client's fault) from one that may be
     retried later (a full queue, a drain), and then `retry_after_s` says when, unless it is 0.
-    `reason` is one word, for metrics; None: "invalid" or "overloaded".
+    `reason` is one word, for metrics: "draining", or if None "invalid" or "overloaded".
     """
 
     def __init__(

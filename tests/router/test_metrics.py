@@ -9,6 +9,7 @@ import pytest
 
 from protos.quire.v1 import scheduler_pb2
 from router import metrics
+from router.readiness import Readiness
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler
 
@@ -52,6 +53,45 @@ async def test_nothing_is_counted_before_a_client_asks(http: httpx.AsyncClient) 
     for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency"):
         assert value(f"vllm:{name}_seconds_count") == 0
     assert value("vllm:prompt_tokens_total") == value("vllm:generation_tokens_total") == 0
+
+
+async def test_every_answer_is_counted_by_path_and_status(start_router: StartRouter) -> None:
+    """Refusals above all; under names that no client makes up."""
+    async with (
+        start_router(api_key="secret", max_in_flight=1) as router,
+        httpx.AsyncClient(base_url=router.address, timeout=20) as http,
+    ):
+        key = {"authorization": "Bearer secret"}
+        await http.post(PATH, json=XYZ)
+        http.headers.update(key)
+        await http.post(PATH, json=XYZ)
+        await http.post(PATH, json=XYZ | {"stream": True})
+        await http.post(PATH, json=XYZ | {"max_tokens": -1})
+        with router.backend.permits.permit("default"):
+            await http.post(PATH, json=XYZ)
+        for name in ("tiny", "another"):
+            await http.get(f"/v1/models/{name}")
+        await http.get("/nowhere/1")
+        await http.request("PROPFIND", "/nowhere/2")
+        value = await scrape(http)
+
+        def count(handler: str, method: str, status: int) -> float:
+            labels = {"handler": handler, "method": method, "status": str(status)}
+            return value("http_requests_total", **labels)
+
+        assert [count(PATH, "POST", status) for status in (200, 400, 401, 429)] == [2, 1, 1, 1]
+        assert [count("/v1/models/{name}", "GET", status) for status in (200, 404)] == [1, 1]
+        assert (count("none", "GET", 404), count("none", "other", 404)) == (1, 1)
+
+
+async def test_a_crash_is_counted(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Readiness) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Readiness, "why_not", fail)
+    assert (await http.get("/ready")).status_code == 500
+    value = await scrape(http)
+    assert value("http_requests_total", handler="/ready", method="GET", status="500") == 1
 
 
 async def test_samples_and_prompts(http: httpx.AsyncClient) -> None:

@@ -40,9 +40,15 @@ async def test_metrics_tell_what_happened(served: Served) -> None:
     await router.submit(2, list(range(40)), max_tokens=8)
     await router.submit(9, [5], max_tokens=1, probe=True)
     await router.until_finished(1, 2, 9)
+    await router.submit(4, [1], priority=1)
+    await router.refusal()
     rank.go.clear()
     await router.submit(3, [1, 2, 3])
     await eventually(lambda: cell.state().num_running == 1)
+    cell.start_draining()
+    for sequence_id, probe in ((5, False), (6, True)):
+        await router.submit(sequence_id, [1], probe=probe)
+        await router.refusal()
 
     seen = await scrape(server.url)
     await asyncio.to_thread(server.close)
@@ -69,6 +75,8 @@ async def test_metrics_tell_what_happened(served: Served) -> None:
     assert seen["quire:worker_wait_seconds_sum", model] == pytest.approx(num_steps * 5e-6)
     assert seen["quire:plan_bytes_count", model] > num_steps
     assert seen["quire:step_age_seconds", model, "replica=replica"] > 0
+    for reason, count in (("invalid", 1), ("overloaded", 0), ("draining", 1)):
+        assert seen["quire:refused_requests_total", model, f"reason={reason}"] == count
     for name in ("overrun_tokens", "replays", "fenced_replicas", "stale_results"):
         assert (f"quire:{name}_total", model) in seen
     blocks = {key[-1]: value for key, value in seen.items() if key[0] == "quire:blocks"}
