@@ -15,6 +15,8 @@ from pathlib import Path
 
 import grpc
 
+from protos import flags
+
 _BACKLOG = 2048
 OWN_HOST = "127.0.0.1"
 """Where a process has the port that is its own."""
@@ -92,7 +94,7 @@ def http_sockets(addresses: Addresses) -> Iterator[HttpSockets]:
             metrics = None if shared else f"{address}/metrics"
         own = None
         if addresses.metrics_port is not None:
-            own = on_end.enter_context(_bind_tcp(OWN_HOST, addresses.metrics_port, shared=False))
+            own = on_end.enter_context(_bind_metrics(addresses.metrics_port))
             metrics = f"{_url(OWN_HOST, own)}/metrics"
         yield HttpSockets(main, address, own, metrics)
 
@@ -124,6 +126,16 @@ def _bind_tcp(host: str, port: int, *, shared: bool) -> socket.socket:
         )
     except OSError as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _bind_metrics(port: int) -> socket.socket:
+    try:
+        return _bind_tcp(OWN_HOST, port, shared=False)
+    except ConfigurationError as error:
+        option = flags.ROUTER_METRICS_PORT.option
+        raise ConfigurationError(
+            f"{error}; {option} names another port for metrics (0: any free one)"
+        ) from error
 
 
 def _url(host: str, listener: socket.socket, scheme: str = "http") -> str:

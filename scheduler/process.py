@@ -18,6 +18,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
+from protos import flags
 from protos.trust import Trust
 from scheduler.cell import Cell
 from scheduler.core.config import CoreConfig
@@ -117,7 +118,10 @@ def _serve_metrics(cell: Cell, config: ProcessConfig) -> MetricsServer:
             host, port, lambda: list(cell.metrics.families(cell.view(), cell.state()))
         )
     except OSError as error:
-        raise PortTaken(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+        raise PortTaken(
+            f"cannot serve metrics on {host}:{port}: {error.strerror}; "
+            f"{flags.SCHEDULER_METRICS_PORT.option} names another port (0: any free one)"
+        ) from error
 
 
 async def _tick(cell: Cell) -> None:

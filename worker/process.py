@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 
 from kernels.jit import set_threads
+from protos import flags
 from worker import wire
 from worker.executor import Executor
 from worker.link_process import END_S, LinkProcess, end_within
@@ -132,7 +133,10 @@ def _serve_metrics(options: Options, totals: StepTotals) -> str:
     try:
         port = serve_metrics(totals, options.served_model_name, host, port)
     except OSError as error:
-        raise StartError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+        raise StartError(
+            f"cannot serve metrics on {host}:{port}: {error.strerror}; "
+            f"{flags.WORKER_METRICS_PORT.option} names another port (0: any free one)"
+        ) from error
     return f"http://{host}:{port}/metrics"
 
 

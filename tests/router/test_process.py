@@ -295,6 +295,15 @@ def test_a_port_is_shared_only_with_who_shares_it(model_dir: Path) -> None:
     assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}")
 
 
+def test_a_metrics_port_in_use(model_dir: Path) -> None:
+    free = ("--model", str(model_dir), "--port", "0", "--grpc-port", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = refused(*free, "--metrics-port", port)
+    assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}: ")
+    assert line.endswith("; --metrics-port names another port for metrics (0: any free one)")
+
+
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, router.__main__, router.server\n"

@@ -202,6 +202,7 @@ def test_a_taken_address_is_one_clear_line(kind: str, tmp_path: Path) -> None:
     assert err.startswith("error: cannot ")
     assert (f"{tmp_path}/s" if kind == "unix" else str(port)) in err
     assert err.count("\n") == 1
+    assert ("; --metrics-port names another port (0: any free one)" in err) == (kind == "metrics")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,10 @@ async def test_a_metrics_port_in_use(tiny_directory: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         found = await only_error("--model", tiny_directory, "--metrics-port", port)
-    assert found == f"error: cannot serve metrics on 127.0.0.1:{port}: Address already in use"
+    assert found == (
+        f"error: cannot serve metrics on 127.0.0.1:{port}: Address already in use; "
+        "--metrics-port names another port (0: any free one)"
+    )
 
 
 async def test_a_refused_hello(tiny_directory: Path, scheduler: FakeScheduler) -> None:
