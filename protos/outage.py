@@ -1,8 +1,9 @@
 """What a client of ours says while its server cannot be reached.
 
 It dials again and again; whoever reads the log wants to know that the server was lost, of each new
-reason, now and then that it is still gone, and that it is back. That is four kinds of line, and
-gRPC's own words, which name its inner workings, are in none of them.
+reason, now and then that it is still gone, and that it is back. That nobody is there is news only
+once: a server that has said that it goes, or whose connection broke, is then not there. There are
+four kinds of line, and gRPC's own words, which name its inner workings, are in none of them.
 """
 
 FIRST_REMINDER_S = 10.0
@@ -35,6 +36,9 @@ def is_unsaid(details: str | None) -> bool:
     return details == "Internal error from Core"
 
 
+_ABSENT = {"nobody listens there", "the connection broke", "it cannot be reached"}
+
+
 class Outage:
     """Decides what to log; times are seconds on one clock of the caller's."""
 
@@ -52,9 +56,10 @@ class Outage:
         if self._since is None:
             self._since = now
         age_s = now - self._since
-        if reason in self._told and now < self._next_reminder:
+        is_known = reason in self._told or (bool(self._told) and reason in _ABSENT)
+        if is_known and now < self._next_reminder:
             return None
-        if reason in self._told:
+        if is_known:
             self._interval_s = min(2 * self._interval_s, LAST_REMINDER_S)
             line = f"still no connection to {self._server} after {age_s:.0f} s: {reason}"
         else:

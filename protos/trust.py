@@ -136,10 +136,11 @@ def check_pair(cert_option: str, cert: str, key_option: str, key: str) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
     except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or "no PEM"
+        said = getattr(error, "reason", None)
+        reason = said.lower().replace("_", " ") if said else "one of them is not PEM"
         raise FlagError(
             f"{cert_option} is {cert!r} and {key_option} is {key!r}; they must hold a certificate "
-            f"and its key in PEM, without a password: {str(reason).lower().replace('_', ' ')}"
+            f"and its key in PEM, without a password: {reason}"
         ) from error
 
 

@@ -61,7 +61,16 @@ class Ready:
 
 def warning(spec: ChildSpec, text: str) -> str:
     """A line about a child in the format of its own log lines."""
-    return f"{time.strftime('%H:%M:%S')} {spec.role} warning {text}"
+    return _line(spec, "warning", text)
+
+
+def info(spec: ChildSpec, text: str) -> str:
+    """The same about what is as it should be."""
+    return _line(spec, "info", text)
+
+
+def _line(spec: ChildSpec, level: str, text: str) -> str:
+    return f"{time.strftime('%H:%M:%S')} {spec.role} {level} {text}"
 
 
 def quire_command(role: str, *arguments: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from quire.hangs import (
     health_of,
     until_silent,
 )
-from quire.process import ChildProcess, ChildSpec, LogSink, Ready, warning
+from quire.process import ChildProcess, ChildSpec, LogSink, Ready, info, warning
 
 NOT_CURABLE = 2
 """The exit code of a process whose configuration is wrong."""
@@ -272,7 +272,8 @@ class Supervisor:
         """Waits before the next start, or until it shall stop."""
         member.restarts += 1
         text = f"ended ({describe_exit(code)}); starting it again"
-        self._log(member.spec.name, warning(member.spec, text))
+        said = warning if code else info  # somebody has asked it to, and it has ended in order
+        self._log(member.spec.name, said(member.spec, text))
         self._change(member, State.RESTARTING)
         await self._delay(member)
 

@@ -208,7 +208,7 @@ class Attachments:
             rank.attachment = attachment
         self._attached[first.replica_id] = attachment
         logger.info(
-            "replica %r attached: %d rank(s) on %s, %d blocks of %d tokens, epoch %d",
+            "replica %r attached: %d rank(s) on %s, %d blocks of %d tokens, epoch %016x",
             first.replica_id,
             len(ranks),
             attachment.device,
@@ -222,8 +222,10 @@ class Attachments:
         """Its epoch is void: every rank has to dial again."""
         del self._attached[attachment.replica_id]
         attachment.close(code, details)
+        # It goes as it should, or this scheduler does.
         has_left = any(rank.takes_leave for rank in attachment.ranks)
-        level = logging.INFO if has_left else logging.WARNING
+        is_expected = has_left or code is grpc.StatusCode.UNAVAILABLE
+        level = logging.INFO if is_expected else logging.WARNING
         logger.log(level, "replica %r detached: %s", attachment.replica_id, details)
 
     def forget(self, rank: Rank) -> None:

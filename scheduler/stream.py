@@ -36,7 +36,8 @@ class Stream:
     @property
     def peer(self) -> str:
         """Where it was dialled from, for logs."""
-        return str(self._context.peer())
+        peer = str(self._context.peer())
+        return "a unix socket" if peer == "unix:" else peer
 
     def send(self, message: bytes) -> None:
         """Queues the message; closes the stream instead when the peer has left too much unread."""

@@ -13,6 +13,9 @@ from quire.commands import flags
 from quire.commands.hangup import Terminal
 from quire.supervisor import first_of
 
+_INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended before it was done, as a shell has it."""
+
 if TYPE_CHECKING:
     from quire.door import TcpDoor
     from quire.stack import Stack
@@ -79,7 +82,7 @@ def serve(
 
     Prints the URLs and a curl line once a token has really been generated.
     Ctrl-C finishes what is in flight and stops all processes; a second
-    Ctrl-C stops them at once.
+    Ctrl-C stops them at once, with exit code 130.
     SIGHUP (`kill -HUP PID`) has the files of keys and of certificates for
     clients read again; what is in flight goes on.
 
@@ -120,14 +123,17 @@ def serve(
     check_ports(options, door)  # before minutes of downloading
     resolved = resolve(model, announce, weights=options.needs_weights)
 
-    async def run() -> None:
+    async def run() -> bool:
         from quire.commands.output import LogPrinter
 
         stack = Stack(resolved, options, door=door, log=LogPrinter())
         announce(f"starting {options.num_processes} processes for {resolved.path}")
-        await _Session(stack, door).run()
+        session = _Session(stack, door)
+        await session.run()
+        return session.was_cut
 
-    asyncio.run(run())
+    if asyncio.run(run()):
+        raise typer.Exit(_INTERRUPTED)
 
 
 def _the_model(model: str | None, named: str | None) -> str:
@@ -150,6 +156,8 @@ class _Session:
         self._asked = asyncio.Event()
         self._asked_again = asyncio.Event()
         self._terminal = Terminal()
+        self.was_cut = False
+        """Told twice, it has ended at once, whatever was in flight."""
 
     async def run(self) -> None:
         """Returns after a clean end. Raises StackFailed."""
@@ -194,6 +202,7 @@ class _Session:
         await first_of(drain, again)
         again.cancel()
         if not drain.done():
+            self.was_cut = True
             await self._stack.cut()
         await drain
         announce("stopped")

@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_cuts_streams_off_and_says_so_in_them(tmp_path: Path) ->
         until_draining(server)
         server.process.send_signal(signal.SIGINT)
         events = stream.whole()
-        assert server.process.wait(20) == 0
+        assert server.process.wait(20) == 130
         pids = subprocess.run(
             ["pgrep", "-f", f"--port {server.port}"], capture_output=True, text=True, check=False
         )

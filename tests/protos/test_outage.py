@@ -7,6 +7,7 @@ import pytest
 from protos.outage import LAST_REMINDER_S, Outage, plainly
 
 BROKE, NOBODY = "the connection broke", "nobody listens there"
+CERTIFICATE = "its certificate, or ours, is not accepted"
 
 
 @pytest.fixture
@@ -17,12 +18,22 @@ def outage() -> Outage:
 def test_a_loss_and_a_new_reason_are_told_once(outage: Outage) -> None:
     assert [
         outage.failed(reason, now)
-        for now, reason in enumerate((BROKE, NOBODY, NOBODY, BROKE, NOBODY))
+        for now, reason in enumerate((NOBODY, NOBODY, CERTIFICATE, NOBODY, CERTIFICATE))
     ] == [
-        "no connection to the scheduler at here: the connection broke; dialling again",
         "no connection to the scheduler at here: nobody listens there; dialling again",
-        *(None, None, None),
+        None,
+        f"no connection to the scheduler at here: {CERTIFICATE}; dialling again",
+        *(None, None),
     ]
+
+
+@pytest.mark.parametrize("first", [BROKE, "the scheduler is shutting down"])
+def test_that_who_went_is_not_there_is_no_news(outage: Outage, first: str) -> None:
+    told = [outage.failed(reason, now) for now, reason in enumerate((first, NOBODY, BROKE, NOBODY))]
+    assert told == [f"no connection to the scheduler at here: {first}; dialling again", *[None] * 3]
+    assert outage.failed(NOBODY, 10) == (
+        "still no connection to the scheduler at here after 10 s: nobody listens there"
+    )
 
 
 def test_reminders_come_ever_more_seldom(outage: Outage) -> None:

@@ -131,6 +131,9 @@ async def test_a_clean_exit_that_nobody_asked_for_is_a_death_too(watched: Watche
     member = watched.supervisor.add(child(SERVE))
     await watched.until(lambda: member.restarts >= 2)
     assert not watched.supervisor.failed.done()
+    said = [line for line in watched.lines if line.endswith("starting it again")]
+    assert said
+    assert all(" worker info ended (exit code 0); " in line for line in said)
 
 
 async def test_exit_code_2_is_final_and_its_line_is_told(watched: Watched) -> None:

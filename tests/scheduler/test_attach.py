@@ -1,6 +1,7 @@
 """Workers' streams: epochs, plans ahead of results, and every way of losing a worker."""
 
 import asyncio
+import logging
 
 import grpc
 import numpy as np
@@ -596,7 +597,10 @@ async def test_telemetry_is_a_sign_of_life(served: Served) -> None:
     assert replica.pids == (1234,)
 
 
-async def test_a_worker_is_not_told_to_leave_when_the_scheduler_goes(served: Served) -> None:
+async def test_a_worker_is_not_told_to_leave_when_the_scheduler_goes(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3], max_tokens=1)  # and so one plan is all
@@ -607,3 +611,5 @@ async def test_a_worker_is_not_told_to_leave_when_the_scheduler_goes(served: Ser
     with pytest.raises(grpc.aio.AioRpcError, match="the scheduler is shutting down"):
         await router.until_finished(1)
     assert not router.finished
+    (detached,) = [record for record in caplog.records if "detached: " in record.message]
+    assert detached.levelno == logging.INFO
