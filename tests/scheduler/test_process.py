@@ -17,6 +17,9 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos.trust import NO_TRUST
+from quire.client.admin import drain
+from quire.errors import RequestFailed
 from tests.scheduler.peers import FakeRank, FakeRouter, Peer, token_at, within_time
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +161,26 @@ async def test_what_outlasts_the_drain_does_not_hold_it_up(processes: list[Proce
     scheduler.process.send_signal(signal.SIGTERM)
     code, details = await router.end()
     assert (code.name, details) == ("UNAVAILABLE", "the scheduler is shutting down")
+    assert (await scheduler.ended())[0] == 0
+
+
+async def test_told_to_end_while_an_operator_drains_it_finishes_and_sends_the_workers_away(
+    processes: list[Process],
+) -> None:
+    """There is no next scheduler for them to wait for."""
+    scheduler = await Process.started(*FREE, "--admin-listen", "127.0.0.1:0")
+    processes.append(scheduler)
+    rank = await FakeRank.attached(scheduler.address)
+    router = await FakeRouter.connected(scheduler.address)
+    await router.submit(1, [1, 2, 3])
+    plan = await rank.plan()
+    with pytest.raises(RequestFailed, match="1 sequence left"):
+        await drain(scheduler.ready["admin"], NO_TRUST, 0.001)
+    scheduler.process.send_signal(signal.SIGTERM)
+    await until_not_serving(scheduler.address)
+    await rank.answer(plan)
+    await within_time(rank.work())
+    await router.until_finished(1)
     assert (await scheduler.ended())[0] == 0
 
 
