@@ -233,7 +233,8 @@ class Stack:
         else:
             where = self._door.arguments
             environment = self._door.environment
-        return self._spec("router", name, *where, *sharing, environment=environment)
+        own = ("--router-id", name, *where, *sharing)
+        return self._spec("router", name, *own, environment=environment)
 
     def _spec(
         self, role: str, name: str, *arguments: str, environment: tuple[tuple[str, str], ...] = ()

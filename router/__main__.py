@@ -36,6 +36,14 @@ def main(
     scheduler: Annotated[
         str, Option(help="Scheduler to dial: HOST:PORT or unix:/PATH.", metavar="ADDR")
     ] = "127.0.0.1:50051",
+    router_id: Annotated[
+        str | None,
+        Option(
+            help="Names this router to the scheduler, with a random part behind it.",
+            metavar="ID",
+            show_default="host and process",
+        ),
+    ] = None,
     cluster_token_file: Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()] = None,
     tls_cert: Annotated[str | None, flags.TLS_CERT.typer()] = None,
     tls_key: Annotated[str | None, flags.TLS_KEY.typer()] = None,
@@ -149,6 +157,7 @@ def main(
         settings = Settings(
             model=model,
             scheduler=scheduler,
+            router_id=router_id,
             trust=Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca),
             served_model_name=served_model_name,
             chat_template=Path(chat_template) if chat_template else None,

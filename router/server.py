@@ -103,8 +103,9 @@ async def listening(settings: Settings) -> AsyncIterator[Router]:
         raise ConfigurationError(str(error)) from error
     keys, tls = settings.read_keys(), ServerTls(settings.tls) if settings.tls else None
     backend = create_backend(settings, model, keys)
-    # In containers of a name, all are process 1.
-    router_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    # In containers of a name, all are process 1; and one that is started again is another one.
+    name = settings.router_id or f"{socket.gethostname()}-{os.getpid()}"
+    router_id = f"{name}-{secrets.token_hex(4)}"
     apart = settings.keeps_apart(keys)
     link = Link(
         settings.scheduler, router_id, backend.engine, settings.trust, keeps_tenants_apart=apart

@@ -13,6 +13,8 @@ from protos.trust import NO_TRUST, Trust
 from router.listeners import Addresses, ConfigurationError
 from router.tls import TlsFiles
 
+_MAX_ID_LEN = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -41,6 +43,8 @@ class Settings:
     scheduler_timeout_s: float
     seed: int | None
     """Of the seeds given to requests that bring none; None: they are random."""
+    router_id: str | None = None
+    """What the scheduler's log calls it, with a random part behind it; None: host and process."""
     max_stored_bytes: int = flags.MAX_STORED_BYTES.default
     """Of responses that are kept for clients to come back to; 0 keeps none."""
     response_ttl_s: float = flags.RESPONSE_TTL.default
@@ -66,6 +70,10 @@ class Settings:
     """A port on loopback that is this process's own."""
 
     def __post_init__(self) -> None:
+        if self.router_id is not None and not 1 <= len(self.router_id) <= _MAX_ID_LEN:
+            raise ConfigurationError(
+                f"--router-id has {len(self.router_id)} characters; it must have 1 to {_MAX_ID_LEN}"
+            )
         if self.reuse_port and self.max_stored_bytes:
             raise ConfigurationError(
                 f"--max-stored-bytes is {self.max_stored_bytes}; with --reuse-port it must be 0: "

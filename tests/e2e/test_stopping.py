@@ -111,3 +111,6 @@ def test_a_second_ctrl_c_cuts_streams_off_and_says_so_in_them(tmp_path: Path) ->
     assert json.loads(events[-1])["error"]["message"] == CUT
     assert "[DONE]" not in events
     assert pids.stdout == ""
+    connected = [line for line in server.lines if " connected from a unix socket" in line]
+    assert connected
+    assert all("router 'router-" in line for line in connected)

@@ -205,3 +205,14 @@ async def test_routers_of_one_name_and_process_id_are_two(
             await until(lambda: router.backend.engine.cell.is_available)
     one, again, other, still = scheduler.router_ids
     assert one == again != other == still
+
+
+async def test_a_router_has_the_name_that_it_is_given(
+    start_router: StartRouter, scheduler: FakeScheduler
+) -> None:
+    """And still is not another one of that name, which may be there yet."""
+    async with start_router(router_id="router-0"), start_router(router_id="router-0"):
+        await until(lambda: len(scheduler.router_ids) == 2)
+    one, other = scheduler.router_ids
+    assert one.rpartition("-")[0] == other.rpartition("-")[0] == "router-0"
+    assert one != other
