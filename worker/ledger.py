@@ -129,6 +129,7 @@ class Ledger:
         num_blocks: usable KV blocks.
         block_size: tokens per block.
         max_model_len: tokens of the longest sequence.
+        is_shared: the free bytes are the machine's, where other workers count on the same ones.
     """
 
     free_bytes: int
@@ -139,6 +140,7 @@ class Ledger:
     num_blocks: int
     block_size: int
     max_model_len: int
+    is_shared: bool
 
     def limited_to(self, num_blocks: int) -> "Ledger":
         """With no more usable blocks than that."""
@@ -150,6 +152,7 @@ class Ledger:
         tokens = self.num_blocks * self.block_size
         graphs = [f"memory: graphs     {_size(self.graph_bytes):>11}"] if self.graph_bytes else []
         slack = self.free_bytes - self.kv_bytes - self.workspace_bytes - self.graph_bytes
+        others = "; other workers of this machine take theirs from it, too"
         return [
             f"memory: weights    {_size(self.weight_bytes):>11}",
             *graphs,
@@ -157,7 +160,8 @@ class Ledger:
             f"{self.block_size} tokens = {tokens:,} tokens, "
             f"{tokens / self.max_model_len:.1f} sequences of {self.max_model_len:,}",
             f"memory: workspace  {_size(self.workspace_bytes):>11}   at most",
-            f"memory: slack      {_size(max(0, slack)):>11}   when all of that is in use",
+            f"memory: slack      {_size(max(0, slack)):>11}   when all of that is in use"
+            f"{others if self.is_shared else ''}",
         ]
 
 
@@ -207,6 +211,7 @@ def settle(
         num_blocks=num_blocks,
         block_size=sizes.block_size,
         max_model_len=loaded.max_model_len,
+        is_shared=is_shared,
     )
 
 

@@ -190,6 +190,7 @@ def test_the_ledger_reads_as_figures(tiny_model: LoadedModel) -> None:
     assert "12 blocks of 16 tokens = 192 tokens, 2.0 sequences of 96" in text
     for entry in ("weights", "KV cache", "workspace", "slack"):
         assert entry in text
+    assert text.endswith("in use; other workers of this machine take theirs from it, too")
 
 
 def test_a_containers_limit_counts_without_the_pages_of_files(
