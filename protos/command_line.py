@@ -55,6 +55,8 @@ def _said_of(error: Any, elsewhere: Mapping[str, str]) -> str:
         return f"there is no option {name}; {elsewhere[name]}"
     words = [word for param in error.ctx.command.params for word in param.opts]
     known = [word.removeprefix("--") for word in words if word.startswith("--")]
-    near = get_close_matches(name.removeprefix("--"), known, 1)
+    asked = name.removeprefix("--")
+    fuller = [word for word in known if set(asked.split("-")) < set(word.split("-"))]
+    near = get_close_matches(asked, fuller, 1) or get_close_matches(asked, known, 1)
     hint = f"did you mean --{near[0]}?" if near else "--help shows those there are"
     return f"there is no option {option}; {hint}"
