@@ -119,7 +119,7 @@ MAX_QUEUED_TOKENS = Flag(
 MAX_LOSSES = Flag(
     "max_losses",
     "Lost workers that one request may have been running on without progress since; then it is "
-    "computed alone, and ends if the worker is lost again.",
+    "tried apart from others, and ends if a worker is lost with it alone.",
     "N",
     whole(1),
     2,

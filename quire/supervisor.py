@@ -5,7 +5,7 @@
         └── restarting ◀── it ended
 
 A child that exits with code 2 says that its configuration is wrong, which is believed of one that
-never served; a child that dies several times in a row without serving is no better. Either resolves
+never served; one that dies several times in a row and never served is no better. Either resolves
 `failed`, and whoever runs the supervisor stops everything. A child that lives and does nothing
 (`quire.hangs`) is killed, and with that ends like any other. All of it runs on one event loop,
 whose thread owns the children.
@@ -74,7 +74,9 @@ class Member:
         self.stop_asked = asyncio.Event()
         self.restarts = 0
         self.failed_starts = 0
-        """In a row."""
+        """Deaths in a row before it served."""
+        self.refused_starts = 0
+        """Starts in a row that the machine had no room for."""
 
     def next_spec(self) -> ChildSpec:
         """What to start: after one that served, its like."""
@@ -177,6 +179,7 @@ class Supervisor:
             if member.stop_asked.is_set():
                 await process.kill()  # asked while it was being started
                 return
+            member.refused_starts = 0
             self._change(member, State.STARTING)
             code = await self._watch(member, process)
             member.process = None
@@ -195,9 +198,9 @@ class Supervisor:
 
     async def _wait_to_start(self, member: Member, error: OSError) -> bool:
         """Whether to try again what the machine refused: who has served is never given up."""
-        member.failed_starts += 1
+        member.refused_starts += 1
         text = f"cannot be started: {error.strerror or error}"
-        if not member.ready and member.failed_starts >= self._restarts.max_failed_starts:
+        if not member.ready and member.refused_starts >= self._restarts.max_failed_starts:
             if not self.failed.done():
                 self.failed.set_result(StackFailed(f"{member.spec.name}: {text}"))
             self._change(member, State.STOPPED)
@@ -279,14 +282,14 @@ class Supervisor:
 
     async def _delay(self, member: Member) -> None:
         with contextlib.suppress(TimeoutError):
-            delay_s = self._restarts.delay_s(member.failed_starts)
+            delay_s = self._restarts.delay_s(member.failed_starts + member.refused_starts)
             await asyncio.wait_for(member.stop_asked.wait(), delay_s)
 
     def _why_give_up(self, member: Member, code: int, last_words: str) -> StackFailed | None:
         name = member.spec.name
         if code == NOT_CURABLE and not member.ready:
             return StackFailed(f"{name}: {last_words or 'wrong configuration'}", NOT_CURABLE)
-        if member.failed_starts >= self._restarts.max_failed_starts:
+        if member.failed_starts >= self._restarts.max_failed_starts and not member.ready:
             how = f"{name} ended {member.failed_starts} times before it served"
             return StackFailed(f"{how} ({describe_exit(code)}): {last_words}")
         return None

@@ -26,7 +26,7 @@ from router.generation import Generation, PromptScores, Sample
 from router.known_cell import KnownCell, draining, unavailable
 from router.messages import CellStatus, Finished, Refusal, ServedModel, Submission, Uplink
 from router.metrics import Metrics
-from router.outcomes import checked, failure, timed_out, too_slow
+from router.outcomes import checked, failure, no_scheduler_survives, timed_out, too_slow
 from router.refusals import refusal_error
 
 MAX_UNREAD_TOKENS = 4096
@@ -36,6 +36,8 @@ RETRY_S = 0.25
 ALARM_S = 0.25
 """For so long after a deadline the scheduler, which ends what has passed it, may say so first."""
 LEAST_TIMEOUT_S = 0.001
+MAX_VAIN_SCHEDULERS = 6
+"""Lost in a row with a call that none of them brought forward: it may be why they are lost."""
 
 _SEQUENCE_IDS = 1 << 32
 
@@ -202,6 +204,11 @@ class Engine:
         self.cell.lost()
         self._leaving.clear()
         for sample in list(self._samples.values()):
+            if sample.sequence_id not in self._samples:
+                continue  # its call has just failed with another
+            if sample.submitted and sample.lost_in_vain() >= MAX_VAIN_SCHEDULERS:
+                self._fail(sample.generation, no_scheduler_survives(MAX_VAIN_SCHEDULERS))
+                continue
             sample.submitted = False
             if (finished := sample.complete()) is not None:
                 self._end(sample, finished)
@@ -318,6 +325,7 @@ class Engine:
         for sample in generation.samples:
             if sample.sequence_id in self._samples:
                 sample.finished = Finished(FinishReason.TIMEOUT)
+                self._accounts.sample_ended(sample)
         self._fail(generation, timed_out(generation))
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
@@ -353,6 +361,7 @@ class Engine:
                 continue
             sample.submitted = sample.was_submitted = True
             sample.resubmitted = True
+            sample.num_known = len(sample.tokens)
             self.metrics.resubmitted += sample.generation.counted
             sequence_id, request, number = sample.sequence_id, sample.request, sample.number
             score_from = len(request.prompt_token_ids)

@@ -79,6 +79,10 @@ class Sample:
     """To this scheduler or one before: it waits no longer to be let in."""
     resubmitted: bool = False
     """It was accepted before, so it may not be refused now."""
+    num_known: int = 0
+    """Tokens that it was last submitted with."""
+    num_vain: int = 0
+    """Schedulers lost in a row that had it and told nothing of it."""
     has_news: bool = False
     has_spoken: bool = False
     """Its first piece has been taken."""
@@ -100,6 +104,11 @@ class Sample:
         """Whether its news cannot wait: it ended, may be about to, or there is a lot."""
         num_new = len(self.tokens) - self.num_taken
         return self.finished is not None or bool(self.request.stop) or num_new >= COALESCED_TOKENS
+
+    def lost_in_vain(self) -> int:
+        """The scheduler that had it is lost; returns how many were, in a row, for nothing."""
+        self.num_vain = self.num_vain + 1 if len(self.tokens) == self.num_known else 0
+        return self.num_vain
 
     def complete(self) -> Finished | None:
         """Its end, if the tokens at hand are all there will be whatever the scheduler says."""

@@ -55,3 +55,9 @@ def _lacks_scores(sample: Sample, finished: Finished) -> bool:
     if sample.scores is None or sample.number > 0:
         return False
     return ended_well and not sample.scores.is_complete
+
+
+def no_scheduler_survives(num_lost: int) -> RequestError:
+    """Of a call with which one scheduler after the other was lost."""
+    message = f"{num_lost} schedulers in a row were lost with the request, and none came further"
+    return RequestError(Fault.INTERNAL, message)

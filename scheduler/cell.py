@@ -250,10 +250,13 @@ class Cell:
         num_running = self._core.state().num_replays - num_before
         num_given_up = len(outputs.finished)
         num_suspects = self._core.state().num_suspects
-        if num_running:
+        if num_running or num_given_up:
             logger.warning(
-                "replica %r had %d running sequence(s): %d computed again, %d given up%s",
-                *(replica_id, num_running, num_running - num_given_up, num_given_up),
+                "replica %r had %d running sequence(s)%s%s; what has not ended goes on elsewhere",
+                *(replica_id, num_running),
+                f"; {num_given_up} ended: workers were lost with them alone"
+                if num_given_up
+                else "",
                 f"; {num_suspects} suspected" if num_suspects else "",
             )
         return outputs

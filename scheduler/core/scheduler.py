@@ -66,9 +66,9 @@ class Scheduler:
 
     def accept(self, request: Request, now: float) -> Outputs:
         """Queue the samples of a request. Raises Refused, and then nothing of it is kept."""
+        self._sequences.check_free(request)
         replicas = list(self._replicas)
         check_room(request, replicas)
-        self._sequences.check_free(request)
         check_load(
             request,
             replicas,
@@ -260,10 +260,6 @@ class Scheduler:
         """Whether `apply` or `schedule` has queued sequences at other replicas than their own since
         this was asked last: those may have something to do now."""
         return self._replicas.take_moved()
-
-    def in_flight(self, replica: str) -> int:
-        """Plans sent to the replica without a result. Raises KeyError if it is not attached."""
-        return len(self._replicas[replica].in_flight)
 
     # ---- what it knows
 

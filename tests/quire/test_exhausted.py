@@ -39,8 +39,30 @@ async def test_what_served_is_started_when_the_machine_can_again() -> None:
         assert member.process is not None
         with no_descriptor_left():
             os.kill(member.process.pid, signal.SIGKILL)
-            await watched.until(lambda: member.failed_starts > QUICK.max_failed_starts)
+            await watched.until(lambda: member.refused_starts > QUICK.max_failed_starts)
         assert any("cannot be started: Too many open files" in line for line in watched.lines)
+        await watched.until(lambda: member.state is State.READY)
+        assert not watched.supervisor.failed.done()
+    finally:
+        await watched.supervisor.kill()
+
+
+async def test_what_served_is_not_given_up_when_it_then_dies_at_its_start(tmp_path: Path) -> None:
+    """As it may where memory is still short; three times in a row."""
+    flag = tmp_path / "short"
+    program = (
+        f"import os, sys; sys.exit(1) if os.path.exists({str(flag)!r}) else None\n"
+        + SERVE_UNTIL_TERM
+    )
+    watched = Watched()
+    member = watched.supervisor.add(child(program))
+    try:
+        await watched.supervisor.until_served()
+        assert member.process is not None
+        flag.touch()
+        os.kill(member.process.pid, signal.SIGKILL)
+        await watched.until(lambda: member.failed_starts > QUICK.max_failed_starts)
+        flag.unlink()
         await watched.until(lambda: member.state is State.READY)
         assert not watched.supervisor.failed.done()
     finally:

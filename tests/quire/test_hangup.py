@@ -22,7 +22,7 @@ while True:
 """
 
 
-def of_terminal(said: Path, *, before: str = "") -> tuple[int, int]:
+def of_terminal(said: Path, *, before: str) -> tuple[int, int]:
     """A process that leads a terminal's session and writes to a file; its id, and the terminal."""
     block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})\n"
     pid, terminal = pty.fork()
@@ -44,7 +44,10 @@ def until(said: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("before", "last"),
-    [("", "gone"), ("signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", "there")],
+    [
+        ("signal.signal(signal.SIGHUP, signal.SIG_DFL)\n", "gone"),
+        ("signal.signal(signal.SIGHUP, signal.SIG_IGN)\n", "there"),
+    ],
     ids=["plainly", "under nohup"],
 )
 def test_a_terminal_that_is_closed_is_told_from_an_operator(

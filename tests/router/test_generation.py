@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.errors import RequestError
 from gateway.model import load_model
 from gateway.options import Options
 from gateway.output import FinishReason, Piece
-from router.engine import Engine
+from router.engine import MAX_VAIN_SCHEDULERS, Engine
 from router.generation import Generation
 from router.messages import CellStatus, ReplicaStatus, ServedModel, Submission
 from router.metrics import Metrics
@@ -141,3 +142,21 @@ async def test_a_call_that_cannot_be_submitted_leaves_nothing_behind(call: Call)
     with pytest.raises(ValueError, match="too large"), call.begun():
         raise AssertionError("it has begun")
     assert call.engine.num_samples == 0
+
+
+async def test_a_call_with_which_every_scheduler_is_lost_ends(call: Call) -> None:
+    """One that is brought forward may lose as many as there are."""
+    with call.begun() as (generation, first, second):
+        for incarnation in range(2, 2 + 2 * MAX_VAIN_SCHEDULERS):
+            call.says(first, "a")
+            call.says(second, "a")
+            call.engine.lost()
+            call.scheduler_comes(incarnation)
+        assert call.engine.num_samples == 2
+        for incarnation in range(100, 100 + MAX_VAIN_SCHEDULERS):
+            assert call.engine.num_samples == 2
+            call.engine.lost()
+            call.scheduler_comes(incarnation)
+        assert call.engine.num_samples == 0
+        with pytest.raises(RequestError, match="6 schedulers in a row were lost with the request"):
+            await pieces_of(generation, whole=False)

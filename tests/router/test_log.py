@@ -62,6 +62,9 @@ async def test_metrics_have_no_more_lines_for_whatever_clients_name(
     body: dict[str, object] = {"prompt": "xyz", "max_tokens": 1}
     assert (await http.post("/v1/completions", json=body)).status_code == 200
     assert (await http.post("/v1/completions", json=body | {"model": "x"})).status_code == 404
+    assert (await http.post("/v1/completions", json=body | {"x": 1})).status_code == 400
+    assert (await http.get("/nowhere")).status_code == 404
+    await _names(http)  # counts itself
     before = await _names(http)
     dice = random.Random(0)
     for _ in range(60):
