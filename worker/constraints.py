@@ -23,8 +23,6 @@ from worker.grammars import GrammarError, Grammars, Matcher, Words
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
 from worker.slot_counts import BoolColumn, Int64Column
 
-_ALL = np.int32(-1)
-
 
 @dataclass(slots=True)
 class _Rules:

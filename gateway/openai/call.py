@@ -17,7 +17,6 @@ from typing import Any
 from gateway.detokenizer import TextOffsets
 from gateway.errors import RequestError
 from gateway.openai.errors import error_body
-from gateway.openai.logprobs import chat_logprob
 from gateway.output import Finish, FinishReason, Piece, PromptLogprobs, TokenLogprob
 from gateway.parsing.deltas import Delta, Parsing
 from gateway.reading import Reading
@@ -210,10 +209,6 @@ class Answer(ABC):
             f',"usage":{{"prompt_tokens":{self._num_prompt_tokens},'
             f'"completion_tokens":{output},"total_tokens":{total}}}'
         )
-
-    def logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
-        """A token as chat completions write it."""
-        return chat_logprob(token, logprob, self.tokenizer)
 
     @abstractmethod
     def chunk(self, choice: Choice, piece: Piece) -> str | None:

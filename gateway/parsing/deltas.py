@@ -138,8 +138,3 @@ def gathered(deltas: Iterable[Delta]) -> Said:
     for call, pieces in zip(calls, arguments, strict=True):
         call.arguments = "".join(pieces)
     return Said("".join(content), "".join(reasoning), calls)
-
-
-def read_whole(parser: Parser, text: str) -> Said:
-    """What a whole text says."""
-    return gathered([*parser.feed(text), *parser.close()])

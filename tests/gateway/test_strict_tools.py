@@ -17,9 +17,9 @@ from gateway.openai.call import Call
 from gateway.openai.chat import parse_chat
 from gateway.openai.responses import StoredResponse, parse_response
 from gateway.output import SampleOutput
-from gateway.parsing.deltas import read_whole
 from tests.gateway import tiny_model
 from tests.gateway.conftest import TEMPLATES
+from tests.gateway.parsing.whole import read_whole
 from worker.grammars import GrammarError, Grammars
 
 LENGTH = 1 << 20

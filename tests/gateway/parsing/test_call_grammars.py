@@ -13,9 +13,10 @@ from gateway.conversation import Tool
 from gateway.errors import RequestError
 from gateway.grammar import GrammarKind, GrammarSpec, compiled, matcher_of
 from gateway.parsing.call_grammars import answer_grammar
-from gateway.parsing.deltas import Said, read_whole
+from gateway.parsing.deltas import Said
 from gateway.parsing.formats import CALL_FORMATS, THOUGHTS, Thoughts
 from gateway.parsing.parser import AnswerParser
+from tests.gateway.parsing.whole import read_whole
 
 END = 256
 WEATHER: dict[str, Any] = {

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.parsing.deltas import CallBegun, Delta, Said, gathered, read_whole
+from gateway.parsing.deltas import CallBegun, Delta, Said, gathered
 from gateway.parsing.formats import CALL_FORMATS, THOUGHTS
 from gateway.parsing.parser import AnswerParser
+from tests.gateway.parsing.whole import read_whole
 
 STRINGS = {"type": "object", "properties": {"s": {"type": "string"}, "l": {"type": "array"}}}
 TOOLS = {"get_weather": None, "search": None, "f": STRINGS}

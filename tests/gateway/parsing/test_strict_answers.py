@@ -14,11 +14,12 @@ from gateway.grammar import compiled, matcher_of
 from gateway.limits import DEFAULT_LIMITS
 from gateway.parsing.call_grammars import answer_grammar
 from gateway.parsing.call_rules import why_not
-from gateway.parsing.deltas import Said, read_whole
+from gateway.parsing.deltas import Said
 from gateway.parsing.formats import CALL_FORMATS, THOUGHTS, Thoughts
 from gateway.parsing.parser import AnswerParser
 from tests.e2e.languages import parameters
 from tests.gateway.parsing.test_call_grammars import some_answer
+from tests.gateway.parsing.whole import read_whole
 
 OPENINGS = {
     "hermes": ["<tool_call>", '<tool_call>\n{"name": "f", "arguments": '],

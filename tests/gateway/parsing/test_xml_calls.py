@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.parsing.deltas import gathered, read_whole
+from gateway.parsing.deltas import gathered
 from gateway.parsing.formats import CALL_FORMATS
 from gateway.parsing.object_rules import ANY, types_of
 from gateway.parsing.parser import AnswerParser
 from gateway.parsing.xml_calls import as_json
+from tests.gateway.parsing.whole import read_whole
 
 FORM = CALL_FORMATS["qwen3_coder"]
 KINDS: dict[str, dict[str, Any]] = {
