@@ -222,7 +222,8 @@ class Cell:
         if plan is not None:
             link.sent.append(plan)
             self._watch(link, plan)
-        assert self.scheduler.in_flight(name) == len(link.sent)
+        [state] = [one for one in self.scheduler.state().replicas if one.replica == name]
+        assert state.num_in_flight == len(link.sent)
         return plan
 
     def deliver(self, name: str = "a") -> list[Finished]:
