@@ -40,7 +40,7 @@ class BackgroundRun:
         owner: str | None,
         tokenizer: Tokenizer,
         generation: Generation,
-        room: "Room",
+        room: "EventRoom",
     ) -> None:
         self.call = call
         self.owner = owner
@@ -122,7 +122,7 @@ class BackgroundRun:
         self._response = response
 
 
-class Room:
+class EventRoom:
     """Bytes that the events of all that run may take up together; their ends may exceed it."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -155,7 +155,7 @@ class BackgroundRuns:
     def __init__(self, engine: Engine, store: ResponseStore) -> None:
         self._engine = engine
         self._store = store
-        self._room = Room(store.max_bytes)
+        self._room = EventRoom(store.max_bytes)
         self._runs: dict[str, BackgroundRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

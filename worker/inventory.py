@@ -32,7 +32,7 @@ class Held:
 
 
 @dataclass(slots=True)
-class _Tenant:
+class _Occupant:
     """The sequence that a slot has, or had last."""
 
     generation: int
@@ -47,11 +47,11 @@ class Inventory:
         self._seed = b""
         self._is_named = np.zeros(num_blocks + 1, np.bool_)
         self._name = np.zeros((num_blocks + 1, NAME_BYTES), np.uint8)
-        self._tenants: dict[int, _Tenant] = {}
+        self._occupants: dict[int, _Occupant] = {}
         """By slot."""
         self._doubts: deque[tuple[int, int]] = deque()
         """Slots and generations of rows that were not finite, still to be looked at."""
-        self._doubted: list[_Tenant] = []
+        self._doubted: list[_Occupant] = []
         """Those of them that have their slots."""
 
     def open(self, welcome: Welcome) -> None:
@@ -60,7 +60,7 @@ class Inventory:
         if not welcome.keeps_names:
             self._is_named[:] = False
         self._seed = welcome.hash_seed
-        self._tenants.clear()
+        self._occupants.clear()
         self._doubted.clear()
 
     def note(self, plan: BatchPlan) -> None:
@@ -87,29 +87,29 @@ class Inventory:
     def _follow(self, plan: BatchPlan) -> None:
         """Who has which blocks."""
         for slot in plan.retire.tolist():
-            if (tenant := self._tenants.get(slot)) is not None:
-                tenant.has_left = True
+            if (occupant := self._occupants.get(slot)) is not None:
+                occupant.has_left = True
         for admission in plan.admit:
             if admission.blocks.size:
                 self._checked(admission.blocks)
-            tenant = _Tenant(admission.generation, admission.blocks.tolist())
-            self._tenants[admission.slot] = tenant
+            occupant = _Occupant(admission.generation, admission.blocks.tolist())
+            self._occupants[admission.slot] = occupant
         for slot, block in zip(plan.append_slot.tolist(), plan.append_block.tolist(), strict=True):
-            if (tenant := self._tenants.get(slot)) is not None:
-                tenant.blocks.append(block)
+            if (occupant := self._occupants.get(slot)) is not None:
+                occupant.blocks.append(block)
 
     def _settle(self) -> None:
         """Forgets what is doubted by now."""
         while self._doubts:
             slot, generation = self._doubts.popleft()
-            tenant = self._tenants.get(slot)
-            if tenant is None or tenant.generation != generation:
+            occupant = self._occupants.get(slot)
+            if occupant is None or occupant.generation != generation:
                 self._is_named[:] = False  # nobody knows which blocks it had
             else:
-                self._doubted.append(tenant)
-        for tenant in self._doubted:
-            self._is_named[tenant.blocks] = False
-        self._doubted = [tenant for tenant in self._doubted if not tenant.has_left]
+                self._doubted.append(occupant)
+        for occupant in self._doubted:
+            self._is_named[occupant.blocks] = False
+        self._doubted = [occupant for occupant in self._doubted if not occupant.has_left]
 
     def _checked(self, block: Int32Column) -> Int32Column:
         if int(block.min()) < 1 or int(block.max()) >= self._is_named.size:
