@@ -12,6 +12,8 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from tests.chaos.stack import PATIENCE_S
+
 _CHUNK_BYTES = 1 << 16
 RETRANSMISSION_S = 0.2
 """The least time in which Linux sends a lost packet again."""
@@ -38,6 +40,7 @@ class Proxy:
     target: str
     now: Conditions = field(default_factory=Conditions)
     num_dialled: int = 0
+    num_refused: int = 0
     _port: int = 0
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _dice: random.Random = field(default_factory=lambda: random.Random(0))
@@ -63,12 +66,20 @@ class Proxy:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def until_refused(self) -> None:
+        """Somebody dials, from now on, and does not get through."""
+        before = self.num_refused
+        async with asyncio.timeout(PATIENCE_S):
+            while self.num_refused == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def serve(self, ours: asyncio.StreamReader, our_writer: asyncio.StreamWriter) -> None:
         """One connection."""
         self.num_dialled += 1
         self._writers.add(our_writer)
         try:
             if self.now.is_refusing:
+                self.num_refused += 1
                 return
             host, _, port = self.target.rpartition(":")
             theirs, their_writer = await asyncio.open_connection(host, int(port))

@@ -77,8 +77,13 @@ class Stack(ABC):
 
     async def tokens_held(self, pid: int) -> int:
         """Room that sequences take in the KV blocks of the replica that this process is of."""
-        [replica] = [one for one in (await self.state())["replicas"] if pid in one["pids"]]
+        [replica] = await self._replicas_of(pid)
         return int(replica["blocks"]["used"] * replica["block_size"])
+
+    async def num_running(self, pid: int) -> int:
+        """Sequences that run at the replica that this process is of."""
+        [replica] = await self._replicas_of(pid)
+        return int(replica["running"])
 
     async def until_whole(self, num_replicas: int = 2) -> None:
         """Every replica is attached and every router is ready."""
@@ -93,6 +98,15 @@ class Stack(ABC):
                     if len((await self.state())["replicas"]) == num_replicas:
                         return
                 await asyncio.sleep(0.05)
+
+    async def until_lost(self, pid: int) -> None:
+        """The scheduler has no replica that this process is of."""
+        async with asyncio.timeout(PATIENCE_S):
+            while await self._replicas_of(pid):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def _replicas_of(self, pid: int) -> list[dict[str, Any]]:
+        return [one for one in (await self.state())["replicas"] if pid in one["pids"]]
 
     async def until_queued(self, count: int) -> None:
         """So many sequences wait in the scheduler."""
