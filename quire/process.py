@@ -61,16 +61,17 @@ class Ready:
 
 def warning(spec: ChildSpec, text: str) -> str:
     """A line about a child in the format of its own log lines."""
-    return _line(spec, "warning", text)
+    return log_line(spec.role, "warning", text)
 
 
 def info(spec: ChildSpec, text: str) -> str:
     """The same about what is as it should be."""
-    return _line(spec, "info", text)
+    return log_line(spec.role, "info", text)
 
 
-def _line(spec: ChildSpec, level: str, text: str) -> str:
-    return f"{time.strftime('%H:%M:%S')} {spec.role} {level} {text}"
+def log_line(role: str, level: str, text: str) -> str:
+    """As a process of that role would write it, now."""
+    return f"{time.strftime('%H:%M:%S')} {role} {level} {text}"
 
 
 def quire_command(role: str, *arguments: str) -> tuple[str, ...]:

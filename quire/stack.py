@@ -26,7 +26,7 @@ from quire.options import StackOptions
 from quire.paths import make_run_dir
 from quire.ports import LOOPBACK, AskedPort, MetricsPorts, check_free, hold_shared
 from quire.preflight import check_machine, check_model
-from quire.process import ChildSpec, LogSink, quire_command
+from quire.process import ChildSpec, LogSink, log_line, quire_command
 from quire.registry import ProcessRecord, StackRecord, publish, start_ticks, withdraw
 from quire.supervisor import Member, State, Supervisor
 
@@ -187,7 +187,7 @@ class Stack:
         except OSError as error:
             if not self._is_unrecorded:
                 text = f"quire ps will not know of changes: {error}"
-                self._log("supervisor", f"{time.strftime('%H:%M:%S')} supervisor warning {text}")
+                self._log("supervisor", log_line("supervisor", "warning", text))
             self._is_unrecorded = True
         else:
             self._is_unrecorded = False

@@ -85,9 +85,9 @@ class StepWatch:
 
     Steps are not timed one by one: a timer sleeps until the deadline of the plan that was oldest
     when it was armed, and no longer than the least that any may have, then looks again, so that a
-    step costs it nothing. A plan is overdue only
-    when it is found so twice, a grace apart: if this very process was stopped for a while, the
-    results that wait in its sockets are read before anyone is blamed.
+    step costs it nothing. A plan is overdue only when it is found so twice, a grace apart: if this
+    very process was stopped for a while, the results that wait in its sockets are read before
+    anyone is blamed.
     """
 
     def __init__(
