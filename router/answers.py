@@ -25,12 +25,9 @@ from gateway.tokenizer import Tokenizer
 from router.backend import Backend
 from router.beam_search import BeamGeneration, beam_search
 from router.caller import NOBODY, http_caller
-from router.events import EVENT_HEADERS
+from router.events import EVENT_HEADERS, KEEP_ALIVE_S
 from router.generation import Generation
 from router.whole import send_json
-
-KEEP_ALIVE_S = 10.0
-"""A stream is silent for no longer than twice this."""
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +135,7 @@ async def watch(receive: Receive, generation: Generation | BeamGeneration) -> As
         yield
     finally:
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _whole(answer: Answer, generation: Generation | BeamGeneration, send: Send) -> None:

@@ -25,9 +25,6 @@ from gateway.request import GenerateRequest
 from router.caller import Deadline
 from router.messages import Finished
 
-SEND_S = 60.0
-"""A client that takes nothing for so long has stopped reading; its call is ended."""
-
 COALESCED_TOKENS = 256
 """So many are taken together when nobody waits for them: a moment's work."""
 

@@ -25,6 +25,8 @@ import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from router.wait_limit import SEND_S
+
 MAX_HEADER_BYTES = 64 * 1024
 HEADERS_S = 30.0
 """How long a client may take to say what it wants, on a new connection or an old one."""
@@ -35,9 +37,6 @@ _PROBES = 3
 UNSENT_BYTES = 128 * 1024
 """What the kernel takes for a client beyond what is on its way to it: else it takes megabytes, and
 room for more shows only when a third of them is gone."""
-
-SEND_S = 60.0
-"""A client that makes no room for so long has stopped reading."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"

@@ -32,8 +32,8 @@ from protos.quire.v1 import inference_pb2, inference_pb2_grpc
 from router.backend import Backend
 from router.caller import Caller, grpc_caller
 from router.embeddings import gather_vectors
-from router.generation import SEND_S, Generation
-from router.wait_limit import WaitLimit
+from router.generation import Generation
+from router.wait_limit import SEND_S, WaitLimit
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

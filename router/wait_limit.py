@@ -10,6 +10,9 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
+SEND_S = 60.0
+"""A client that takes nothing for so long has stopped reading; its call is ended."""
+
 
 class WaitLimit:
     """Ends what waits for too long with TimeoutError, which comes out of the outer block.
