@@ -1,6 +1,7 @@
 """TLS towards clients: one certificate for both fronts, which may change while they serve."""
 
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,15 +64,31 @@ class ServerTls:
         self._files = files
         self._context = files.context()
         self._configuration = files.configuration()
+        self._read_at = 0.0
 
     def context(self) -> ssl.SSLContext:
         """For HTTP/1.1; its connections turn to the newest files as they begin."""
         first = self._files.context()
+        asks_clients = self._files.ca_certs is not None
 
-        def turn(connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+        def turn(
+            connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext
+        ) -> int | None:
+            if asks_clients and connection.session_reused:
+                session = connection.session
+                assert session is not None
+                if session.time <= self._read_at:
+                    return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE  # and the client forgets it
             connection.context = self._context
+            return None
 
         first.sni_callback = turn  # called for every connection, whether it names a host or not
+        if asks_clients:
+            # Who resumes a session is not asked for a certificate, and sessions are the first
+            # context's for good. So there are none, but for those that TLS 1.2 has without tickets:
+            # they go on until the files change.
+            first.num_tickets = 0
+            first.options |= ssl.OP_NO_TICKET
         return first
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -93,3 +110,4 @@ class ServerTls:
                 f"{flags.SSL_CERTFILE.option} is {files.certfile!r}: {error}"
             ) from error
         self._context, self._configuration = context, configuration
+        self._read_at = time.time()

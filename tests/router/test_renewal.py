@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import signal
+import socket
 import ssl
 from pathlib import Path
 
@@ -146,6 +147,51 @@ async def test_certificates_and_authorities_are_those_of_the_newest_files(
         router.renewal.renew()
         assert await greeted(router, new) == (True, True)
         assert await greeted(router, old) == (False, False)
+
+
+def resumed(
+    router: Router, context: ssl.SSLContext, session: ssl.SSLSession | None
+) -> tuple[bool, ssl.SSLSession | None]:
+    """Asks on a new connection: whether it went on with the session, and what the next one may go
+    on with. Raises OSError where nobody answers."""
+    url = httpx.URL(router.address)
+    with (
+        socket.create_connection((url.host, url.port), timeout=20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as client,
+    ):
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        if client.recv(12) != b"HTTP/1.1 200":
+            raise ConnectionError("no answer")
+        return bool(client.session_reused), client.session
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_session_outlives_the_authority_that_it_was_begun_under(
+    start_router: StartRouter, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    old, new = signed(tmp_path / "old"), signed(tmp_path / "new")
+    context = ssl.create_default_context(cafile=old.ca)
+    context.load_cert_chain(old.cert, old.key)
+    context.minimum_version = context.maximum_version = version
+    async with start_router(tls=copied(old, tmp_path)) as router:
+
+        async def ask(
+            client: ssl.SSLContext, session: ssl.SSLSession | None
+        ) -> tuple[bool, ssl.SSLSession | None]:
+            return await asyncio.to_thread(resumed, router, client, session)
+
+        _, session = await ask(context, None)
+        has_resumed, session = await ask(context, session)
+        assert has_resumed is (version is ssl.TLSVersion.TLSv1_2)
+        shutil.copyfile(new.ca, tmp_path / "ca")
+        router.renewal.renew()
+        for shown in (session, None):
+            with pytest.raises(OSError):  # noqa: PT011 - of TLS, or of the connection
+                await ask(context, shown)
+        # Who has a certificate of the new one may come.
+        context = ssl.create_default_context(cafile=old.ca)
+        context.load_cert_chain(new.cert, new.key)
+        await ask(context, None)
 
 
 async def test_a_process_reads_its_keys_at_sighup_and_goes_on(
