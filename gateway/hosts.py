@@ -13,6 +13,7 @@ from collections.abc import Collection
 from gateway.cors import names_of
 from gateway.errors import Fault, RequestError, quote
 from protos.flags import API_KEY_FILE, HOST, SSL_CERTFILE
+from protos.loopback import is_loopback
 
 OPTION = "--allowed-hosts"
 
@@ -47,16 +48,22 @@ def parse_hosts(said: str | None, listens_on: str | None) -> HostPolicy:
     """The policy out of the flag, for a server that asks for no key.
 
     `listens_on` is the address or name; None: a unix socket. Where nothing is said, a server that
-    other machines reach answers to any name: it cannot know what they call it.
+    other machines reach answers to any name: it cannot know what they call it. So does one that
+    only a unix socket leads to: no browser gets there.
 
     Raises ValueError, with a message for the operator.
     """
     named = names_of(OPTION, said) if said is not None else ()
-    if "*" in named or listens_on is None:
+    for name in named:
+        if ":" in name and not _is_address(name):
+            raise ValueError(
+                f"{OPTION} has {quote(name)}; it must be a name alone, which holds for every port"
+            )
+    if "*" in named:
         return ANY_HOST
-    if said is None and not _is_loopback(listens_on):
+    if said is None and (listens_on is None or not is_loopback(listens_on)):
         return ANY_HOST
-    return HostPolicy((*named, listens_on))
+    return HostPolicy(named if listens_on is None else (*named, listens_on))
 
 
 def exposure(listens_on: str | None, *, asks_for_keys: bool, speaks_tls: bool) -> str | None:
@@ -64,7 +71,7 @@ def exposure(listens_on: str | None, *, asks_for_keys: bool, speaks_tls: bool) -
 
     `listens_on` as in `parse_hosts`.
     """
-    if listens_on is None or _is_loopback(listens_on) or speaks_tls:
+    if listens_on is None or is_loopback(listens_on) or speaks_tls:
         return None
     reached = f"{HOST.option} is {listens_on}, which other machines can reach, without TLS"
     if asks_for_keys:
@@ -90,9 +97,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    if not _is_address(host):
-        return _plain(host) == "localhost"
-    return ipaddress.ip_address(host.strip("[]")).is_loopback

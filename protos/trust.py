@@ -10,11 +10,9 @@ are no certificates: it keeps strangers out of a network that nobody can listen 
 What is done with it is in `protos.channels`; nothing here loads gRPC.
 """
 
-import ipaddress
 import logging
 import os
 import re
-import socket
 import ssl
 import stat
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ from pathlib import Path
 
 from protos import flags
 from protos.flag import FlagError
+from protos.loopback import is_loopback
 
 TOKEN_KEY = "quire-cluster-token"
 """Of the metadata of every call to a scheduler."""
@@ -76,7 +75,7 @@ class Trust:
 
     def check_reach(self, option: str, address: str) -> None:
         """Raises FlagError for an address that strangers could dial."""
-        if self.tokens or self.certificates or is_unix(address) or _is_loopback(address):
+        if self.tokens or self.certificates or is_unix(address) or is_loopback(_host(address)):
             return
         raise FlagError(
             f"{option} is {address}, which other machines can reach; that needs "
@@ -185,23 +184,5 @@ def is_unix(address: str) -> bool:
     return address.startswith("unix:")
 
 
-def _is_loopback(address: str) -> bool:
-    """Whether every address that goes by this name is this machine's alone."""
-    host = address.removeprefix("dns:").rpartition(":")[0].strip("[]")
-    try:
-        found = [host] if _is_number(host) else _resolved(host)
-        return bool(found) and all(ipaddress.ip_address(each).is_loopback for each in found)
-    except (OSError, ValueError):
-        return False
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _resolved(host: str) -> list[str]:
-    return [str(info[4][0]) for info in socket.getaddrinfo(host, None)] if host else []
+def _host(address: str) -> str:
+    return address.removeprefix("dns:").rpartition(":")[0]

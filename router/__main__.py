@@ -19,7 +19,7 @@ from gateway.limits import described_limits, parse_limits
 from protos import flags
 from protos.command_line import run
 from protos.trust import Trust, exposure
-from router.listeners import ConfigurationError
+from router.listeners import OWN_HOST, ConfigurationError
 from router.server import serve
 from router.settings import Settings
 from router.tls import TlsFiles
@@ -144,7 +144,8 @@ def main(
         cors = parse_cors(
             allowed_origins, allowed_methods, allowed_headers, credentials=allow_credentials
         )
-        listens_on = None if uds else host
+        # Beside a Unix socket, pages could still reach the port on loopback.
+        listens_on = host if uds is None else None if metrics_port is None else OWN_HOST
         hosts = parse_hosts(allowed_hosts, listens_on)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

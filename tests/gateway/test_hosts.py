@@ -17,6 +17,8 @@ STRANGE = [
     "[::1].evil.example",
 ]
 
+OWN = ["127.0.0.1", "::1", "localhost", "Localhost.", "127.0.0.2", "127.1", "::ffff:127.0.0.1"]
+
 
 @pytest.mark.parametrize("host", OURS)
 def test_what_no_stranger_can_have(host: str) -> None:
@@ -24,7 +26,7 @@ def test_what_no_stranger_can_have(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", STRANGE)
-@pytest.mark.parametrize("listens_on", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
+@pytest.mark.parametrize("listens_on", OWN)
 def test_a_name_of_somebody_else(host: str, listens_on: str) -> None:
     with pytest.raises(RequestError, match="answers only to localhost, to addresses") as caught:
         parse_hosts(None, listens_on).check(host)
@@ -41,6 +43,21 @@ def test_names_that_the_operator_gives() -> None:
         parse_hosts('["quire.example"]', "0.0.0.0").check("other.example")
     with pytest.raises(ValueError, match=r"--allowed-hosts is .*; it is not valid JSON"):
         parse_hosts("[quire", "127.0.0.1")
+
+
+def test_names_hold_where_nothing_else_is_known() -> None:
+    policy = parse_hosts("quire.example", None)
+    policy.check("quire.example")
+    with pytest.raises(RequestError):
+        policy.check("other.example")
+
+
+@pytest.mark.parametrize("name", ["quire.example:8000", "https://quire.example", "[::1]:8000"])
+def test_a_port_is_no_part_of_a_name(name: str) -> None:
+    with pytest.raises(ValueError, match="it must be a name alone") as caught:
+        parse_hosts(f"llm.example, {name}", "127.0.0.1")
+    assert str(caught.value).startswith(f'--allowed-hosts has "{name}"; ')
+    parse_hosts("::1, [::1], 10.1.2.3", "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +89,6 @@ def test_who_is_reached_by_other_machines_in_the_clear_hears_so(host: str) -> No
     assert warning(asks_for_keys=True, speaks_tls=True) is None
 
 
-@pytest.mark.parametrize("host", [None, "127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("host", [None, *OWN])
 def test_who_is_this_machines_alone_needs_nothing(host: str | None) -> None:
     assert exposure(host, asks_for_keys=False, speaks_tls=False) is None

@@ -71,7 +71,10 @@ def test_files_that_hold_nothing_of_use_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/x", "unix:relative"],
+    [
+        *("127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1"),
+        *("unix:/x", "unix:relative"),
+    ],
 )
 def test_what_stays_on_this_machine_needs_nothing(address: str) -> None:
     NO_TRUST.check_reach("--listen", address)
@@ -79,7 +82,10 @@ def test_what_stays_on_this_machine_needs_nothing(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", ":1", "*:1", "no-such-host.invalid:1", "ipv4:0.0.0.0:1"],
+    [
+        *("0.0.0.0:1", "[::]:1", "10.0.0.1:1", "[::ffff:10.0.0.1]:1", ":1", "*:1"),
+        *("no-such-host.invalid:1", "ipv4:0.0.0.0:1"),
+    ],
 )
 def test_what_others_can_reach_needs_a_token_or_certificates(address: str) -> None:
     with pytest.raises(FlagError) as error:

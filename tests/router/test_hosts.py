@@ -28,6 +28,20 @@ async def test_without_keys_a_router_on_loopback_answers_to_its_names(
         assert (await http.get("/health", headers={"host": "localhost"})).status_code == 200
 
 
+async def test_beside_a_unix_socket_the_port_on_loopback_answers_to_its_names(
+    model_dir: Path, tmp_path: Path, served: tuple[FakeScheduler, str]
+) -> None:
+    told = ("--uds", str(tmp_path / "s"), "--metrics-port", "0", "--allowed-hosts", "llm.example")
+    async with (
+        running("--model", str(model_dir), "--scheduler", served[1], *told) as router,
+        httpx.AsyncClient() as http,
+    ):
+        url = router.ready["metrics"]
+        assert (await http.get(url, headers=EVIL)).status_code == 421
+        assert (await http.get(url, headers={"host": "llm.example"})).status_code == 200
+        assert (await http.get(url)).status_code == 200
+
+
 async def test_a_key_is_enough(start_router: StartRouter) -> None:
     async with (
         start_router(keys={"alice": "sk-a"}, hosts=parse_hosts(None, "127.0.0.1")) as router,
