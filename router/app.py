@@ -16,7 +16,6 @@ from router.documents import Documents
 from router.middleware import (
     AuthenticationMiddleware,
     CountMiddleware,
-    FarewellMiddleware,
     HostMiddleware,
     RequestIdMiddleware,
 )
@@ -33,7 +32,6 @@ def create_app(
         routes=routes,
         middleware=[
             Middleware(CountMiddleware, metrics=backend.metrics, routes=routes),
-            Middleware(FarewellMiddleware, is_leaving=lambda: backend.engine.leaving),
             Middleware(RequestIdMiddleware),
             Middleware(HostMiddleware, hosts=hosts, keys=backend.keys),
             # Before the key is asked for: a browser's preflight has none.

@@ -75,8 +75,10 @@ async def see_off(
     quiet_s = 0.0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            while num_connections() and quiet_s < LINGER_S and not told_again.is_set():
-                await asyncio.sleep(_LOOK_S)
+            while quiet_s < LINGER_S and not told_again.is_set():
+                await asyncio.sleep(_LOOK_S)  # before the first look: some are only being let in
+                if not num_connections():
+                    return
                 is_busy = backend.permits.num_taken or backend.uploads.num_taken
                 quiet_s = 0.0 if is_busy else quiet_s + _LOOK_S
 

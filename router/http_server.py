@@ -12,6 +12,7 @@ from gateway.hosts import HostPolicy
 from router.app import create_app
 from router.backend import Backend
 from router.http_protocol import BoundedHttpProtocol
+from router.middleware import FarewellMiddleware
 from router.tls import ServerTls
 
 
@@ -23,7 +24,10 @@ class HttpServer(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                create_app(backend, cors, hosts),
+                # Outside of the whole application: its last resort for a crash answers, too.
+                FarewellMiddleware(
+                    create_app(backend, cors, hosts), is_leaving=lambda: backend.engine.leaving
+                ),
                 http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="off",
@@ -40,7 +44,7 @@ class HttpServer(uvicorn.Server):
         self._ending = asyncio.Event()
         self._tls = tls.context() if tls else None
         self._main: socket.socket | None = None
-        self._arriving: list[asyncio.Task[object]] = []
+        self._arriving: set[asyncio.Task[object]] = set()
 
     def end(self) -> None:
         """No longer listens; what is being answered gets a moment."""
@@ -49,8 +53,8 @@ class HttpServer(uvicorn.Server):
 
     @property
     def num_connections(self) -> int:
-        """On which somebody may ask."""
-        return len(self.server_state.connections)
+        """On which somebody may ask, those that are only being let in as well."""
+        return len(self.server_state.connections) + len(self._arriving)
 
     def leave(self) -> None:
         """No longer listens on the first of its sockets. Who has knocked there is let in before:
@@ -62,8 +66,16 @@ class HttpServer(uvicorn.Server):
                 connection, _ = self._main.accept()
                 connection.setblocking(False)
                 letting = loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
-                self._arriving.append(loop.create_task(letting))
+                arriving = loop.create_task(letting)
+                self._arriving.add(arriving)
+                arriving.add_done_callback(self._has_arrived)
         self.servers[0].close()
+
+    def _has_arrived(self, arriving: asyncio.Task[object]) -> None:
+        """Or has failed to, as in TLS's handshake: then it is gone, and nothing is to be said."""
+        self._arriving.discard(arriving)
+        if not arriving.cancelled():
+            arriving.exception()
 
     def _protocol(self) -> BoundedHttpProtocol:
         return BoundedHttpProtocol(self.config, self.server_state, self.lifespan.state)

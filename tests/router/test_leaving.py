@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -12,14 +14,19 @@ import psutil
 import pytest
 
 from router import ending
+from router.readiness import Readiness
 from router.server import Router
-from tests.router.conftest import until
+from router.tls import TlsFiles
+from tests.certificates import signed
+from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler, fake_scheduler
 from tests.router.test_process import Process, running
 
 PATH = "/v1/completions"
 XYZ = {"prompt": "xyz", "max_tokens": 3}
-ASK = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+_HEAD = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close"
+_BODY = json.dumps(XYZ)
+ASK = f"{_HEAD}\r\ncontent-length: {len(_BODY)}\r\n\r\n{_BODY}".encode()
 
 
 def _free_port() -> int:
@@ -97,8 +104,37 @@ async def test_who_has_knocked_is_let_in(routers: tuple[Process, Process]) -> No
     assert await leaver.end() == 0
 
 
+async def test_who_has_only_knocked_is_answered_before_others_are_refused(router: Router) -> None:
+    url = httpx.URL(router.address)
+    with socket.create_connection((url.host, url.port), timeout=20) as knocking:
+        knocking.sendall(ASK)
+        router.leave()  # nobody has accepted it yet: nothing has been awaited
+        await ending.see_off(router.backend, router.num_connections, 20.0, asyncio.Event())
+        await ending.drain(router.backend, 20.0, asyncio.Event())
+        assert knocking.recv(12) == b"HTTP/1.1 200"
+
+
+async def test_who_is_only_being_let_in_is_somebody(
+    start_router: StartRouter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And if nothing comes of it, nobody need know."""
+    files = signed(tmp_path)
+    async with start_router(tls=TlsFiles(files.cert, files.key)) as router:
+        url = httpx.URL(router.address)
+        with socket.create_connection((url.host, url.port)) as knocking:
+            router.leave()
+            assert router.num_connections() == 1
+            knocking.sendall(ASK)  # which is no TLS
+            await until(lambda: router.num_connections() == 0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
 async def test_every_answer_of_a_router_that_ends_ends_its_connection(
-    router: Router, http: httpx.AsyncClient, scheduler: FakeScheduler
+    router: Router,
+    http: httpx.AsyncClient,
+    scheduler: FakeScheduler,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "connection" not in (await http.post(PATH, json=XYZ)).headers
     scheduler.hold_at = 1
@@ -109,6 +145,13 @@ async def test_every_answer_of_a_router_that_ends_ends_its_connection(
     refused = await http.post(PATH, json=XYZ)
     assert (refused.status_code, refused.headers["connection"]) == (503, "close")
     assert (await http.get("/health")).headers["connection"] == "close"
+
+    def fail(_: Readiness) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Readiness, "why_not", fail)
+    crashed = await http.get("/ready")
+    assert (crashed.status_code, crashed.headers["connection"]) == (500, "close")
     scheduler.hold_at = None
     answered = await asking
     assert (answered.status_code, answered.headers["connection"]) == (200, "close")
