@@ -165,7 +165,9 @@ def resumed(
         return bool(client.session_reused), client.session
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize(
+    "version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda version: version.name
+)
 async def test_no_session_outlives_the_authority_that_it_was_begun_under(
     start_router: StartRouter, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
