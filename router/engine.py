@@ -20,7 +20,7 @@ from gateway.errors import RequestError, invalid, quote
 from gateway.model import Model
 from gateway.output import FinishReason, PromptLogprobs, SampleOutput, TokenLogprob
 from gateway.request import GenerateRequest
-from router.accounts import Accounts
+from router.call_costs import CallCosts
 from router.caller import NOBODY, Caller
 from router.generation import Generation, PromptScores, Sample
 from router.known_cell import KnownCell, draining, unavailable
@@ -51,7 +51,7 @@ class Engine:
         """`scheduler_timeout_s`: how long calls in flight wait for a lost scheduler or worker."""
         self.model = model
         self.metrics = metrics
-        self._accounts = Accounts(metrics)
+        self._costs = CallCosts(metrics)
         self.cell = KnownCell(model)
         self.leaving = False
         """It is to end: nobody new shall come, and who is here shall ask elsewhere from now on."""
@@ -241,7 +241,7 @@ class Engine:
             sample.tokens.append(token_ids[row])
             if logprobs and (logprob := logprobs.get(row)) is not None:
                 sample.logprobs.append(logprob)
-            self._accounts.token_came(sample, now)
+            self._costs.token_came(sample, now)
             sample.generation.heard(sample)
             if len(sample.tokens) - sample.num_taken > MAX_UNREAD_TOKENS:
                 self._fail(sample.generation, too_slow(MAX_UNREAD_TOKENS))
@@ -314,7 +314,7 @@ class Engine:
     def _end(self, sample: Sample, finished: Finished) -> None:
         del self._samples[sample.sequence_id]
         sample.finished = checked(sample, finished)
-        self._accounts.sample_ended(sample)
+        self._costs.sample_ended(sample)
         if (error := failure(sample)) is not None:
             self._fail(sample.generation, error)
         else:
@@ -325,7 +325,7 @@ class Engine:
         for sample in generation.samples:
             if sample.sequence_id in self._samples:
                 sample.finished = Finished(FinishReason.TIMEOUT)
-                self._accounts.sample_ended(sample)
+                self._costs.sample_ended(sample)
         self._fail(generation, timed_out(generation))
 
     def _fail(self, generation: Generation, error: RequestError) -> None:
@@ -337,7 +337,7 @@ class Engine:
         if generation.alarm is not None:
             generation.alarm.cancel()
         self._abort(generation)
-        self._accounts.call_over(generation)
+        self._costs.call_over(generation)
 
     def _abort(self, generation: Generation) -> None:
         """Withdraws what has not ended; harmless when all has."""

@@ -11,7 +11,7 @@ from router.metrics import Metrics
 _GRAVEST_FIRST = tuple(reversed(FinishReason))
 
 
-class Accounts:
+class CallCosts:
     """Kept of the calls that count; see `Generation.counted`."""
 
     def __init__(self, metrics: Metrics) -> None:
