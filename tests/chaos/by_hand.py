@@ -16,7 +16,7 @@ from quire.process import ChildSpec, quire_command
 from quire.registry import ProcessRecord
 from quire.supervisor import Supervisor
 from tests.chaos.stack import MAX_MODEL_LEN, Stack
-from tests.e2e.server import free_port
+from tests.ports import free_port
 
 MODEL = "smollm2"
 

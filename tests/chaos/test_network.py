@@ -28,7 +28,7 @@ from tests.chaos.small import small_model, streams
 from tests.chaos.stack import PATIENCE_S
 from tests.chaos.streams import History, Load, told
 from tests.chaos.traffic import mixed
-from tests.e2e.server import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.chaos
 

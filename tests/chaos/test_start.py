@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.chaos.small import small_model
-from tests.e2e.server import free_port
+from tests.ports import free_port
 from tests.router.test_process import running
 
 pytestmark = pytest.mark.chaos

@@ -11,7 +11,7 @@ from tests.chaos.checker import check_exact, check_nothing_left
 from tests.chaos.proxy import proxy
 from tests.chaos.small import small_model, streams
 from tests.chaos.streams import Load, told
-from tests.e2e.server import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

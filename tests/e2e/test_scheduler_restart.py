@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 
 from protos.quire.v1 import scheduler_pb2, scheduler_pb2_grpc
-from tests.e2e.server import free_port
+from tests.ports import free_port
 from tests.scheduler.peers import FakeRouter, Peer
 from tests.worker.builders import write_tiny_llama
 

@@ -18,8 +18,9 @@ import pytest
 
 from quire import Client, SamplingParams, Tls
 from tests.certificates import signed
-from tests.e2e.server import free_port, serve
+from tests.e2e.server import serve
 from tests.gateway import tiny_model
+from tests.ports import free_port
 from tests.worker.builders import write_tiny_llama
 
 PROMPT = "The capital of Italy is Rome. " * 4 + "The capital of France is"

@@ -14,7 +14,7 @@ from quire import hangs, supervisor
 from quire.hangs import LOOK_EVERY_S, Patience, ProcessTree, StoppedWatch, until_silent
 from quire.process import ChildSpec, quire_command
 from quire.supervisor import State
-from tests.e2e.server import free_port
+from tests.ports import free_port
 from tests.quire.test_supervisor import QUICK, SERVE_UNTIL_TERM, Watched, child
 
 pytestmark = pytest.mark.chaos

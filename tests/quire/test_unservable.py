@@ -13,8 +13,8 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.errors import StackFailed
-from tests.e2e.server import free_port
 from tests.gateway import tiny_model
+from tests.ports import free_port
 from tests.worker.builders import write_tiny_llama
 
 WEIGHTS = "model.safetensors"

@@ -18,6 +18,7 @@ from router.readiness import Readiness
 from router.server import Router
 from router.tls import TlsFiles
 from tests.certificates import signed
+from tests.ports import free_port
 from tests.router.conftest import StartRouter, until
 from tests.router.fake_scheduler import FakeScheduler, fake_scheduler
 from tests.router.test_process import Process, running
@@ -29,16 +30,11 @@ _BODY = json.dumps(XYZ)
 ASK = f"{_HEAD}\r\ncontent-length: {len(_BODY)}\r\n\r\n{_BODY}".encode()
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 async def routers(model_dir: Path) -> AsyncIterator[tuple[Process, Process]]:
     """Each with a scheduler of its own."""
     told = ["--model", str(model_dir), "--reuse-port", "--metrics-port", "0"]
-    told += ["--port", str(_free_port()), "--grpc-port", str(_free_port())]
+    told += ["--port", str(free_port()), "--grpc-port", str(free_port())]
     async with (
         fake_scheduler() as (_, one),
         fake_scheduler() as (_, other),

@@ -1,12 +1,12 @@
 """The tiny model, the fake scheduler and the free port that the worker's tests share."""
 
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.ports import free_port
 from tests.worker.builders import write_tiny_llama
 from tests.worker.fake_scheduler import FakeScheduler, fake_scheduler
 from worker.loader import LoadedModel, load_model
@@ -24,13 +24,10 @@ def tiny_model(tiny_directory: Path) -> LoadedModel:
     return load_model(tiny_directory, dtype="auto", device=torch.device("cpu"))
 
 
-@pytest.fixture
-def free_port() -> int:
+@pytest.fixture(name="free_port")
+def _free_port() -> int:
     """A TCP port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_port()
 
 
 @pytest.fixture
