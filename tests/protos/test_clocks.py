@@ -17,6 +17,7 @@ ALLOWED = {
     "scheduler/cell.py": "an incarnation, compared for equality alone",
     "scheduler/attachments.py": "an epoch, compared for equality alone",
     "router/server.py": "the field `created` of models",
+    "router/tls.py": "when a session began, which TLS says by that clock",
     "quire/process.py": "since when `quire ps` says that it runs",
     "quire/stack.py": "the same",
     "quire/commands/ps.py": "the same, as an age",
