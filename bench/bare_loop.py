@@ -19,6 +19,7 @@ from bench.mixed_requests import uniform_requests
 from worker.constraints import Constraints
 from worker.cores import size_thread_pools
 from worker.plans import Admission, BatchPlan, Int32Column, Sampling
+from worker.primitive_caches import bound_primitive_caches
 
 BLOCK_SIZE = 16
 TOKEN_BUDGET = 2048
@@ -152,6 +153,7 @@ def main(
     """Prints one line of JSON."""
     if threads:
         size_thread_pools(threads)
+        bound_primitive_caches()
     print(json.dumps(run(model, concurrency, input_len, output_len)))
 
 

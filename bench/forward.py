@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cores import size_thread_pools
+from worker.primitive_caches import bound_primitive_caches
 
 BLOCK_SIZE = 16
 BATCH_SIZES = (1, 8, 32)
@@ -106,6 +107,7 @@ def main(
 ) -> None:
     """Compare the bare forward pass with transformers'."""
     size_thread_pools(threads)
+    bound_primitive_caches()
     from kernels.jit import set_threads
 
     set_threads(threads)

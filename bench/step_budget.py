@@ -15,6 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from worker.cores import size_thread_pools
+from worker.primitive_caches import bound_primitive_caches
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 2048
@@ -84,6 +85,7 @@ def main(
 ) -> None:
     """Compute a prompt in chunks of several sizes."""
     size_thread_pools(max(threads))
+    bound_primitive_caches()
     from kernels.jit import set_threads
 
     prompt = Prompt(model)

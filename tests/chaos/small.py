@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.chaos.by_hand import MODEL
 from tests.chaos.stack import MAX_MODEL_LEN
-from tests.chaos.traffic import Asked
+from tests.chaos.traffic import Asked, plain
 from tests.gateway import tiny_model
 from tests.worker.builders import write_tiny_llama
 
@@ -22,17 +22,5 @@ def small_model(directory: Path, max_model_len: int = MAX_MODEL_LEN) -> Path:
 
 def streams(count: int, max_tokens: int, salt: str) -> list[Asked]:
     """Each of exactly so many tokens, for any model that has these few in its vocabulary."""
-    body = {
-        "model": MODEL,
-        "max_tokens": max_tokens,
-        "temperature": 0.8,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_token_ids": True,
-        "cache_salt": salt,
-    }
-    return [
-        Asked("stream", "/v1/completions", body | {"prompt": [5, 6, 7 + number], "seed": number})
-        for number in range(count)
-    ]
+    prompts = [[5, 6, 7 + number] for number in range(count)]
+    return plain("stream", MODEL, prompts, max_tokens, salt)

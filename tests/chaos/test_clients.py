@@ -16,7 +16,7 @@ from tests.chaos.checker import check_ended, check_nothing_left
 from tests.chaos.pauses import Figures
 from tests.chaos.stack import Served, running
 from tests.chaos.streams import History, Load
-from tests.chaos.traffic import Asked
+from tests.chaos.traffic import Asked, plain
 
 pytestmark = pytest.mark.chaos
 
@@ -31,20 +31,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def stories(count: int, max_tokens: int, salt: str) -> list[Asked]:
     """Streams of exactly so many tokens."""
-    body = {
-        "model": "smollm2",
-        "max_tokens": max_tokens,
-        "temperature": 0.8,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_token_ids": True,
-        "cache_salt": salt,
-    }
-    return [
-        Asked("story", "/v1/completions", body | {"prompt": f"Story {number}:", "seed": number})
-        for number in range(count)
-    ]
+    prompts = [f"Story {number}:" for number in range(count)]
+    return plain("story", "smollm2", prompts, max_tokens, salt)
 
 
 @pytest.mark.parametrize(

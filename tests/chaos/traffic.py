@@ -135,3 +135,23 @@ def _late_part(text: str) -> str:
     """Eight characters from four fifths of the way: several tokens, usually."""
     start = len(text) * 4 // 5
     return text[start : start + 8]
+
+
+def plain(
+    kind: str, model: str, prompts: Sequence[str | list[int]], max_tokens: int, salt: str
+) -> list[Asked]:
+    """Streams of exactly so many tokens, and nothing else asked of them."""
+    body: Json = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": 0.8,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+        "cache_salt": salt,
+    }
+    return [
+        Asked(kind, "/v1/completions", body | {"prompt": prompt, "seed": number})
+        for number, prompt in enumerate(prompts)
+    ]
