@@ -115,9 +115,7 @@ class KnownCell:
         did until a moment ago and is not given up. Raises RequestError otherwise."""
         if self._served is None or self._away_since is None or self._misfit is not None:
             return self.check_available()
-        if self.is_draining:
-            raise draining()
-        if time.monotonic() - self._away_since >= HOLD_S:
+        if self.is_draining or time.monotonic() - self._away_since >= HOLD_S:
             return self.check_available()
         return self._served
 

@@ -49,15 +49,15 @@ def too_slow(max_unread_tokens: int) -> RequestError:
     )
 
 
+def no_scheduler_survives(num_lost: int) -> RequestError:
+    """Of a call with which one scheduler after the other was lost."""
+    message = f"{num_lost} schedulers in a row were lost with the request, and none came further"
+    return RequestError(Fault.INTERNAL, message)
+
+
 def _lacks_scores(sample: Sample, finished: Finished) -> bool:
     """Whether it ended well without what was asked for; its first sample has it in time."""
     ended_well = finished.reason in (FinishReason.STOP, FinishReason.LENGTH)
     if sample.scores is None or sample.number > 0:
         return False
     return ended_well and not sample.scores.is_complete
-
-
-def no_scheduler_survives(num_lost: int) -> RequestError:
-    """Of a call with which one scheduler after the other was lost."""
-    message = f"{num_lost} schedulers in a row were lost with the request, and none came further"
-    return RequestError(Fault.INTERNAL, message)

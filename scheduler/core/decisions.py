@@ -93,6 +93,7 @@ def failed(request: Request, sequence_id: int, message: str) -> Finished:
         prefill_s=0.0,
         decode_s=0.0,
         message=message,
+        probe=request.probe,
     )
 
 
