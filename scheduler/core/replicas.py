@@ -68,6 +68,15 @@ class Replicas:
         """Some replica may now take those that none could."""
         self.place(self.unplaced.take_all())
 
+    def place_waiting(self) -> None:
+        """A replica has come with what others computed: whoever waits, but for suspects, may wait
+        better there."""
+        waiting = self.unplaced.take_all()
+        for replica in self:
+            if not replica.is_reserved:
+                waiting += replica.queue.take_all()
+        self.place(sorted(waiting, key=lambda sequence: sequence.order))
+
     def steal_for(self, thief: Replica) -> None:
         """Fill its empty queue from the others', as far as it could admit at once."""
         steal(thief, self._attached.values())

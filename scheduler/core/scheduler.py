@@ -161,8 +161,10 @@ class Scheduler:
         if inventory is not None and keeps:
             attached.adopt(inventory)
         self._replicas.add(attached)
-        self._quarantine.reserve(attached)
-        self._replicas.place_unplaced()
+        if not self._quarantine.reserve(attached) and keeps:
+            self._replicas.place_waiting()
+        else:
+            self._replicas.place_unplaced()
         return keeps
 
     def reset_prefixes(self) -> int:

@@ -92,25 +92,29 @@ class Cell:
         self.scheduler.check_integrity()
         self.links[name] = Link(FakeWorker(capacity))
 
-    def restart_scheduler(self, names: Sequence[str] | None = None) -> None:
+    def restart_scheduler(self, *, late: Sequence[str] = ()) -> None:
         """A new scheduler, of another seed, in place of the old one, which is gone with all that it
-        knew: the workers dial it with what their blocks hold, and the router submits again."""
+        knew: the workers dial it with what their blocks hold, and the router submits again, before
+        some that are late."""
         config = self.scheduler._config
         seeds = {name: self.scheduler.hash_seed(name) for name in self.links}
         self.scheduler = Scheduler(replace(config, hash_seed=b"new" + config.hash_seed[:40]))
         links, self.links = self.links, {}
-        for name in names or links:
-            worker = links[name].worker
-            worker.start_over()
-            keeps = self.scheduler.attach(
-                name, worker.capacity, worker.inventory(seeds[name]) if seeds[name] else None
-            )
-            if not keeps:
-                worker.names.clear()
-            self.scheduler.check_integrity()
-            self.links[name] = Link(worker)
+        for name in links:
+            if name not in late:
+                self._dial(name, links[name].worker, seeds[name])
         for key in self.unfinished():
             self._submit_again(self.watched[key])
+        for name in late:
+            self._dial(name, links[name].worker, seeds[name])
+
+    def _dial(self, name: str, worker: FakeWorker, seed: bytes) -> None:
+        worker.start_over()
+        inventory = worker.inventory(seed) if seed else None
+        if not self.scheduler.attach(name, worker.capacity, inventory):
+            worker.names.clear()
+        self.scheduler.check_integrity()
+        self.links[name] = Link(worker)
 
     def _submit_again(self, watched: Watched) -> None:
         request, sample = watched.request, watched.sample

@@ -38,6 +38,27 @@ def test_what_was_in_flight_goes_on_from_the_blocks_it_left() -> None:
     cell.assert_at_rest()
 
 
+@pytest.mark.parametrize("late", ["a", "b"])
+def test_whoever_waits_goes_where_its_blocks_are_found_late(late: str) -> None:
+    """The replica that dials first has what it computed itself, and no more."""
+    cell = Cell()
+    for name in ("a", "b"):
+        cell.attach(name, num_blocks=64)
+    keys = [cell.submit([number, *PROMPT], 30) for number in range(8)]
+    for _ in range(12):
+        for name in cell.links:
+            cell.step(name)
+    homes = {key: cell.scheduler._sequences.find(*key).replica for key in keys}
+    assert set(homes.values()) == {"a", "b"}
+    cell.restart_scheduler(late=[late])
+    assert {key: cell.scheduler._sequences.find(*key).replica for key in keys} == homes
+    for name in cell.links:
+        for admission in cell.plan(name).admit:
+            assert admission.num_computed >= 16
+    cell.run()
+    cell.assert_at_rest()
+
+
 def test_replicas_of_one_cell_share_names_again() -> None:
     cell = Cell()
     for name in ("a", "b"):
@@ -105,7 +126,10 @@ def test_any_history_leaves_the_worker_with_the_schedulers_names(
 ) -> None:
     """Whoever reads an adopted block finds its own prefix there: the fake worker sees to it."""
     cell = Cell(watermark=0.0, enable_prefix_caching=caching)
-    cell.attach(num_blocks=data.draw(st.integers(6, 14)), block_size=4, max_num_batched_tokens=12)
+    names = ["a", "b"][: data.draw(st.integers(1, 2), "replicas")]
+    for name in names:
+        num_blocks = data.draw(st.integers(6, 14))
+        cell.attach(name, num_blocks=num_blocks, block_size=4, max_num_batched_tokens=12)
     for _ in range(data.draw(st.integers(2, 20), "events")):
         event = data.draw(st.sampled_from(["submit", "run", "run", "abort", "finish", "restart"]))
         keys = sorted(cell.unfinished())
@@ -119,23 +143,25 @@ def test_any_history_leaves_the_worker_with_the_schedulers_names(
                 broken_at=broken_at,
             )
         elif event == "run":
-            for _ in range(data.draw(st.integers(1, 6))):
-                cell.schedule()
-                cell.schedule()
-                if cell.links["a"].sent:
-                    cell.deliver()
+            for name in names * data.draw(st.integers(1, 6)):
+                cell.schedule(name)
+                cell.schedule(name)
+                if cell.links[name].sent:
+                    cell.deliver(name)
         elif event == "abort" and keys:
             cell.abort(data.draw(st.sampled_from(keys)))
         elif event == "finish" and keys:
             cell.finish(data.draw(st.sampled_from(keys)), data.draw(st.integers(0, 4)))
         elif event == "restart":
-            cell.restart_scheduler()
+            cell.restart_scheduler(late=data.draw(st.sampled_from([[], names[:1], names[1:]])))
     cell.run(depth=2)
-    cell.submit([9] * 3, 2)
+    for _ in names:
+        cell.submit([9] * 3, 2)
     cell.run()
     cell.assert_at_rest()
-    names = cell.links["a"].worker.names
-    index = cell.scheduler._replicas["a"].pool._index
-    told = {b: n for n, b in index._block_of.items() if b not in index._named and caching}
-    assert {b: n for b, n in names.items() if b not in index._unnamed} == told
-    assert caching or not names
+    for name in names:
+        found = cell.links[name].worker.names
+        index = cell.scheduler._replicas[name].pool._index
+        told = {b: n for n, b in index._block_of.items() if b not in index._named and caching}
+        assert {b: n for b, n in found.items() if b not in index._unnamed} == told
+        assert caching or not found
