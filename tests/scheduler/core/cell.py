@@ -296,6 +296,12 @@ class Cell:
         assert finished is not None, "it has not ended"
         return finished
 
+    def home(self, key: Key) -> str | None:
+        """The replica at which a sequence waits or runs."""
+        sequence = self.scheduler._sequences.find(*key)
+        assert sequence is not None, "it has ended"
+        return sequence.replica
+
     def unfinished(self) -> list[Key]:
         return [key for key, watched in self.watched.items() if watched.finished is None]
 

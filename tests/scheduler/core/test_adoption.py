@@ -48,10 +48,10 @@ def test_whoever_waits_goes_where_its_blocks_are_found_late(late: str) -> None:
     for _ in range(12):
         for name in cell.links:
             cell.step(name)
-    homes = {key: cell.scheduler._sequences.find(*key).replica for key in keys}
-    assert set(homes.values()) == {"a", "b"}
+    homes = [cell.home(key) for key in keys]
+    assert set(homes) == {"a", "b"}
     cell.restart_scheduler(late=[late])
-    assert {key: cell.scheduler._sequences.find(*key).replica for key in keys} == homes
+    assert [cell.home(key) for key in keys] == homes
     for name in cell.links:
         for admission in cell.plan(name).admit:
             assert admission.num_computed >= 16
