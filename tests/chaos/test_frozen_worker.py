@@ -25,6 +25,7 @@ LAST_WORDS_S = 0.2
 """In which all has been read that a worker said before it was stopped."""
 
 
+@pytest.mark.slow
 async def test_it_costs_seconds_and_no_token(tmp_path: Path, figures: Figures) -> None:
     """Every limit is the default's; when it thaws, it attaches again."""
     small = small_model(tmp_path / "small")

@@ -212,7 +212,8 @@ async def test_results_of_a_void_epoch_are_counted_and_ignored(tmp_path: Path) -
         await check_nothing_left(stack)
 
 
-@pytest.mark.parametrize("how", ["cut", pytest.param("silent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cut", "silent"])
 async def test_the_router_loses_its_way(
     model_dir: Path, judge: Judge, figures: Figures, how: str
 ) -> None:

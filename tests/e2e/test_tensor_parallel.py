@@ -79,6 +79,7 @@ async def test_two_ranks_say_what_one_says(
         reference.check(prompt, output)
 
 
+@pytest.mark.slow
 async def test_two_ranks_keep_to_a_grammar(server: Server) -> None:
     """Each makes the masks itself: did they differ, the sums of the ranks would mean nothing."""
     asked = [HARD[name] for name in ("nested references", "unicode", "a date by regex")]
