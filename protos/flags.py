@@ -147,7 +147,14 @@ MAX_MODEL_LEN: Flag[int | None] = Flag(
     None,
     "the model's limit",
 )
-BLOCK_SIZE = Flag("block_size", "Tokens per KV block.", "TOKENS", whole(1, 1024), 16)
+BLOCK_SIZE: Flag[int | None] = Flag(
+    "block_size",
+    "Tokens per KV block.",
+    "TOKENS",
+    whole(1, 1024),
+    None,
+    "16, and 32 where OpenVINO computes",
+)
 NUM_BLOCKS: Flag[int | None] = Flag(
     "num_blocks",
     "KV blocks per worker, exactly; stands above --kv-cache-memory.",
@@ -201,6 +208,13 @@ DEVICE = Flag(
     "auto|cpu|cuda",
     one_of("auto", "cpu", "cuda"),
     "auto",
+)
+CPU_BACKEND = Flag(
+    "cpu_backend",
+    "What computes on a CPU: torch, or openvino; auto: openvino for what it can compute.",
+    "torch|openvino|auto",
+    one_of("torch", "openvino", "auto"),
+    "torch",
 )
 GPU_MEMORY_UTILIZATION = Flag(
     "gpu_memory_utilization",

@@ -38,6 +38,7 @@ class StackOptions:
     ports that are free."""
 
     device: str | None = None
+    cpu_backend: str | None = None
     dtype: str | None = None
     load_format: str | None = None
     pooling: str | None = None
@@ -178,6 +179,7 @@ _TAKES = {
         "served_model_name",
         "tensor_parallel_size",
         "device",
+        "cpu_backend",
         "dtype",
         "load_format",
         "pooling",
@@ -213,7 +215,8 @@ _FLAGS: dict[str, Flag[Any]] = {
     for flag in (
         *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.HANG_TIMEOUT),
         flags.STACK_METRICS_PORT,
-        *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.DTYPE, flags.LOAD_FORMAT, flags.POOLING),
+        *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.CPU_BACKEND, flags.DTYPE),
+        *(flags.LOAD_FORMAT, flags.POOLING),
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),

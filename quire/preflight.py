@@ -11,13 +11,22 @@ import sys
 from pathlib import Path
 
 from protos.flag import Flag
-from protos.flags import BLOCK_SIZE, DEVICE, KV_CACHE_MEMORY, MAX_MODEL_LEN, NUM_BLOCKS
+from protos.flags import (
+    BLOCK_SIZE,
+    CPU_BACKEND,
+    DEVICE,
+    KV_CACHE_MEMORY,
+    MAX_MODEL_LEN,
+    NUM_BLOCKS,
+)
 from quire.errors import ConfigurationError
 from quire.options import StackOptions
 
 GPU_TRACES = ("nvidiactl", "nvidia0", "dxg", "kfd", "nvmap", "nvhost-ctrl-gpu")
 """In /dev, whatever a driver of a GPU that torch calls "cuda" leaves: NVIDIA's, also under Windows
 and on boards, and AMD's."""
+
+_USUAL_BLOCK_SIZE = 16
 
 
 def check_machine(options: StackOptions) -> None:
@@ -50,7 +59,11 @@ def check_model(options: StackOptions, path: Path) -> None:
     num_blocks = _given(NUM_BLOCKS, options.num_blocks)
     if length is None or num_blocks is None:
         return
-    block_size = BLOCK_SIZE.checked(options.block_size or BLOCK_SIZE.default)
+    block_size = _given(BLOCK_SIZE, options.block_size)
+    if block_size is None:
+        if options.cpu_backend not in (None, CPU_BACKEND.default):
+            return  # it depends on what computes
+        block_size = _USUAL_BLOCK_SIZE
     if num_blocks * block_size < length:
         raise ConfigurationError(
             f"{NUM_BLOCKS.option} is {num_blocks}, of {block_size} tokens each; one sequence of "

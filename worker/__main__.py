@@ -30,7 +30,7 @@ def main(
     tls_ca: Annotated[str | None, flags.TLS_CA.typer()] = None,
     served_model_name: Annotated[str | None, flags.SERVED_MODEL_NAME.typer()] = None,
     max_model_len: Annotated[int | None, flags.MAX_MODEL_LEN.typer()] = None,
-    block_size: Annotated[int, flags.BLOCK_SIZE.typer()] = flags.BLOCK_SIZE.default,
+    block_size: Annotated[int | None, flags.BLOCK_SIZE.typer()] = None,
     num_blocks: Annotated[int | None, flags.NUM_BLOCKS.typer()] = None,
     kv_cache_memory: Annotated[int | None, flags.KV_CACHE_MEMORY.typer()] = None,
     max_num_seqs: Annotated[int, flags.MAX_NUM_SEQS.typer()] = flags.MAX_NUM_SEQS.default,
@@ -44,6 +44,7 @@ def main(
         bool, typer.Option("--enforce-eager", help="Capture no steps as CUDA graphs.")
     ] = False,
     device: Annotated[str, flags.DEVICE.typer()] = flags.DEVICE.default,
+    cpu_backend: Annotated[str, flags.CPU_BACKEND.typer()] = flags.CPU_BACKEND.default,
     gpu_memory_utilization: Annotated[
         float, flags.GPU_MEMORY_UTILIZATION.typer()
     ] = flags.GPU_MEMORY_UTILIZATION.default,
@@ -119,6 +120,7 @@ def main(
         pooling=pooling,
         enforce_eager=enforce_eager,
         device=device,
+        cpu_backend=cpu_backend,
         gpu_memory_utilization=gpu_memory_utilization,
         num_threads=num_threads,
         replica_id=replica_id,

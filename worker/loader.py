@@ -7,7 +7,7 @@ ever half loaded.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,12 @@ from typing import Any, Protocol
 import torch
 
 from kernels import ops
-from kernels.jit import one_compiles
-from kernels.warm_up import warm_up
+from worker.backends import WITH_TORCH, Backend, Wishes, choose_backend
 from worker.checkpoint import Checkpoint, CheckpointError
+from worker.executor import Model
 from worker.lane import Lane
-from worker.loading_progress import loading, unless_quick
+from worker.loading_progress import loading
 from worker.models.config import DTYPES, ModelConfig
-from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model, checkpoint_tensors, parse_config
 from worker.models.weights import Part, ReadTensor, Weights
@@ -75,11 +74,13 @@ class LoadedModel(Loaded):
         config: dimensions and constants.
         share: those of what this rank computes.
         model: the weights and the forward pass.
+        backend: what computes it.
     """
 
     config: ModelConfig
     share: ModelConfig
-    model: Decoder
+    model: Model
+    backend: Backend
 
     @property
     def embedding_dim(self) -> int:
@@ -152,11 +153,13 @@ class OpenedModel(Opened):
         config: dimensions and constants.
         share: those of what this rank computes.
         group: the ranks that share the model.
+        backend: what will compute.
     """
 
     config: ModelConfig
     share: ModelConfig
     group: Group
+    backend: Backend
 
     @property
     def weight_bytes(self) -> int:
@@ -169,30 +172,20 @@ class OpenedModel(Opened):
 
         Raises LostRankError.
         """
-        kernels = ops.select(self.device, self.dtype)
         with self.reading() as read:
-            model = build_model(self.config, Weights(read, self.group), kernels, self.max_model_len)
-        if ops.compiles_ahead(self.device):
-            _compile(kernels, self.device, self.dtype)
+            model = self.backend.build(self.config, read, self.group, self.max_model_len)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,
             share=self.share,
             model=model,
+            backend=self.backend,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             revision=self.revision(),
             weight_bytes=model.weight_bytes,
             pooling=self.pooling,
         )
-
-
-def _compile(kernels: ops.Ops, device: torch.device, dtype: torch.dtype) -> None:
-    with ExitStack() as alone:
-        with unless_quick("another process compiles the CPU's kernels; waiting for it"):
-            alone.enter_context(one_compiles())
-        with unless_quick("compiling the CPU's kernels, once on this machine"):
-            warm_up(kernels, device, dtype)
 
 
 def open_model(
@@ -204,6 +197,7 @@ def open_model(
     load_format: str = "auto",
     group: Group = ALONE,
     pooling: Pooling | None = None,
+    wishes: Wishes = WITH_TORCH,
 ) -> OpenedModel:
     """Opens a Hugging Face directory.
 
@@ -216,6 +210,7 @@ def open_model(
         load_format: "auto" reads safetensors, "dummy" makes random weights.
         group: the ranks that share the model; each reads its part.
         pooling: of embeddings; None for what the model says.
+        wishes: how a step is to be computed.
 
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
@@ -228,12 +223,15 @@ def open_model(
         length = model_length(config.max_position, max_model_len)
         shapes = checkpoint_tensors(config)
         weights = weight_source(path, shapes, load_format, _ignored_tensors(config))
+        number_format = weight_dtype(config.dtype, dtype, device)
+        backend = choose_backend(wishes, config, device, number_format, group.world_size)
     return OpenedModel(
         path=path,
         config=config,
         share=share,
         group=group,
-        dtype=weight_dtype(config.dtype, dtype, device),
+        backend=backend,
+        dtype=number_format,
         max_model_len=length,
         device=device,
         weights=weights,
@@ -251,6 +249,7 @@ def load_model(
     load_format: str = "auto",
     group: Group = ALONE,
     pooling: Pooling | None = None,
+    wishes: Wishes = WITH_TORCH,
 ) -> LoadedModel:
     """Opens a Hugging Face directory and reads its weights; see `open_model`."""
     opened = open_model(
@@ -261,6 +260,7 @@ def load_model(
         load_format=load_format,
         group=group,
         pooling=pooling,
+        wishes=wishes,
     )
     return opened.load()
 

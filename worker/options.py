@@ -15,7 +15,7 @@ class Options:
     scheduler: str
     served_model_name: str
     max_model_len: int | None
-    block_size: int
+    block_size: int | None
     num_blocks: int | None
     kv_cache_memory: int | None
     """Bytes."""
@@ -25,6 +25,7 @@ class Options:
     load_format: str
     enforce_eager: bool
     device: str
+    cpu_backend: str
     gpu_memory_utilization: float
     num_threads: int
     replica_id: str | None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from worker.backends import BLOCK_SIZE, Wishes
 from worker.encoder_loader import LoadedEncoder, holds_encoder, open_encoder
 from worker.encoder_runner import start_encoder
 from worker.executor import Runner
@@ -103,7 +104,7 @@ def _start_encoder(options: Options, device: torch.device, group: Group) -> Star
     check_weights(opened)
     loaded = opened.load()
     budget = options.max_num_batched_tokens or MAX_STEP_TOKENS
-    sizes = Sizes(options.block_size, options.max_num_seqs, budget)
+    sizes = Sizes(options.block_size or BLOCK_SIZE, options.max_num_seqs, budget)
     return Started(start_encoder(loaded, sizes), loaded, sizes, num_blocks=0)
 
 
@@ -117,14 +118,15 @@ def _start_model(options: Options, device: torch.device, group: Group) -> Starte
         load_format=options.load_format,
         group=group,
         pooling=_pooling(options),
+        wishes=Wishes(options.cpu_backend, options.num_threads, options.block_size),
     )
-    KVNeed.of(opened, options.block_size).check(request)
+    KVNeed.of(opened, opened.backend.block_size).check(request)
     check_weights(opened)
     grammars = Grammars(
         options.model / "tokenizer.json", opened.config.vocab_size, options.num_threads
     )
     loaded = opened.load()
-    sizes = _sizes(options, device)
+    sizes = _sizes(options, device, opened.backend.block_size)
     runner, ledger = start_runner(
         loaded,
         request,
@@ -137,14 +139,18 @@ def _start_model(options: Options, device: torch.device, group: Group) -> Starte
     return Started(runner, loaded, sizes, ledger.num_blocks)
 
 
-def _sizes(options: Options, device: torch.device) -> Sizes:
+def _sizes(options: Options, device: torch.device, block_size: int) -> Sizes:
     budget = options.max_num_batched_tokens or default_step_tokens(device, options.max_num_seqs)
     buckets = () if options.enforce_eager else default_buckets(options.max_num_seqs, budget)
-    return Sizes(options.block_size, options.max_num_seqs, budget, buckets)
+    return Sizes(block_size, options.max_num_seqs, budget, buckets)
 
 
 def _pooling(options: Options) -> Pooling | None:
     return None if options.pooling is None else Pooling[options.pooling.upper()]
+
+
+def _backend(loaded: LoadedModel | LoadedEncoder) -> str:
+    return str(loaded.backend) if isinstance(loaded, LoadedModel) else "torch"
 
 
 def hello(options: Options, started: Started, device: torch.device, group: Group) -> Hello:
@@ -155,7 +161,7 @@ def hello(options: Options, started: Started, device: torch.device, group: Group
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"cpu ({options.num_threads} threads)"
+        else f"cpu ({_backend(loaded)}, {options.num_threads} threads)"
     )
     return Hello(
         worker_id=worker_id,

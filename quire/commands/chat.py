@@ -41,6 +41,7 @@ def chat(
     ] = None,
     max_model_len: flags.MaxModelLen = None,
     device: flags.DeviceFlag = None,
+    cpu_backend: flags.CpuBackend = None,
     dtype: flags.DtypeFlag = None,
     threads: flags.Threads = None,
 ) -> None:

@@ -73,6 +73,7 @@ ModelOrNone = Annotated[
 Replicas = Annotated[int, _model(flags.REPLICAS)]
 TensorParallelSize = Annotated[int | None, _model(flags.TENSOR_PARALLEL_SIZE)]
 DeviceFlag = Annotated[str | None, _model(flags.DEVICE)]
+CpuBackend = Annotated[str | None, _model(flags.CPU_BACKEND)]
 DtypeFlag = Annotated[str | None, _model(flags.DTYPE)]
 LoadFormatFlag = Annotated[str | None, _model(flags.LOAD_FORMAT)]
 PoolingFlag = Annotated[str | None, _model(flags.POOLING)]

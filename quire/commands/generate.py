@@ -24,6 +24,7 @@ def generate(
     ] = None,
     max_model_len: flags.MaxModelLen = None,
     device: flags.DeviceFlag = None,
+    cpu_backend: flags.CpuBackend = None,
     dtype: flags.DtypeFlag = None,
     threads: flags.Threads = None,
 ) -> None:

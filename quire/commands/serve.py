@@ -54,6 +54,7 @@ def serve(
     replicas: flags.Replicas = 1,
     tensor_parallel_size: flags.TensorParallelSize = None,
     device: flags.DeviceFlag = None,
+    cpu_backend: flags.CpuBackend = None,
     dtype: flags.DtypeFlag = None,
     load_format: flags.LoadFormatFlag = None,
     pooling: flags.PoolingFlag = None,

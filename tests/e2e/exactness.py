@@ -37,13 +37,15 @@ class Setting:
     concurrency: int
     replicas: int
     small_pool: bool
+    cpu_backend: str = "torch"
 
     def __str__(self) -> str:
         cache = "cache" if self.prefix_caching else "nocache"
         pool = "small" if self.small_pool else "large"
+        backend = "" if self.cpu_backend == "torch" else f"-{self.cpu_backend}"
         return (
             f"{cache}-chunk{self.token_budget}-block{self.block_size}-c{self.concurrency}"
-            f"-r{self.replicas}-{pool}"
+            f"-r{self.replicas}-{pool}{backend}"
         )
 
     @property
@@ -110,6 +112,7 @@ def serve(model_dir: Path, setting: Setting) -> LLM:
         enable_prefix_caching=setting.prefix_caching,
         max_num_batched_tokens=setting.token_budget,
         block_size=setting.block_size,
+        cpu_backend=setting.cpu_backend,
         max_num_seqs=setting.concurrency,
         replicas=setting.replicas,
         num_blocks=num_blocks,

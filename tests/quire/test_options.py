@@ -43,6 +43,7 @@ _OF_THE_STACK = ("replicas", "router_processes", "metrics_port", "hang_timeout")
 _OTHERS: dict[str, Any] = {
     "limit": ["n=7"],
     "device": "cpu",
+    "cpu_backend": "auto",
     "dtype": "float16",
     "load_format": "dummy",
     "pooling": "mean",

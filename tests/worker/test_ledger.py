@@ -20,6 +20,7 @@ from worker.ledger import (
     settle,
 )
 from worker.loader import LoadedModel, open_model
+from worker.models.decoder import Decoder
 from worker.parallel import Group
 from worker.place import Place
 from worker.plans import Sampling
@@ -122,6 +123,7 @@ def test_what_was_asked_for_is_judged_without_the_weights(
 
 def packed_bytes(loaded: LoadedModel) -> int:
     """What a tied head takes that is laid out otherwise than the embedding."""
+    assert isinstance(loaded.model, Decoder)
     weight = loaded.model.embedding.weight
     return weight.numel() * weight.itemsize * can_pack(weight)
 

@@ -16,6 +16,7 @@ import torch
 from kernels.jit import one_compiles
 from tests.worker.builders import write_tiny_llama
 from worker.loader import LoadedModel, LoadError, load_model
+from worker.models.decoder import Decoder
 
 WEIGHTS = "model.safetensors"
 
@@ -117,6 +118,8 @@ def test_shards_and_one_file_are_the_same_weights(directory: Path) -> None:
     whole = load(directory)
     shard(directory)
     parts = load(directory)
+    assert isinstance(parts.model, Decoder)
+    assert isinstance(whole.model, Decoder)
     assert torch.equal(parts.model.embedding.weight, whole.model.embedding.weight)
     assert parts.weight_bytes == whole.weight_bytes
 

@@ -86,7 +86,7 @@ async def test_it_serves_and_serves_the_same_after_a_break(
         assert (hello.model.max_model_len, hello.model.vocab_size) == (MAX_MODEL_LEN, VOCAB_SIZE)
         assert (hello.num_blocks, hello.block_size, hello.max_num_seqs) == (30, 8, 4)
         assert hello.max_num_batched_tokens == 256, "a CPU's steps are short"
-        assert hello.device == "cpu (1 threads)"
+        assert hello.device == "cpu (torch, 1 threads)"
         await stream.welcome(1)
         ready = await worker.ready()
         assert (ready["role"], ready["pid"]) == ("worker", worker.process.pid)

@@ -83,6 +83,7 @@ def options(
         load_format="auto",
         enforce_eager=False,
         device="cpu",
+        cpu_backend="torch",
         gpu_memory_utilization=0.9,
         num_threads=1,
         replica_id=None,

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from kernels.batch import HeadNorms, Scoring, StepTensors
-from kernels.linear import linear, pack_weight
+from kernels.linear import linear
 from kernels.ops import Ops
 from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
@@ -57,7 +57,7 @@ class Projection:
             matrices.append(weights.matrix(f"{name}.weight", size, in_features, rows=span))
             if bias:
                 biases.append(weights.vector(f"{name}.bias", size, span))
-        return cls(pack_weight(torch.cat(matrices)), torch.cat(biases) if bias else None)
+        return cls(weights.pack(torch.cat(matrices)), torch.cat(biases) if bias else None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SummedProjection:
         matrix = weights.matrix(f"{name}.weight", out_features, size, columns=span)
         added = weights.vector(f"{name}.bias", out_features) if bias else None
         projection = Projection(
-            pack_weight(matrix), added if weights.group.shard.rank == 0 else None
+            weights.pack(matrix), added if weights.group.shard.rank == 0 else None
         )
         return cls(projection, weights.group)
 

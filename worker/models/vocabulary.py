@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.linear import linear, linear_into, pack_weight
+from kernels.linear import linear, linear_into
 from worker.models.config import ModelConfig
 from worker.models.layers import Projection
 from worker.models.weights import Weights
@@ -113,5 +113,5 @@ class Head:
             if config.tied_embeddings
             else read_vocabulary(config, weights, "lm_head.weight")
         )
-        projection = Projection(pack_weight(weight), None)
+        projection = Projection(weights.pack(weight), None)
         return cls(projection, config.vocab_size, config.logits_softcap, weights.group)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.linear import pack_weight
 from worker.parallel import ALONE, Group
 
 # One slice per axis of a tensor, or none at all for the whole of it.
@@ -39,11 +40,13 @@ class Weights:
         read: gives tensors by their full name.
         group: the ranks that share the model.
         prefix: "" or ends with a dot.
+        pack: lays out the matrix of a linear map.
     """
 
     read: ReadTensor
     group: Group = ALONE
     prefix: str = ""
+    pack: Callable[[torch.Tensor], torch.Tensor] = pack_weight
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""
