@@ -236,15 +236,18 @@ def profile_of(model: Path, steps_per_s: float, streams: int, seconds: float) ->
         if name.startswith(_SERVING) and name not in _NOT_SERVING
     }
     total = sum(shares.values())
-    return {
+    told = {
         name: share / total
         for name, share in sorted(shares.items(), key=lambda item: -item[1])
-        if share / total > 0.005
+        if share / total > _LEAST_SHARE
     }
+    return told | {f"those of less than {_LEAST_SHARE:g} together": 1 - sum(told.values())}
 
 
+_LEAST_SHARE = 0.005
 _SERVING = ("router", "gateway", "uvicorn", "starlette", "grpc", "google", "asyncio")
-_NOT_SERVING = (
+_NOT_LEAST_SHARE = 0.005
+_SERVING = (
     *("asyncio.runners", "uvicorn.server"),  # cProfile counts the loop, waiting too, for its caller
     *("gateway.model", "gateway.tokenizer", "gateway.vocabulary"),  # load the model
 )

@@ -53,8 +53,11 @@ def host(number: int) -> Iterator[Host]:
     with _namespace(number) as made:
         ours = _device(number)
         _ip("link", "add", ours, "type", "veth", "peer", "name", "eth0", "netns", made.name)
-        _address(made, ours)
-        yield made
+        try:
+            _address(made, ours)
+            yield made
+        finally:  # with its namespace it would go some time later, and its name is needed again
+            _ip("link", "delete", ours)
 
 
 @contextlib.contextmanager
