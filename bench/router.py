@@ -246,8 +246,7 @@ def profile_of(model: Path, steps_per_s: float, streams: int, seconds: float) ->
 
 _LEAST_SHARE = 0.005
 _SERVING = ("router", "gateway", "uvicorn", "starlette", "grpc", "google", "asyncio")
-_NOT_LEAST_SHARE = 0.005
-_SERVING = (
+_NOT_SERVING = (
     *("asyncio.runners", "uvicorn.server"),  # cProfile counts the loop, waiting too, for its caller
     *("gateway.model", "gateway.tokenizer", "gateway.vocabulary"),  # load the model
 )
