@@ -70,10 +70,9 @@ class Transformers:
     """transformers' model with its dynamic cache, cut back to the same context before each step."""
 
     def __init__(self, model: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
+        from bench.float_model import float_model
 
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self._model = float_model(model)
 
     def step(self, num_rows: int, tokens_each: int, context: int) -> Callable[[], object]:
         """The same step as `Ours.step`."""

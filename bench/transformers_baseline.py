@@ -38,13 +38,11 @@ def _generate(model: Any, batch: list[Any]) -> None:
 
 def run(model_dir: Path, mode: str, seed: int) -> dict[str, float]:
     """Wanted output tokens per second: padding and over-run earn nothing."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    from bench.float_model import float_model
     from bench.mixed_requests import mixed_requests, uniform_requests
     from bench.served import MIXED
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    model = float_model(model_dir)
     model.generation_config.eos_token_id = None
     if mode == "alone":
         requests, size = uniform_requests(2, input_len=256, output_len=128, seed=seed), 1

@@ -5,9 +5,12 @@ plain matrix (same bytes) and serves every number of rows. Everywhere else W sta
 """
 
 import platform
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
+
+from kernels.quantized import Matrix, Stacked, dense
 
 # The row count that the blocked layout is chosen for; measured as good for 1 row as for 256.
 _PACKED_FOR_ROWS = 32
@@ -35,25 +38,34 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def pack_parts(parts: Sequence[Matrix]) -> torch.Tensor:
+    """Matrices one above the other as `pack_weight` has them, in floats."""
+    return pack_weight(dense(parts[0]) if len(parts) == 1 else torch.cat([*map(dense, parts)]))
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor | Stacked, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """x · Wᵀ + b.
 
     Args:
         x: [num_tokens, in_features].
-        weight: from `pack_weight`.
+        weight: from `pack_weight`, or as it was read.
         bias: [out_features] or None.
 
     Returns:
         [num_tokens, out_features].
     """
+    if isinstance(weight, Stacked):
+        return F.linear(x, weight.dense(), bias)
     if weight.is_mkldnn:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return F.linear(x, weight, bias)
 
 
-def linear_into(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def linear_into(x: torch.Tensor, weight: torch.Tensor | Stacked, out: torch.Tensor) -> torch.Tensor:
     """x · Wᵀ, the same bits as of `linear`, written to `out` [num_tokens, out_features]."""
-    if weight.is_mkldnn:
+    if isinstance(weight, Stacked) or weight.is_mkldnn:
         return out.copy_(linear(x, weight))
     return torch.mm(x, weight.t(), out=out)

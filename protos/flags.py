@@ -187,6 +187,14 @@ DTYPE = Flag(
     one_of("auto", "float32", "bfloat16", "float16"),
     "auto",
 )
+QUANTIZATION = Flag(
+    "quantization",
+    "What matrices are computed with: auto, as the checkpoint has them; none, in floats; int8 or "
+    "int4, in codes of groups of 32, on CPUs.",
+    "auto|none|int8|int4",
+    one_of("auto", "none", "int8", "int4"),
+    "auto",
+)
 LOAD_FORMAT = Flag(
     "load_format",
     "Read the directory's weights, or make random ones (dummy, for benchmarks).",

@@ -26,7 +26,7 @@ from quire.errors import ModelNotFound
 from quire.paths import cache_dir
 from quire.process import quire_command, quire_environment
 
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 """Raise it when the converter's output changes: older results are then left unused."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

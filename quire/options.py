@@ -40,6 +40,7 @@ class StackOptions:
     device: str | None = None
     cpu_backend: str | None = None
     dtype: str | None = None
+    quantization: str | None = None
     load_format: str | None = None
     pooling: str | None = None
     """Of embeddings: last, mean or cls; None: what the model says."""
@@ -181,6 +182,7 @@ _TAKES = {
         "device",
         "cpu_backend",
         "dtype",
+        "quantization",
         "load_format",
         "pooling",
         "gpu_memory_utilization",
@@ -216,7 +218,7 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.HANG_TIMEOUT),
         flags.STACK_METRICS_PORT,
         *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.CPU_BACKEND, flags.DTYPE),
-        *(flags.LOAD_FORMAT, flags.POOLING),
+        *(flags.QUANTIZATION, flags.LOAD_FORMAT, flags.POOLING),
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),

@@ -38,6 +38,7 @@ def main(
         int | None, flags.WORKER_MAX_NUM_BATCHED_TOKENS.typer()
     ] = None,
     dtype: Annotated[str, flags.DTYPE.typer()] = flags.DTYPE.default,
+    quantization: Annotated[str, flags.QUANTIZATION.typer()] = flags.QUANTIZATION.default,
     load_format: Annotated[str, flags.LOAD_FORMAT.typer()] = flags.LOAD_FORMAT.default,
     pooling: Annotated[str | None, flags.POOLING.typer()] = None,
     enforce_eager: Annotated[
@@ -116,6 +117,7 @@ def main(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         dtype=dtype,
+        quantization=quantization,
         load_format=load_format,
         pooling=pooling,
         enforce_eager=enforce_eager,

@@ -5,12 +5,13 @@ import logging
 import platform
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 from kernels import ops
 from kernels.jit import one_compiles
+from kernels.quantized import Stacked
 from kernels.warm_up import warm_up
 from worker.executor import Model
 from worker.loading_progress import unless_quick
@@ -46,6 +47,11 @@ class Backend(Protocol):
         """Tokens of a block."""
         ...
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether it computes with matrices in codes; else they are read as floats."""
+        ...
+
     def __str__(self) -> str:
         """For people: what computes."""
         ...
@@ -77,6 +83,8 @@ class TorchBackend:
     device: torch.device
     dtype: torch.dtype
     block_size: int = BLOCK_SIZE
+
+    keeps_codes: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return "torch"
@@ -112,6 +120,8 @@ class OpenVINOBackend:
     num_threads: int
     block_size: int = OPENVINO_BLOCK_SIZE
 
+    keeps_codes: ClassVar[bool] = True
+
     def __str__(self) -> str:
         return "OpenVINO"
 
@@ -121,7 +131,7 @@ class OpenVINOBackend:
         """`Backend.build`."""
         from worker.openvino.decoder import CompiledDecoder
 
-        weights = Weights(read, group, pack=torch.Tensor.contiguous)
+        weights = Weights(read, group, pack=Stacked.of)
         return CompiledDecoder(build_model(config, weights, ops.REFERENCE, 1), self.num_threads)
 
 
@@ -133,11 +143,13 @@ class Wishes:
         cpu_backend: "torch", "openvino", or "auto" for OpenVINO where it can.
         num_threads: compute threads of a CPU.
         block_size: tokens of a block; None: the backend's own choice.
+        quantization: "auto", "none", "int8" or "int4": what matrices are computed with.
     """
 
     cpu_backend: str = "torch"
     num_threads: int = 1
     block_size: int | None = None
+    quantization: str = "auto"
 
 
 WITH_TORCH = Wishes()

@@ -8,16 +8,26 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from kernels.quantized import QuantizedMatrix
+
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 _ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
+CODES, SCALE, OFFSET = ".codes", ".scale", ".offset"
+"""Ends of the names of what a matrix in codes consists of (`kernels.quantized`)."""
+_CODE_TYPES = {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
 _MAX_HEADER_BYTES = 100_000_000
 _SAMPLES_PER_FILE, _SAMPLE_BYTES = 64, 4096
 
@@ -34,11 +44,13 @@ class TensorEntry:
         file: the safetensors file.
         dtype: safetensors' name, for example "BF16".
         shape: dimensions.
+        codes: what a matrix in codes consists of: the ends of their names, and their entries.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    codes: Mapping[str, "TensorEntry"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Checkpoint:
         absent = sorted(set(promised) - set(entries))
         if absent:
             raise CheckpointError(f"the index promises tensors that no file has: {_few(absent)}")
-        return cls(files, entries)
+        return cls(files, _with_matrices(entries))
 
     def under(self, prefix: str) -> "Checkpoint":
         """The same tensors, their names after a prefix."""
@@ -109,7 +121,7 @@ class Checkpoint:
                     f"tensor {name} has shape {list(entry.shape)}; "
                     f"the config asks for {list(shape)}"
                 )
-            if entry.dtype not in _FLOATS:
+            if not entry.codes and entry.dtype not in _FLOATS:
                 raise CheckpointError(
                     f"tensor {name} has type {entry.dtype}; only {', '.join(_FLOATS)} are supported"
                 )
@@ -119,14 +131,39 @@ class Checkpoint:
     ) -> torch.Tensor:
         """One tensor, or the part of it with one slice per axis, converted and placed.
 
-        Of a part only its own bytes are read from the file.
+        Of a part only its own bytes are read from the file, unless they are codes.
         """
+        matrix = self.read_codes(name)
+        if matrix is not None:
+            values = matrix.dequantized()
+            return (values[part] if part else values).to(device=device, dtype=dtype)
         stored_as = name.removeprefix(self.prefix)
         with safe_open(self.entries[name].file, framework="pt") as file:
             tensor: torch.Tensor = (
                 file.get_slice(stored_as)[part] if part else file.get_tensor(stored_as)
             )
         return tensor.to(device=device, dtype=dtype, copy=True)
+
+    def read_codes(self, name: str) -> QuantizedMatrix | None:
+        """A matrix as it is kept, on the host; None if that is in floats."""
+        entry = self.entries[name]
+        if not entry.codes:
+            return None
+        stored_as, parts = name.removeprefix(self.prefix), {}
+        for end, part in entry.codes.items():
+            with safe_open(part.file, framework="pt") as file:
+                parts[end] = file.get_tensor(stored_as + end)
+        return QuantizedMatrix(parts[CODES], parts[SCALE], parts.get(OFFSET))
+
+    def outline(self, name: str) -> QuantizedMatrix | None:
+        """What `read_codes` gives, with its sizes alone, and no memory."""
+        parts = {
+            end: torch.empty(part.shape, dtype=_CODE_TYPES[part.dtype], device="meta")
+            for end, part in self.entries[name].codes.items()
+        }
+        if not parts:
+            return None
+        return QuantizedMatrix(parts[CODES], parts[SCALE], parts.get(OFFSET))
 
     def update_digest(self, digest: "hashlib.blake2b") -> None:
         """Feeds names, sizes, headers and evenly spaced samples of the data: fine-tunes of one
@@ -197,6 +234,43 @@ def _parse_entries(file: Path, header: Mapping[str, Any]) -> tuple[dict[str, Ten
             raise ValueError(f"the byte range of {name} is wrong")
         entries[name], end = TensorEntry(file, dtype, shape), stop
     return entries, end
+
+
+def _with_matrices(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Entries of which those of a matrix in codes are one. Raises CheckpointError."""
+    matrices = {
+        name.removesuffix(CODES): {
+            end: entries[name.removesuffix(CODES) + end]
+            for end in (CODES, SCALE, OFFSET)
+            if name.removesuffix(CODES) + end in entries
+        }
+        for name in entries
+        if name.endswith(CODES)
+    }
+    parts = {name + end for name, ends in matrices.items() for end in ends}
+    whole = {name: _matrix_of(name, ends) for name, ends in matrices.items()}
+    return {name: entry for name, entry in entries.items() if name not in parts} | whole
+
+
+def _matrix_of(name: str, ends: Mapping[str, TensorEntry]) -> TensorEntry:
+    """Raises CheckpointError unless codes, scales and offsets fit together."""
+    codes, scale = ends[CODES], ends.get(SCALE)
+    if scale is None:
+        raise CheckpointError(f"tensor {name}{CODES} has no {name}{SCALE}")
+    if codes.dtype not in ("I8", "U8") or len(codes.shape) != 2:
+        raise CheckpointError(f"tensor {name}{CODES} is not a matrix of codes")
+    rows, columns = codes.shape[0], codes.shape[1] * (2 if codes.dtype == "U8" else 1)
+    groups = scale.shape[-1] if scale.shape else 0
+    for end, entry in ends.items():
+        if end == CODES:
+            continue
+        if entry.dtype not in ("F16", "F32") or entry.shape != (rows, groups):
+            raise CheckpointError(f"tensor {name}{end} does not fit the codes, {rows} rows")
+    if not groups or columns % groups or (columns // groups) % 2:
+        raise CheckpointError(
+            f"tensor {name}{SCALE} has {groups} groups; {columns} columns do not divide into them"
+        )
+    return TensorEntry(codes.file, codes.dtype, (rows, columns), ends)
 
 
 def _few(names: list[str]) -> str:

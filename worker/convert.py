@@ -5,6 +5,7 @@ that is already there is left alone.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -12,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from worker.gguf_model import ConvertError, FloatTensor, GGUFModel
+from worker.gguf_model import ConvertError, GGUFModel, StoredTensor
 from worker.gguf_tokenizer import build_tokenizer, tokenizer_config
 
 FILES = (
@@ -26,6 +28,12 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
+_NAMES_OF_FORMATS = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.uint8): "U8",
+}
 # Told (bytes written, bytes in all) as the weights are written.
 Report = Callable[[int, int], None]
 
@@ -79,31 +87,26 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_safetensors(path: Path, tensors: list[FloatTensor], report: Report) -> None:
+def _write_safetensors(path: Path, tensors: list[StoredTensor], report: Report) -> None:
     """Streams the tensors to the file: one at a time is in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = 0
     for tensor in tensors:
-        start, total = total, total + 4 * _count(tensor.shape)
-        offsets = [start, total]
-        header[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": offsets}
+        for name, (dtype, shape) in tensor.outline.items():
+            start, total = total, total + dtype.itemsize * math.prod(shape)
+            kind = _NAMES_OF_FORMATS[dtype]
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, total]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     written = 0
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            written += file.write(tensor.read().data)
+            for array in tensor.read().values():
+                written += file.write(array.data)
             report(written, total)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    elements = 1
-    for size in shape:
-        elements *= size
-    return elements
 
 
 def _remove_abandoned(destination: Path) -> None:

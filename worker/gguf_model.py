@@ -2,11 +2,12 @@
 
 GGUF keeps llama models with their own key and tensor names, and with the rows of the query and key
 projections permuted (rotary pairs beside each other instead of in halves); both are undone here.
-Quantized tensors come out in float32.
+Quantized matrices come out in codes (`worker.gguf_blocks`), those of formats that have none there
+in float32.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
+from worker.checkpoint import CODES, OFFSET, SCALE
+from worker.gguf_blocks import read_blocks
 from worker.gguf_header import HeaderError, check_header
 
 _PLAIN_NAMES = {
@@ -42,19 +45,21 @@ class ConvertError(Exception):
     """The file cannot be converted; the message is one line that says why."""
 
 
+Array = npt.NDArray[np.generic]
+Arrays = dict[str, Array]
+
+
 @dataclass(frozen=True)
-class FloatTensor:
-    """One tensor on its way out.
+class StoredTensor:
+    """One tensor on its way out: an array, or those that a matrix in codes consists of.
 
     Attributes:
-        name: Hugging Face's.
-        shape: rows first.
-        read: dequantizes, gives a float32 array of that shape.
+        outline: by Hugging Face's name, number format and shape of each array, rows first.
+        read: gives the arrays, in this order.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], npt.NDArray[np.float32]]
+    outline: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+    read: Callable[[], Arrays]
 
 
 class GGUFModel:
@@ -235,7 +240,7 @@ class GGUFModel:
                 self._hugging_face_name(name)  # or it has no place at all
                 raise ConvertError(f"{self.path}: tensor {name} is of no layer that there is")
 
-    def tensors(self) -> list[FloatTensor]:
+    def tensors(self) -> list[StoredTensor]:
         """All tensors, in file order.
 
         Raises:
@@ -245,8 +250,7 @@ class GGUFModel:
         converted = []
         for tensor in self._reader.tensors:
             name, kind = self._hugging_face_name(tensor.name)
-            shape = tuple(int(size) for size in reversed(tensor.shape))
-            converted.append(FloatTensor(name, shape, _reader_of(tensor, permuted.get(kind))))
+            converted.append(_stored(name, tensor, permuted.get(kind)))
         return converted
 
     def _hugging_face_name(self, name: str) -> tuple[str, str]:
@@ -282,21 +286,38 @@ class GGUFModel:
         return {"rope_type": "linear", "factor": self.real("llama.rope.scaling.factor")}
 
 
-def _reader_of(tensor: Any, permuted_heads: int | None) -> Callable[[], npt.NDArray[np.float32]]:
-    def read() -> npt.NDArray[np.float32]:
-        try:
-            with np.errstate(all="ignore"):  # whatever the bytes are, they are numbers
-                values: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise ConvertError(f"tensor {tensor.name}: {error}") from error
+def _stored(name: str, tensor: Any, permuted_heads: int | None) -> StoredTensor:
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+
+    def read_codes(num_rows: int) -> Arrays:
+        data = tensor.data[:num_rows]
+        matrix = read_blocks(data, tensor.tensor_type, num_rows) if len(shape) == 2 else None
+        if matrix is None:
+            return {}
+        parts = {CODES: matrix.codes, SCALE: matrix.scale, OFFSET: matrix.offset}
+        return {name + end: part.numpy() for end, part in parts.items() if part is not None}
+
+    def read() -> Arrays:
+        arrays = read_codes(shape[0]) or {name: _floats(tensor)}
         if permuted_heads is not None:
-            values = unpermute(values, permuted_heads)
-        return np.ascontiguousarray(values, dtype="<f4")
+            arrays = {key: unpermute(rows, permuted_heads) for key, rows in arrays.items()}
+        return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
 
-    return read
+    of_one_row = read_codes(1)
+    outline = {key: (row.dtype, (shape[0], row.shape[1])) for key, row in of_one_row.items()}
+    return StoredTensor(outline or {name: (np.dtype(np.float32), shape)}, read)
 
 
-def unpermute(rows: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
+def _floats(tensor: Any) -> npt.NDArray[np.float32]:
+    try:
+        with np.errstate(all="ignore"):  # whatever the bytes are, they are numbers
+            values: npt.NDArray[np.float32] = dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise ConvertError(f"tensor {tensor.name}: {error}") from error
+    return values.astype(np.float32, copy=False)
+
+
+def unpermute(rows: Array, num_heads: int) -> Array:
     """Rows of each head from interleaved pairs (0, d/2, 1, d/2 + 1, ...) back to halves.
 
     Args:

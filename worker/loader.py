@@ -6,16 +6,18 @@ ever half loaded.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from kernels import ops
-from worker.backends import WITH_TORCH, Backend, Wishes, choose_backend
+from kernels.quantized import Matrix, Stacked
+from worker.backends import WITH_TORCH, Backend, TorchBackend, Wishes, choose_backend
 from worker.checkpoint import Checkpoint, CheckpointError
 from worker.executor import Model
 from worker.lane import Lane
@@ -27,24 +29,15 @@ from worker.models.weights import Part, ReadTensor, Weights
 from worker.parallel import ALONE, Group
 from worker.plans import Pooling
 from worker.pooling import Pooler
+from worker.quantization import WeightSource, describe, quantized_as
 from worker.random_weights import RandomWeights
 from worker.sentences import SentencePooling, read_pooling
+
+log = logging.getLogger(__name__)
 
 
 class LoadError(Exception):
     """The directory cannot be served; the message is one line that says why."""
-
-
-class WeightSource(Protocol):
-    """A checkpoint, or what stands in for one."""
-
-    def read(self, name: str, part: Part, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """One tensor, or the part of it with one slice per axis, converted and placed."""
-        ...
-
-    def update_digest(self, digest: "hashlib.blake2b") -> None:
-        """Feeds what changes whenever the weights do."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,26 +114,39 @@ class Opened:
     num_tensors: int
     pooling: SentencePooling
 
-    def shape(self, name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether matrices are computed with as they are kept; else they are read as floats."""
+        return False
+
+    @property
+    def arithmetic(self) -> str:
+        """What else tells the logits of two workers apart."""
+        return ""
+
+    def shape(self, name: str, shape: tuple[int, ...], part: Part) -> Matrix:
         """In place of a tensor one that has its size, and no memory."""
-        return torch.empty(shape, dtype=self.dtype, device="meta")[part]
+        codes = self.weights.outline(name) if self.keeps_codes else None
+        return torch.empty(shape, dtype=self.dtype, device="meta")[part] if codes is None else codes
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """Reads tensors, and says how far it is."""
         with loading(self.path.resolve().name, self.num_tensors) as advance:
 
-            def read(name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-                tensor = self.weights.read(name, part, self.dtype, self.device)
+            def read(name: str, shape: tuple[int, ...], part: Part) -> Matrix:
+                tensor: Matrix | None = self.weights.read_codes(name) if self.keeps_codes else None
+                if tensor is None:
+                    tensor = self.weights.read(name, part, self.dtype, self.device)
                 advance()
                 return tensor
 
             yield read
 
     def revision(self) -> str:
-        """Changes whenever configuration or weights do."""
+        """Changes whenever configuration, weights or how they are computed with do."""
         digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
-        digest.update(str(self.dtype).encode())
+        digest.update(f"{self.dtype}{self.arithmetic}".encode())
         self.weights.update_digest(digest)
         return digest.hexdigest()
 
@@ -162,9 +168,19 @@ class OpenedModel(Opened):
     backend: Backend
 
     @property
+    def keeps_codes(self) -> bool:
+        """See `Opened.keeps_codes`."""
+        return self.backend.keeps_codes
+
+    @property
+    def arithmetic(self) -> str:
+        """See `Opened.arithmetic`."""
+        return "" if isinstance(self.backend, TorchBackend) else str(self.backend)
+
+    @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
-        weights = Weights(self.shape, self.group)
+        weights = Weights(self.shape, self.group, pack=Stacked.of)
         return build_model(self.config, weights, ops.REFERENCE, max_model_len=1).weight_bytes
 
     def load(self) -> LoadedModel:
@@ -222,9 +238,12 @@ def open_model(
         share = config.share(group.shard)
         length = model_length(config.max_position, max_model_len)
         shapes = checkpoint_tensors(config)
-        weights = weight_source(path, shapes, load_format, _ignored_tensors(config))
+        found = weight_source(path, shapes, load_format, _ignored_tensors(config))
+        weights = quantized_as(wishes.quantization, found, shapes)
         number_format = weight_dtype(config.dtype, dtype, device)
         backend = choose_backend(wishes, config, device, number_format, group.world_size)
+        if said := describe(weights, shapes, backend.keeps_codes):
+            log.info("%s", said)
     return OpenedModel(
         path=path,
         config=config,

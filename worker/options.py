@@ -26,6 +26,7 @@ class Options:
     enforce_eager: bool
     device: str
     cpu_backend: str
+    quantization: str
     gpu_memory_utilization: float
     num_threads: int
     replica_id: str | None

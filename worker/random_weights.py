@@ -45,6 +45,12 @@ class RandomWeights:
         tensor.uniform_(-bound, bound, generator=generator)
         return tensor[part].clone() if part else tensor
 
+    def read_codes(self, name: str) -> None:
+        """It has floats only."""
+
+    def outline(self, name: str) -> None:
+        """It has floats only."""
+
     def update_digest(self, digest: "hashlib.blake2b") -> None:
         """Feeds what tells these weights from others of the same configuration."""
         digest.update(f"random {self.seed}".encode())

@@ -89,6 +89,10 @@ def _start_encoder(options: Options, device: torch.device, group: Group) -> Star
     ):
         if value is not None:
             raise StartError(f"{flag} is {value}; this model is an encoder, which keeps no KV")
+    if options.quantization in ("int8", "int4"):
+        raise StartError(
+            f"--quantization is {options.quantization}; an encoder is computed in floats"
+        )
     if group.world_size > 1:
         raise StartError(
             f"--tensor-parallel-size is {group.world_size}; an encoder runs on one rank"
@@ -118,7 +122,7 @@ def _start_model(options: Options, device: torch.device, group: Group) -> Starte
         load_format=options.load_format,
         group=group,
         pooling=_pooling(options),
-        wishes=Wishes(options.cpu_backend, options.num_threads, options.block_size),
+        wishes=_wishes(options, device),
     )
     KVNeed.of(opened, opened.backend.block_size).check(request)
     check_weights(opened)
@@ -137,6 +141,15 @@ def _start_model(options: Options, device: torch.device, group: Group) -> Starte
         grammars=grammars,
     )
     return Started(runner, loaded, sizes, ledger.num_blocks)
+
+
+def _wishes(options: Options, device: torch.device) -> Wishes:
+    """Raises StartError."""
+    if device.type != "cpu" and options.quantization in ("int8", "int4"):
+        raise StartError(f"--quantization is {options.quantization}; it is for CPUs")
+    return Wishes(
+        options.cpu_backend, options.num_threads, options.block_size, options.quantization
+    )
 
 
 def _sizes(options: Options, device: torch.device, block_size: int) -> Sizes:

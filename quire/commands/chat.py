@@ -43,6 +43,7 @@ def chat(
     device: flags.DeviceFlag = None,
     cpu_backend: flags.CpuBackend = None,
     dtype: flags.DtypeFlag = None,
+    quantization: flags.Quantization = None,
     threads: flags.Threads = None,
 ) -> None:
     """Chat with a model: with the stack that runs here, a server, or one started for MODEL.

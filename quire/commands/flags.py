@@ -50,8 +50,6 @@ ELSEWHERE = {
     "--enable-auto-tool-choice": "not needed: tools are at hand where the chat template knows them "
     "(--chat-template)",
     "--trust-remote-code": "never: of a model's directory only data is read",
-    "--quantization": "quantized checkpoints are refused, and a .gguf file is converted to what "
-    "--dtype says",
     "--enable-chunked-prefill": "not needed: prompts are always computed in chunks of "
     "--max-num-batched-tokens",
     "--data-parallel-size": "here it is --replicas",
@@ -75,6 +73,7 @@ TensorParallelSize = Annotated[int | None, _model(flags.TENSOR_PARALLEL_SIZE)]
 DeviceFlag = Annotated[str | None, _model(flags.DEVICE)]
 CpuBackend = Annotated[str | None, _model(flags.CPU_BACKEND)]
 DtypeFlag = Annotated[str | None, _model(flags.DTYPE)]
+Quantization = Annotated[str | None, _model(flags.QUANTIZATION)]
 LoadFormatFlag = Annotated[str | None, _model(flags.LOAD_FORMAT)]
 PoolingFlag = Annotated[str | None, _model(flags.POOLING)]
 EnforceEager = Annotated[

@@ -26,6 +26,7 @@ def generate(
     device: flags.DeviceFlag = None,
     cpu_backend: flags.CpuBackend = None,
     dtype: flags.DtypeFlag = None,
+    quantization: flags.Quantization = None,
     threads: flags.Threads = None,
 ) -> None:
     """Continue a prompt: starts a stack, streams the text to standard output, stops the stack.

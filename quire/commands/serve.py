@@ -56,6 +56,7 @@ def serve(
     device: flags.DeviceFlag = None,
     cpu_backend: flags.CpuBackend = None,
     dtype: flags.DtypeFlag = None,
+    quantization: flags.Quantization = None,
     load_format: flags.LoadFormatFlag = None,
     pooling: flags.PoolingFlag = None,
     enforce_eager: flags.EnforceEager = False,

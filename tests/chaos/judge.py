@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
+from bench.float_model import float_model
 from kernels.philox import gumbel_noise
 from tests.chaos.traffic import Asked
 
@@ -31,9 +31,7 @@ class Judge:
 
     @cached_property
     def _model(self) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
-        model.eval()
-        return model
+        return float_model(self.model_dir)
 
     def gap(
         self,

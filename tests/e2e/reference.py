@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
+
+from bench.float_model import float_model
 
 TIE = 1e-4
 MAX_TIES = 5
@@ -37,8 +39,7 @@ class Reference:
     _accepted: set[tuple[Prompt, tuple[int, ...]]] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(self.model_dir, dtype=torch.float32)
-        self._model.eval()
+        self._model = float_model(self.model_dir)
         self._eos = self._model.generation_config.eos_token_id
         # What a request's configuration leaves at None, `generate` takes from here.
         self._model.generation_config.eos_token_id = None

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
+from bench.float_model import float_model
 from quire.models import resolve
 from tests.e2e.idle import idle_state
 from tests.e2e.server import Server, serve
@@ -46,7 +47,7 @@ class Scorer:
     def __init__(self) -> None:
         directory = resolve(MODEL, lambda message: None).path
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-        self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self._model = float_model(directory)
 
     def rows(self, token_ids: Sequence[int]) -> torch.Tensor:
         """[tokens - 1, vocabulary], of what follows each token but the last."""

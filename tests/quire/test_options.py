@@ -45,6 +45,7 @@ _OTHERS: dict[str, Any] = {
     "device": "cpu",
     "cpu_backend": "auto",
     "dtype": "float16",
+    "quantization": "int8",
     "load_format": "dummy",
     "pooling": "mean",
     "gpu_memory_utilization": 0.7,

@@ -12,12 +12,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
+from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from bench.float_model import float_model
+from worker.checkpoint import Checkpoint
 from worker.convert import FILES, convert
 from worker.gguf_model import ConvertError, GGUFModel, unpermute
 from worker.loader import load_model
@@ -74,6 +76,12 @@ class TinyGGUF:
             for name, shape in shapes.items()
         }
 
+    @staticmethod
+    def kind_of(name: str) -> Kind | None:
+        """What a tensor is quantized to: also one whose rows are permuted."""
+        kinds = {"up_proj": Kind.Q8_0, "k_proj": Kind.Q4_1, "down_proj": Kind.Q5_0}
+        return next((kind for part, kind in kinds.items() if part in name), None)
+
     def write(self, path: Path) -> Path:
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
         writer = gguf.GGUFWriter(path, self.architecture)
@@ -82,12 +90,11 @@ class TinyGGUF:
             gguf_name = names.get_name(name, try_suffixes=(".weight",))
             if "q_proj" in name or "k_proj" in name:
                 values = permute(values, HEADS if "q_proj" in name else KV_HEADS)
-            if "up_proj" in name:
-                quantized = quantize(values, gguf.GGMLQuantizationType.Q8_0)
-                kind = gguf.GGMLQuantizationType.Q8_0
-                writer.add_tensor(gguf_name, quantized, raw_dtype=kind)
-            else:
+            kind = self.kind_of(name)
+            if kind is None:
                 writer.add_tensor(gguf_name, values)
+            else:
+                writer.add_tensor(gguf_name, quantize(values, kind), raw_dtype=kind)
         for name, values in self.extra_tensors.items():
             writer.add_tensor(name, values)
         writer.write_header_to_file()
@@ -150,14 +157,16 @@ def refusal(tiny: TinyGGUF, directory: Path) -> str:
 @pytest.mark.parametrize("output_head", [False, True])
 def test_weights_survive_the_round_trip(tmp_path: Path, output_head: bool) -> None:
     tiny = TinyGGUF(output_head=output_head)
-    got = safetensors.numpy.load_file(converted(tiny, tmp_path) / "model.safetensors")
+    got = Checkpoint.open(converted(tiny, tmp_path))
     expected = tiny.tensors()
-    assert got.keys() == expected.keys()
+    assert got.entries.keys() == expected.keys()
     for name, values in expected.items():
-        if "up_proj" in name:
-            quantized = quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            values = dequantize(quantized, gguf.GGMLQuantizationType.Q8_0)
-        np.testing.assert_array_equal(got[name], values, err_msg=name)
+        kind = tiny.kind_of(name)
+        assert (got.read_codes(name) is None) == (kind is None)
+        if kind is not None:
+            values = dequantize(quantize(values, kind), kind)
+        read = got.read(name, (), torch.float32, torch.device("cpu"))
+        np.testing.assert_array_equal(read, values, err_msg=name)
     config = json.loads((tmp_path / "converted/config.json").read_text())
     assert config["tie_word_embeddings"] is not output_head
 
@@ -173,7 +182,7 @@ def test_the_directory_loads_here_and_in_transformers(tmp_path: Path) -> None:
     assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
     loaded = load_model(directory, dtype="auto", device=torch.device("cpu"))
     assert (loaded.config.layers[0].rope.theta, loaded.config.rms_norm_eps) == (100000.0, 1e-5)
-    theirs = AutoModelForCausalLM.from_pretrained(directory)
+    theirs = float_model(directory)
     assert theirs.config.vocab_size == len(TOKENS)
     assert theirs.generation_config.eos_token_id == 2
     assert theirs.config.rope_parameters["rope_theta"] == 100000.0

@@ -7,12 +7,13 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from bench.float_model import float_model
 from kernels.batch import AttentionBatch
 from quire.models import resolve
+from worker.checkpoint import Checkpoint
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, load_model
 
@@ -88,13 +89,13 @@ def test_a_weight_is_the_dequantized_one(
 ) -> None:
     tensor = next(tensor for tensor in GGUFReader(gguf_file).tensors if tensor.name == theirs)
     expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-    with safe_open(directory / "model.safetensors", framework="pt") as file:
-        assert torch.equal(file.get_tensor(ours), expected)
+    read = Checkpoint.open(directory).read(ours, (), torch.float32, CPU)
+    assert torch.equal(read, expected)
 
 
 @pytest.mark.slow
 def test_all_weights_equal_what_transformers_reads(directory: Path, gguf_file: Path) -> None:
-    ours = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    ours = float_model(directory).state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name
     ).state_dict()
@@ -106,7 +107,7 @@ def test_all_weights_equal_what_transformers_reads(directory: Path, gguf_file: P
 def test_greedy_tokens_equal_transformers(
     directory: Path, loaded: LoadedModel, tokenizer: Tokenizer
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    model = float_model(directory)
     options = GenerationConfig(
         max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=2
     )

@@ -84,6 +84,7 @@ def options(
         enforce_eager=False,
         device="cpu",
         cpu_backend="torch",
+        quantization="auto",
         gpu_memory_utilization=0.9,
         num_threads=1,
         replica_id=None,

@@ -50,7 +50,7 @@ class Decoder:
         self.norm = Norm.read(config, weights, "model.norm", ops)
         self.head = Head.read(config, weights, self.embedding)
         ropes = tuple(dict.fromkeys(kind.rope for kind in config.layers))
-        device = self.embedding.weight.device
+        device = self.norm.weight.device
         self._rope_tables = tuple(
             RopeTable.build(rope.inverse_frequencies(config.head_dim).to(device), max_model_len)
             for rope in ropes

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
 
+from kernels.quantized import dense
 from worker.models.config import parse_dtype
 from worker.models.fields import Fields, UnsupportedModelError
 from worker.models.layers import Outputs, Projection
@@ -285,9 +286,9 @@ class Encoder:
         """Reads every tensor once."""
         self.config = config
         under, hidden = weights.under("embeddings"), config.hidden_size
-        self._words = under.matrix("word_embeddings.weight", config.vocab_size, hidden)
-        types = under.matrix("token_type_embeddings.weight", config.num_types, hidden)
-        places = under.matrix("position_embeddings.weight", config.num_positions, hidden)
+        self._words = dense(under.matrix("word_embeddings.weight", config.vocab_size, hidden))
+        types = dense(under.matrix("token_type_embeddings.weight", config.num_types, hidden))
+        places = dense(under.matrix("position_embeddings.weight", config.num_positions, hidden))
         self._places = places[config.first_position :] + types[0]
         self._norm = LayerNorm.read(config, under)
         layers = weights.under("encoder.layer")

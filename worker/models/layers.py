@@ -13,6 +13,7 @@ import torch
 from kernels.batch import HeadNorms, Scoring, StepTensors
 from kernels.linear import linear
 from kernels.ops import Ops
+from kernels.quantized import Stacked
 from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
 from worker.parallel import Group
@@ -37,11 +38,11 @@ class Projection:
     """One linear map; the weight is in the device's own layout (`kernels.linear`).
 
     Attributes:
-        weight: [out_features, in_features], perhaps opaque.
+        weight: [out_features, in_features], perhaps opaque, or as it was read.
         bias: [out_features] or None.
     """
 
-    weight: torch.Tensor
+    weight: torch.Tensor | Stacked
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,7 @@ class Projection:
             matrices.append(weights.matrix(f"{name}.weight", size, in_features, rows=span))
             if bias:
                 biases.append(weights.vector(f"{name}.bias", size, span))
-        return cls(weights.pack(torch.cat(matrices)), torch.cat(biases) if bias else None)
+        return cls(weights.pack(matrices), torch.cat(biases) if bias else None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class SummedProjection:
         matrix = weights.matrix(f"{name}.weight", out_features, size, columns=span)
         added = weights.vector(f"{name}.bias", out_features) if bias else None
         projection = Projection(
-            weights.pack(matrix), added if weights.group.shard.rank == 0 else None
+            weights.pack([matrix]), added if weights.group.shard.rank == 0 else None
         )
         return cls(projection, weights.group)
 

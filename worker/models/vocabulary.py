@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.linear import linear, linear_into
+from kernels.quantized import Matrix, QuantizedMatrix, dense
 from worker.models.config import ModelConfig
 from worker.models.layers import Projection
 from worker.models.weights import Weights
@@ -19,11 +20,11 @@ class Embedding:
     """Token ids to the residual stream; of one rank, which holds the whole vocabulary.
 
     Attributes:
-        weight: [rows, hidden].
+        weight: [rows, hidden], perhaps in codes.
         scale: multiplies what is looked up; None for nothing.
     """
 
-    weight: torch.Tensor
+    weight: Matrix
     scale: float | None
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -32,6 +33,8 @@ class Embedding:
 
     def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden], unscaled."""
+        if isinstance(self.weight, QuantizedMatrix):
+            return self.weight.rows(token_ids).dequantized()
         return torch.nn.functional.embedding(token_ids, self.weight)
 
     @staticmethod
@@ -40,10 +43,12 @@ class Embedding:
         weight = read_vocabulary(config, weights, "model.embed_tokens.weight")
         scale = config.embedding_scale
         if scale is not None:
-            scale = torch.tensor(scale, dtype=weight.dtype).item()  # rounded as it was in training
-        if len(weight) == config.vocab_size:
+            dtype = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
+            scale = torch.tensor(scale, dtype=dtype).item()  # rounded as it was in training
+        if weight.shape[0] == config.vocab_size:
             return Embedding(weight, scale)
-        return SplitEmbedding(weight, scale, weights.group.shard.rank * len(weight), weights.group)
+        part = dense(weight)
+        return SplitEmbedding(part, scale, weights.group.shard.rank * len(part), weights.group)
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,17 @@ class SplitEmbedding(Embedding):
     def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         """`Embedding.look_up`."""
         row = token_ids - self.first
-        is_held = (row >= 0) & (row < len(self.weight))
-        rows = torch.nn.functional.embedding(row * is_held, self.weight)
+        is_held = (row >= 0) & (row < self.weight.shape[0])
+        rows = super().look_up(row * is_held)
         return self.group.sum(rows * is_held[:, None])
 
 
-def read_vocabulary(config: ModelConfig, weights: Weights, name: str) -> torch.Tensor:
+def read_vocabulary(config: ModelConfig, weights: Weights, name: str) -> Matrix:
     """This rank's rows of a matrix over the vocabulary: as many on each rank, the rest zeros."""
     rows, each = weights.group.shard.vocabulary(config.vocab_size)
     matrix = weights.matrix(name, config.vocab_size, config.hidden_size, rows=rows)
-    missing = each - len(matrix)
-    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+    missing = each - matrix.shape[0]
+    return torch.nn.functional.pad(dense(matrix), (0, 0, 0, missing)) if missing else matrix
 
 
 @dataclass(frozen=True)
@@ -113,5 +118,5 @@ class Head:
             if config.tied_embeddings
             else read_vocabulary(config, weights, "lm_head.weight")
         )
-        projection = Projection(weights.pack(weight), None)
+        projection = Projection(weights.pack([weight]), None)
         return cls(projection, config.vocab_size, config.logits_softcap, weights.group)

@@ -4,13 +4,14 @@ A layer states name and shape where it reads; the list of what a checkpoint must
 layers ask for when they are built without data (`tensor_shapes`), so the two cannot differ.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Protocol
 
 import torch
 
-from kernels.linear import pack_weight
+from kernels.linear import pack_parts
+from kernels.quantized import Matrix, Stacked, dense
 from worker.parallel import ALONE, Group
 
 # One slice per axis of a tensor, or none at all for the whole of it.
@@ -21,8 +22,8 @@ _ALL = slice(None)
 class ReadTensor(Protocol):
     """Gives part of one tensor of the checkpoint, in the wanted type and on the device."""
 
-    def __call__(self, name: str, shape: tuple[int, ...], part: Part) -> torch.Tensor:
-        """The part.
+    def __call__(self, name: str, shape: tuple[int, ...], part: Part) -> Matrix:
+        """The part; of a matrix as a whole perhaps its codes.
 
         Args:
             name: the checkpoint's.
@@ -40,13 +41,13 @@ class Weights:
         read: gives tensors by their full name.
         group: the ranks that share the model.
         prefix: "" or ends with a dot.
-        pack: lays out the matrix of a linear map.
+        pack: lays out the matrices of a linear map, which are one above the other.
     """
 
     read: ReadTensor
     group: Group = ALONE
     prefix: str = ""
-    pack: Callable[[torch.Tensor], torch.Tensor] = pack_weight
+    pack: Callable[[Sequence[Matrix]], torch.Tensor | Stacked] = pack_parts
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""
@@ -54,7 +55,7 @@ class Weights:
 
     def vector(self, name: str, size: int, span: slice = _ALL) -> torch.Tensor:
         """[size], or the span of it."""
-        return self.read(self.prefix + name, (size,), () if span == _ALL else (span,))
+        return dense(self.read(self.prefix + name, (size,), () if span == _ALL else (span,)))
 
     def matrix(
         self,
@@ -64,7 +65,7 @@ class Weights:
         *,
         rows: slice = _ALL,
         columns: slice = _ALL,
-    ) -> torch.Tensor:
+    ) -> Matrix:
         """[num_rows, num_columns], or the spans of them."""
         part = () if rows == columns == _ALL else (rows, columns)
         return self.read(self.prefix + name, (num_rows, num_columns), part)

@@ -17,6 +17,7 @@ from openvino import Node, Output, PartialShape, Shape, Type
 from openvino import opset13 as op
 from openvino.op import Parameter, _PagedAttentionExtension
 
+from kernels.quantized import Matrix, QuantizedMatrix, Stacked
 from worker.models.config import Activation, ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.gemma2 import SandwichLayer
@@ -26,6 +27,9 @@ from worker.models.rope import Rope
 STEP_INPUTS = ("past_lens", "subsequence_begins", "block_indices", "block_indices_begins")
 """Of each row: tokens in the cache, first token of the step, blocks one after another, first of
 them."""
+
+_MIDDLE = 8
+"""Of the codes of four bits."""
 
 _INT32_NONE = np.empty(0, np.int32)
 _FLOAT_NONE = np.empty(0, np.float32)
@@ -203,10 +207,50 @@ def _rms_norm(x: Node, weight: torch.Tensor, eps: float) -> Node:
 
 
 def _linear(x: Node | Output, projection: Projection) -> Node:
-    product = op.matmul(x, _constant(projection.weight.numpy()), False, True)
+    weight = projection.weight
+    parts = weight.parts if isinstance(weight, Stacked) else (weight,)
+    products = [_product(x, part) for part in parts]
+    product = products[0] if len(parts) == 1 else op.concat(products, axis=1)
     if projection.bias is None:
         return product
     return op.add(product, _constant(projection.bias.numpy()))
+
+
+def _product(x: Node | Output, matrix: Matrix) -> Node:
+    """x · Wᵀ. Of codes with offsets these are multiplied apart, by the sums of groups of x: only
+    codes with a whole number for a zero are multiplied as whole numbers."""
+    if isinstance(matrix, torch.Tensor):
+        return op.matmul(x, _constant(matrix.numpy()), False, True)
+    product = op.matmul(x, _centred(matrix), False, True)
+    if matrix.offset is None:
+        return product
+    groups = _shape(-1, matrix.scale.shape[1], matrix.group_size)
+    sums = op.reduce_sum(op.reshape(x, groups, special_zero=False), _axis(2))
+    offset = matrix.offset.float()
+    if matrix.bits == 4:
+        offset = offset + _MIDDLE * matrix.scale.float()
+    return op.add(product, op.matmul(sums, _constant(offset.numpy()), False, True))
+
+
+def _centred(matrix: QuantizedMatrix) -> Node:
+    """scale · (code − zero), where codes of four bits have their middle for a zero."""
+    rows, columns = matrix.shape
+    grouped = [rows, columns // matrix.group_size, matrix.group_size]
+    if matrix.bits == 4:
+        codes = op.convert(_four_bits(matrix.codes.numpy(), grouped), Type.f32)
+        middle = _four_bits(np.array([_MIDDLE], np.uint8), [1, 1, 1])
+        values = op.subtract(codes, op.convert(middle, Type.f32))
+    else:
+        values = op.convert(_constant(matrix.codes.numpy().reshape(grouped)), Type.f32)
+    scaled = op.multiply(values, _constant(matrix.scale.float().numpy()[:, :, None]))
+    return op.reshape(scaled, _shape(rows, columns), special_zero=False)
+
+
+def _four_bits(codes: npt.NDArray[np.uint8], shape: list[int]) -> Node:
+    """A copy: a tensor of this kind would not keep an array's memory alive."""
+    tensor = ov.Tensor(Type.u4, Shape(shape))
+    tensor.data.reshape(-1)[:] = codes.reshape(-1)
+    return op.constant(tensor)
 
 
 def _parameter(name: str, kind: Type, shape: list[int]) -> Parameter:

@@ -1,0 +1,168 @@
+"""Matrices kept as small whole numbers: a code for each weight, a scale for each group of columns.
+
+    w[r, c] = scale[r, g] · (code[r, c] − zero) + offset[r, g],    g = c // group_size
+
+This is how GGUF keeps weights (its blocks are groups of a row), with scales and offsets apart from
+the codes, so that each of the three is one array that a kernel can read in runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A matrix in codes.
+
+    Attributes:
+        codes: of eight bits, [rows, columns] int8; or of four, [rows, columns / 2] uint8, the even
+            column in the low half of a byte.
+        scale: [rows, groups] float32 or float16.
+        offset: [rows, groups] float32 or float16; None for nothing.
+    """
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of a code, 4 or 8."""
+        return 4 if self.codes.dtype == torch.uint8 else 8
+
+    @property
+    def zero(self) -> int:
+        """The code that stands for the offset. Codes of four bits are not signed, so that without
+        an offset half of them are for what is below zero."""
+        return 8 if self.bits == 4 and self.offset is None else 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, width = self.codes.shape
+        return rows, width * 8 // self.bits
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale."""
+        return self.shape[1] // self.scale.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """That it takes."""
+        return sum(tensor.numel() * tensor.itemsize for tensor in self.tensors())
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What it consists of."""
+        parts = (self.codes, self.scale)
+        return parts if self.offset is None else (*parts, self.offset)
+
+    def is_like(self, other: "QuantizedMatrix") -> bool:
+        """Whether both have the same kind of codes, so that one can stand above the other."""
+        mine, its = (
+            (one.bits, one.shape[1], one.group_size, one.offset is None) for one in (self, other)
+        )
+        return mine == its
+
+    def rows(self, index: torch.Tensor) -> "QuantizedMatrix":
+        """Some rows, in the order of the index."""
+        offset = None if self.offset is None else self.offset[index]
+        return replace(self, codes=self.codes[index], scale=self.scale[index], offset=offset)
+
+    def dequantized(self) -> torch.Tensor:
+        """[rows, columns] float32."""
+        rows, columns = self.shape
+        codes = self.codes
+        if self.bits == 4:
+            codes = torch.stack((codes & 15, codes >> 4), dim=-1)
+        groups = codes.reshape(rows, -1, self.group_size).float()
+        if self.zero:
+            groups -= self.zero
+        groups *= self.scale.float()[:, :, None]
+        if self.offset is not None:
+            groups += self.offset.float()[:, :, None]
+        return groups.view(rows, columns)
+
+
+Matrix = torch.Tensor | QuantizedMatrix
+"""In floats or in codes."""
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Matrices of as many columns, one above the other.
+
+    Attributes:
+        parts: from top to bottom; neighbours are of different kinds.
+    """
+
+    parts: tuple[Matrix, ...]
+
+    @classmethod
+    def of(cls, matrices: Sequence[Matrix]) -> "Stacked":
+        """Neighbours of one kind become one matrix."""
+        parts = list(matrices[:1])
+        for matrix in matrices[1:]:
+            joined = _joined(parts[-1], matrix)
+            if joined is None:
+                parts.append(matrix)
+            else:
+                parts[-1] = joined
+        return cls(tuple(parts))
+
+    def dense(self) -> torch.Tensor:
+        """[rows, columns] of floats."""
+        return torch.cat([dense(part) for part in self.parts])
+
+
+def dense(matrix: Matrix) -> torch.Tensor:
+    """[rows, columns] of floats."""
+    return matrix if isinstance(matrix, torch.Tensor) else matrix.dequantized()
+
+
+def _joined(above: Matrix, below: Matrix) -> Matrix | None:
+    """None if they are not of one kind."""
+    if isinstance(above, torch.Tensor):
+        return torch.cat((above, below)) if isinstance(below, torch.Tensor) else None
+    if isinstance(below, torch.Tensor) or not above.is_like(below):
+        return None
+    offset = None
+    if above.offset is not None and below.offset is not None:
+        offset = torch.cat((above.offset, below.offset))
+    return QuantizedMatrix(
+        torch.cat((above.codes, below.codes)), torch.cat((above.scale, below.scale)), offset
+    )
+
+
+def quantize(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatrix:
+    """The nearest codes, group by group, of a matrix of floats.
+
+    Eight bits are symmetric about zero; four use the whole range from the least weight of the group
+    to the greatest.
+
+    Args:
+        matrix: [rows, columns]; `group_size` divides the columns.
+        bits: 4 or 8.
+        group_size: columns that share a scale.
+    """
+    rows, columns = matrix.shape
+    groups = matrix.float().reshape(rows, columns // group_size, group_size)
+    if bits == 8:
+        scale = groups.abs().amax(-1) / 127
+        codes = (groups / _nonzero(scale)[:, :, None]).round().to(torch.int8)
+        return QuantizedMatrix(codes.view(rows, columns), scale)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = (high - low) / 15
+    codes = ((groups - low[:, :, None]) / _nonzero(scale)[:, :, None]).round().clamp(0, 15)
+    return QuantizedMatrix(packed(codes.to(torch.uint8).view(rows, columns)), scale, offset=low)
+
+
+def packed(codes: torch.Tensor) -> torch.Tensor:
+    """Codes of four bits two in a byte: [rows, columns] uint8, 0 to 15, to [rows, columns / 2]."""
+    return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+
+def _nonzero(scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, 1.0, scale)

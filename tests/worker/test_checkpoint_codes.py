@@ -1,0 +1,65 @@
+"""Codes, scales and offsets that do not fit together are refused before a weight is read."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from worker.checkpoint import Checkpoint, CheckpointError
+
+CODES = torch.zeros(4, 64, dtype=torch.int8)
+SCALE = torch.ones(4, 2)
+
+
+def write(directory: Path, tensors: dict[str, torch.Tensor]) -> Checkpoint:
+    apart = {name: tensor.clone() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(apart, directory / "model.safetensors")
+    return Checkpoint.open(directory)
+
+
+def test_what_fits_is_one_matrix(tmp_path: Path) -> None:
+    four = {"b.codes": CODES.to(torch.uint8), "b.scale": SCALE.half(), "b.offset": SCALE}
+    checkpoint = write(tmp_path, {"a.codes": CODES, "a.scale": SCALE, "c": SCALE, **four})
+    checkpoint.check_shapes({"a": (4, 64), "b": (4, 128), "c": (4, 2)}, set())
+    with pytest.raises(CheckpointError, match=r"tensor b has shape \[4, 128\]; .* \[4, 64\]"):
+        checkpoint.check_shapes({"a": (4, 64), "b": (4, 64), "c": (4, 2)}, set())
+    under = checkpoint.under("model.")
+    matrix = under.read_codes("model.b")
+    assert matrix is not None
+    assert torch.equal(matrix.dequantized(), torch.ones(4, 128))
+    assert under.read_codes("model.c") is None
+    part = under.read("model.b", (slice(1, 3), slice(0, 5)), torch.float32, torch.device("cpu"))
+    assert torch.equal(part, torch.ones(2, 5))
+    outline = under.outline("model.b")
+    assert outline is not None
+    assert (outline.shape, outline.num_bytes) == (matrix.shape, matrix.num_bytes)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a.codes": CODES}, "tensor a.codes has no a.scale"),
+        ({"a.codes": SCALE, "a.scale": SCALE}, "tensor a.codes is not a matrix of codes"),
+        ({"a.codes": CODES[0], "a.scale": SCALE}, "tensor a.codes is not a matrix of codes"),
+        ({"a.codes": CODES, "a.scale": SCALE[:3]}, "tensor a.scale does not fit the codes, 4 rows"),
+        ({"a.codes": CODES, "a.scale": CODES}, "tensor a.scale does not fit the codes, 4 rows"),
+        (
+            {"a.codes": CODES, "a.scale": SCALE, "a.offset": SCALE[:, :1]},
+            "tensor a.offset does not fit the codes, 4 rows",
+        ),
+        (
+            {"a.codes": CODES, "a.scale": torch.ones(4, 3)},
+            "tensor a.scale has 3 groups; 64 columns do not divide into them",
+        ),
+        (
+            {"a.codes": CODES, "a.scale": torch.ones(4, 0)},
+            "tensor a.scale has 0 groups; 64 columns do not divide into them",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"^{message}$"):
+        write(tmp_path, tensors)

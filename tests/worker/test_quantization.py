@@ -1,0 +1,74 @@
+"""--quantization: what the checkpoint has, floats, or codes made at load."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from kernels.quantized import dense, quantize
+from tests.worker.coded import KINDS, code
+from worker.backends import WITH_TORCH, Wishes
+from worker.loader import LoadedModel, LoadError, load_model, open_model
+from worker.models.decoder import Decoder
+
+CPU = torch.device("cpu")
+
+
+def loaded_with(directory: Path, quantization: str, cpu_backend: str = "torch") -> LoadedModel:
+    wishes = Wishes(cpu_backend, num_threads=1, quantization=quantization)
+    return load_model(directory, dtype="float32", device=CPU, wishes=wishes)
+
+
+@pytest.fixture
+def coded(tiny_directory: Path, tmp_path: Path) -> Path:
+    return code(tiny_directory, tmp_path / "coded", lambda name: KINDS["four bits"])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_floats_get_the_nearest_codes_as_they_are_read(tiny_directory: Path, bits: int) -> None:
+    model = loaded_with(tiny_directory, f"int{bits}").model
+    stored = safetensors.torch.load_file(tiny_directory / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert isinstance(model, Decoder)
+    expected = quantize(stored[name], bits, 32).dequantized()
+    assert torch.equal(dense(model.embedding.weight), expected)
+    assert torch.equal(model.norm.weight, stored["model.norm.weight"])
+
+
+def test_what_they_take_is_known_before_they_are_made(tiny_directory: Path) -> None:
+    sizes = []
+    for quantization in ("none", "int8", "int4"):
+        wishes = Wishes("openvino", num_threads=1, quantization=quantization)
+        opened = open_model(tiny_directory, dtype="float32", device=CPU, wishes=wishes)
+        sizes.append(opened.weight_bytes)
+        assert sizes[-1] == opened.load().weight_bytes
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_codes_are_not_coded_again(coded: Path, quantization: str) -> None:
+    with pytest.raises(LoadError) as caught:
+        loaded_with(coded, quantization)
+    assert str(caught.value) == (
+        f"model {coded}: --quantization is {quantization}; this checkpoint is quantized already "
+        "(15 matrices of 4 bits in groups of 32): auto keeps that, none computes in floats"
+    )
+
+
+def test_workers_that_say_other_logits_have_other_revisions(
+    tiny_directory: Path, coded: Path
+) -> None:
+    ways = [
+        (directory, quantization, backend)
+        for directory, quantizations in (
+            (tiny_directory, ("auto", "int8", "int4")),
+            (coded, ("auto", "none")),
+        )
+        for quantization in quantizations
+        for backend in ("torch", "openvino")
+    ]
+    revisions = {way: loaded_with(*way).revision for way in ways}
+    assert len(set(revisions.values())) == len(ways)
+    again = load_model(tiny_directory, dtype="float32", device=CPU, wishes=WITH_TORCH).revision
+    assert revisions[tiny_directory, "auto", "torch"] == again
