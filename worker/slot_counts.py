@@ -15,6 +15,8 @@ from worker.plans import Admission, BatchPlan, Int32Column, PlanError
 Int64Column = npt.NDArray[np.int64]
 BoolColumn = npt.NDArray[np.bool_]
 
+_MAX_GENERATION = np.iinfo(np.int32).max
+
 
 @dataclass(frozen=True)
 class ChunkRows:
@@ -133,6 +135,11 @@ class SlotCounts:
             raise PlanError(
                 f"slot {slot} is admitted with max_total_tokens {admission.max_total_tokens}; "
                 f"this worker holds at most {self._max_model_len}"
+            )
+        if admission.generation > _MAX_GENERATION:
+            raise PlanError(
+                f"slot {slot} is admitted with generation {admission.generation}; columns of "
+                f"results have room for {_MAX_GENERATION}"
             )
         self._admitted[slot] = True
         self._ended[slot] = False

@@ -225,6 +225,7 @@ def test_reset_forgets_everything() -> None:
         (plan(2, admit=[admission(1, [], [1])]), "0 tokens"),
         (plan(2, admit=[admission(1, [5], [1], num_computed=1)]), "1 of them computed"),
         (plan(2, admit=[admission(1, [5], [1], max_total=MAX_MODEL_LEN + 1)]), "max_total_tokens"),
+        (plan(2, admit=[admission(1, [5], [1], generation=2**31)]), "generation 2147483648; col"),
         (plan(2, admit=[admission(1, [5], [NUM_BLOCKS + 1])]), "id is not"),
         (plan(2, append=[(0, 1, 0)]), "id is not"),
         (plan(2, append=[(0, MAX_MODEL_LEN // BLOCK_SIZE, 5)]), "beyond"),
