@@ -69,12 +69,18 @@ class Replicas:
         self.place(self.unplaced.take_all())
 
     def place_waiting(self) -> None:
-        """A replica has come with what others computed: whoever waits, but for suspects, may wait
-        better there."""
+        """A replica has come with what it computed before: whoever waits may wait better there.
+        Suspects stay, and who waits where it does for a reason: away from the replica whose output
+        was not finite, or with samples of its request that run."""
         waiting = self.unplaced.take_all()
         for replica in self:
-            if not replica.is_reserved:
-                waiting += replica.queue.take_all()
+            if replica.is_reserved:
+                continue
+            running = {id(sequence.request) for sequence in replica.slots.running()}
+            for sequence in list(replica.queue):
+                if not sequence.was_replayed and id(sequence.request) not in running:
+                    replica.queue.remove(sequence)
+                    waiting.append(sequence)
         self.place(sorted(waiting, key=lambda sequence: sequence.order))
 
     def steal_for(self, thief: Replica) -> None:

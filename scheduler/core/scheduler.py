@@ -146,8 +146,8 @@ class Scheduler:
 
     def attach(self, replica: str, capacity: Capacity, inventory: Inventory | None = None) -> bool:
         """A replica is there. Its cache is empty, or holds what an inventory says: tells whether
-        that is believed and kept. What the replica cannot hold goes on waiting for one that can.
-        Raises ValueError if the name is attached."""
+        that is believed and kept; if so, everyone who waits is placed anew. What the replica cannot
+        hold goes on waiting for one that can. Raises ValueError if the name is attached."""
         if replica in self._replicas:
             raise ValueError(f"replica {replica} is attached already")
         keeps = bool(inventory) and self._config.enable_prefix_caching and capacity.num_blocks > 0

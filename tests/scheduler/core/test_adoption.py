@@ -59,6 +59,24 @@ def test_whoever_waits_goes_where_its_blocks_are_found_late(late: str) -> None:
     cell.assert_at_rest()
 
 
+def test_samples_whose_siblings_run_stay_with_them() -> None:
+    cell = Cell()
+    for name in ("a", "b"):
+        cell.attach(name, max_num_seqs=1)
+        cell.submit(PROMPT, 1)
+    cell.run()
+    worker = cell.links["b"].worker
+    cell.detach("b", blame=False)
+    router, first = cell.submit([*PROMPT, 7], 8, num_samples=2)
+    other = cell.submit([*PROMPT, 8], 8)
+    cell.step("a")
+    cell._dial("b", worker, b"test")
+    assert [cell.home((router, first + sample)) for sample in range(2)] == ["a", "a"]
+    assert cell.home(other) == "b"
+    cell.run()
+    cell.assert_at_rest()
+
+
 def test_replicas_of_one_cell_share_names_again() -> None:
     cell = Cell()
     for name in ("a", "b"):
