@@ -17,6 +17,7 @@ def float_model(directory: Path) -> Any:
     cpu = torch.device("cpu")
     weights = {name: checkpoint.read(name, (), torch.float32, cpu) for name in checkpoint.entries}
     config = AutoConfig.from_pretrained(directory)
+    del config.quantization_config  # which says that it cannot read them
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     result = model.load_state_dict(weights, strict=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
 
-from kernels.quantized import Matrix, Stacked, dense
+from kernels.quantized import Matrix, dense
 
 # The row count that the blocked layout is chosen for; measured as good for 1 row as for 256.
 _PACKED_FOR_ROWS = 32
@@ -43,29 +43,25 @@ def pack_parts(parts: Sequence[Matrix]) -> torch.Tensor:
     return pack_weight(dense(parts[0]) if len(parts) == 1 else torch.cat([*map(dense, parts)]))
 
 
-def linear(
-    x: torch.Tensor, weight: torch.Tensor | Stacked, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x · Wᵀ + b.
 
     Args:
         x: [num_tokens, in_features].
-        weight: from `pack_weight`, or as it was read.
+        weight: from `pack_weight`.
         bias: [out_features] or None.
 
     Returns:
         [num_tokens, out_features].
     """
-    if isinstance(weight, Stacked):
-        return F.linear(x, weight.dense(), bias)
     if weight.is_mkldnn:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return product
     return F.linear(x, weight, bias)
 
 
-def linear_into(x: torch.Tensor, weight: torch.Tensor | Stacked, out: torch.Tensor) -> torch.Tensor:
+def linear_into(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """x · Wᵀ, the same bits as of `linear`, written to `out` [num_tokens, out_features]."""
-    if isinstance(weight, Stacked) or weight.is_mkldnn:
+    if weight.is_mkldnn:
         return out.copy_(linear(x, weight))
     return torch.mm(x, weight.t(), out=out)

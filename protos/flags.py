@@ -10,6 +10,8 @@ A flag stands under the name of its option, and has the same name in Python (`LL
 
 from typing import Literal
 
+from protos.blocks import BLOCK_SIZE as USUAL_BLOCK_SIZE
+from protos.blocks import OPENVINO_BLOCK_SIZE
 from protos.flag import Flag, number, one_of, readable_file, size, text, whole
 
 _PORT = whole(0, 65535)
@@ -153,7 +155,7 @@ BLOCK_SIZE: Flag[int | None] = Flag(
     "TOKENS",
     whole(1, 1024),
     None,
-    "16, and 32 where OpenVINO computes",
+    f"{USUAL_BLOCK_SIZE}, and {OPENVINO_BLOCK_SIZE} where OpenVINO computes",
 )
 NUM_BLOCKS: Flag[int | None] = Flag(
     "num_blocks",

@@ -2,7 +2,7 @@
 
     smollm2, minilm         an alias: a model that a Python package carries
     ./dir                   a Hugging Face directory
-    ./file.gguf             converted once into the cache
+    ./file.gguf             converted once into the cache, its matrices in codes
     org/name                a hub repository, downloaded once
 
 Conversion reads weights, so it is a process of its own (`python -m worker.convert`): nothing here

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from protos import blocks
 from protos.flag import Flag
 from protos.flags import (
     BLOCK_SIZE,
@@ -25,8 +26,6 @@ from quire.options import StackOptions
 GPU_TRACES = ("nvidiactl", "nvidia0", "dxg", "kfd", "nvmap", "nvhost-ctrl-gpu")
 """In /dev, whatever a driver of a GPU that torch calls "cuda" leaves: NVIDIA's, also under Windows
 and on boards, and AMD's."""
-
-_USUAL_BLOCK_SIZE = 16
 
 
 def check_machine(options: StackOptions) -> None:
@@ -63,7 +62,7 @@ def check_model(options: StackOptions, path: Path) -> None:
     if block_size is None:
         if options.cpu_backend not in (None, CPU_BACKEND.default):
             return  # it depends on what computes
-        block_size = _USUAL_BLOCK_SIZE
+        block_size = blocks.BLOCK_SIZE
     if num_blocks * block_size < length:
         raise ConfigurationError(
             f"{NUM_BLOCKS.option} is {num_blocks}, of {block_size} tokens each; one sequence of "

@@ -1,10 +1,10 @@
 """What computes the forward pass of a decoder: torch with the device's kernels, or OpenVINO."""
 
-import importlib.util
 import logging
 import platform
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import metadata
 from typing import ClassVar, Protocol
 
 import torch
@@ -13,34 +13,29 @@ from kernels import ops
 from kernels.jit import one_compiles
 from kernels.quantized import Stacked
 from kernels.warm_up import warm_up
+from protos.blocks import BLOCK_SIZE, OPENVINO_BLOCK_SIZE
 from worker.executor import Model
 from worker.loading_progress import unless_quick
 from worker.models.config import ModelConfig
+from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model
 from worker.models.weights import ReadTensor, Weights
 from worker.parallel import Group
 
-BLOCK_SIZE = 16
-"""Tokens of a block, unless the operator says something else."""
-
-OPENVINO_BLOCK_SIZE = 32
-"""The only size that its attention takes."""
+OPENVINO_VERSION = "2026.4."
+"""How its version begins: the paged attention is not promised to stay as it is."""
 
 log = logging.getLogger(__name__)
 
 
-class BuiltModel(Model, Protocol):
-    """A model with its weights."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes that the weights occupy."""
-        ...
-
-
 class Backend(Protocol):
     """Makes a forward pass of a model's weights."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
 
     @property
     def block_size(self) -> int:
@@ -52,13 +47,14 @@ class Backend(Protocol):
         """Whether it computes with matrices in codes; else they are read as floats."""
         ...
 
-    def __str__(self) -> str:
-        """For people: what computes."""
+    @property
+    def arithmetic(self) -> str:
+        """Tells apart what says other logits for the same weights."""
         ...
 
-    def build(
+    def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
-    ) -> BuiltModel:
+    ) -> Decoder:
         """Reads every weight once.
 
         Args:
@@ -67,6 +63,14 @@ class Backend(Protocol):
             group: the ranks that share the model.
             max_model_len: the longest sequence it will see, in tokens.
         """
+        ...
+
+    def footprint(self, decoder: Decoder) -> int:
+        """Bytes that the weights take once they are compiled."""
+        ...
+
+    def compiled(self, decoder: Decoder) -> Model:
+        """What computes. Raises UnsupportedModelError if it cannot be made."""
         ...
 
 
@@ -84,20 +88,26 @@ class TorchBackend:
     dtype: torch.dtype
     block_size: int = BLOCK_SIZE
 
+    name: ClassVar[str] = "torch"
     keeps_codes: ClassVar[bool] = False
+    arithmetic: ClassVar[str] = ""
 
-    def __str__(self) -> str:
-        return "torch"
-
-    def build(
+    def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
-    ) -> BuiltModel:
-        """`Backend.build`."""
+    ) -> Decoder:
+        """`Backend.read`."""
         kernels = ops.select(self.device, self.dtype)
-        model = build_model(config, Weights(read, group), kernels, max_model_len)
+        return build_model(config, Weights(read, group), kernels, max_model_len)
+
+    def footprint(self, decoder: Decoder) -> int:
+        """`Backend.footprint`."""
+        return decoder.weight_bytes
+
+    def compiled(self, decoder: Decoder) -> Model:
+        """`Backend.compiled`: the decoder itself."""
         if ops.compiles_ahead(self.device):
-            _compile(kernels, self.device, self.dtype)
-        return model
+            _compile(ops.select(self.device, self.dtype), self.device, self.dtype)
+        return decoder
 
 
 def _compile(kernels: ops.Ops, device: torch.device, dtype: torch.dtype) -> None:
@@ -114,25 +124,44 @@ class OpenVINOBackend:
 
     Attributes:
         num_threads: that compute a step.
-        block_size: tokens of a block.
     """
 
     num_threads: int
-    block_size: int = OPENVINO_BLOCK_SIZE
 
+    name: ClassVar[str] = "OpenVINO"
+    block_size: ClassVar[int] = OPENVINO_BLOCK_SIZE
     keeps_codes: ClassVar[bool] = True
 
-    def __str__(self) -> str:
-        return "OpenVINO"
+    @property
+    def arithmetic(self) -> str:
+        """`Backend.arithmetic`: version and instructions decide whether products of codes are of
+        whole numbers."""
+        import openvino
 
-    def build(
+        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return f"OpenVINO {openvino.__version__} {sorted(able)}"
+
+    def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
-    ) -> BuiltModel:
-        """`Backend.build`."""
+    ) -> Decoder:
+        """`Backend.read`; angles are computed as they are needed, for any length."""
+        weights = Weights(read, group, pack=Stacked.of)
+        return build_model(config, weights, ops.REFERENCE, max_model_len=1)
+
+    def footprint(self, decoder: Decoder) -> int:
+        """`Backend.footprint`: it keeps what it was given, beside the layout that it computes with,
+        which for codes has more than their bytes (measured: 2.7 times in all for four bits)."""
+        return 3 * decoder.code_bytes + 2 * (decoder.weight_bytes - decoder.code_bytes)
+
+    def compiled(self, decoder: Decoder) -> Model:
+        """`Backend.compiled`."""
         from worker.openvino.decoder import CompiledDecoder
 
-        weights = Weights(read, group, pack=Stacked.of)
-        return CompiledDecoder(build_model(config, weights, ops.REFERENCE, 1), self.num_threads)
+        try:
+            return CompiledDecoder(decoder, self.num_threads)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UnsupportedModelError(f"OpenVINO cannot compile it: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -170,7 +199,7 @@ def choose_backend(
     if wishes.cpu_backend == "torch":
         return torch_backend
     reason = _why_not_openvino(config, device, dtype, world_size, wishes.block_size)
-    if not reason:
+    if reason is None:
         return OpenVINOBackend(wishes.num_threads)
     if wishes.cpu_backend == "openvino":
         raise UnsupportedModelError(f"--cpu-backend is openvino; {reason}")
@@ -185,14 +214,10 @@ def _why_not_openvino(
     dtype: torch.dtype,
     world_size: int,
     block_size: int | None,
-) -> str:
-    """In words that follow a semicolon; empty if it can."""
+) -> str | None:
+    """In words that follow a semicolon; None if it can."""
     if device.type != "cpu":
         return f"the model runs on {device.type}"
-    if importlib.util.find_spec("openvino") is None:
-        return "the package openvino is not installed"
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return f"its attention has not been tried on {platform.machine()}"
     if dtype != torch.float32:
         return f"--dtype is {str(dtype).removeprefix('torch.')}; it computes in float32"
     if world_size > 1:
@@ -201,4 +226,17 @@ def _why_not_openvino(
         return f"--block-size is {block_size}; its attention takes {OPENVINO_BLOCK_SIZE}"
     if config.attention_softcap is not None:
         return "the model caps its attention scores"
-    return ""
+    return why_openvino_is_missing()
+
+
+def why_openvino_is_missing() -> str | None:
+    """What is wrong with this machine, in such words; None if nothing is."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"its attention has not been tried on {platform.machine()}"
+    try:
+        version = metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return "the package openvino is not installed"
+    if not version.startswith(OPENVINO_VERSION):
+        return f"openvino is {version}; its attention is known of {OPENVINO_VERSION}x"
+    return None

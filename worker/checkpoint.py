@@ -136,7 +136,8 @@ class Checkpoint:
         matrix = self.read_codes(name)
         if matrix is not None:
             values = matrix.dequantized()
-            return (values[part] if part else values).to(device=device, dtype=dtype)
+            part_of_it = values[part].clone() if part else values  # and not all of it in memory
+            return part_of_it.to(device=device, dtype=dtype)
         stored_as = name.removeprefix(self.prefix)
         with safe_open(self.entries[name].file, framework="pt") as file:
             tensor: torch.Tensor = (
@@ -230,6 +231,8 @@ def _parse_entries(file: Path, header: Mapping[str, Any]) -> tuple[dict[str, Ten
     for name, fields in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape = fields["dtype"], tuple(fields["shape"])
         start, stop = fields["data_offsets"]
+        if not all(type(size) is int and size >= 0 for size in (*shape, start, stop)):
+            raise ValueError(f"shape and byte range of {name} must be whole numbers, at least 0")
         if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
             raise ValueError(f"the byte range of {name} is wrong")
         entries[name], end = TensorEntry(file, dtype, shape), stop
@@ -247,6 +250,8 @@ def _with_matrices(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
         for name in entries
         if name.endswith(CODES)
     }
+    for name in matrices.keys() & entries.keys():
+        raise CheckpointError(f"tensor {name} is there twice: in floats and in codes")
     parts = {name + end for name, ends in matrices.items() for end in ends}
     whole = {name: _matrix_of(name, ends) for name, ends in matrices.items()}
     return {name: entry for name, entry in entries.items() if name not in parts} | whole

@@ -1,5 +1,6 @@
-"""`python -m worker.convert SOURCE.gguf DEST_DIR`: a GGUF file becomes a Hugging Face directory.
+"""`python -m worker.convert SOURCE.gguf DEST_DIR`: a GGUF file becomes a model directory.
 
+It is laid out as Hugging Face's are, with quantized matrices in codes, which only Quire reads.
 The directory appears whole or not at all: it is written beside its place and renamed. A directory
 that is already there is left alone.
 """
@@ -167,7 +168,7 @@ def main(
         Path, typer.Argument(metavar="DEST_DIR", help="The directory to write; kept if complete.")
     ],
 ) -> None:
-    """Convert a GGUF file of the llama architecture into a Hugging Face directory, once."""
+    """Convert a GGUF file of the llama architecture into a model directory, once."""
     try:
         _convert_with_progress(source, destination)
     except (ConvertError, OSError) as error:

@@ -21,6 +21,11 @@ Floats = npt.NDArray[np.floating[Any]]
 _GROUP = 32
 
 
+def has_codes(kind: Format) -> bool:
+    """Whether `read_blocks` knows this format."""
+    return kind in _READERS
+
+
 def read_blocks(data: Bytes, kind: Format, num_rows: int) -> QuantizedMatrix | None:
     """The matrix in these blocks; None for a format that has no codes of its own here.
 
@@ -30,7 +35,10 @@ def read_blocks(data: Bytes, kind: Format, num_rows: int) -> QuantizedMatrix | N
         num_rows: rows of the matrix.
     """
     reader = _READERS.get(kind)
-    return None if reader is None else reader(data.reshape(num_rows, -1))
+    if reader is None:
+        return None
+    with np.errstate(all="ignore"):  # whatever the bytes are, they are numbers
+        return reader(data.reshape(num_rows, -1))
 
 
 def _halves(blocks: Bytes) -> Floats:

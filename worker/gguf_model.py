@@ -1,4 +1,4 @@
-"""A GGUF file read as a Hugging Face model: its configuration and its tensors.
+"""A GGUF file read as a model directory: its configuration and tensors, as Hugging Face names them.
 
 GGUF keeps llama models with their own key and tensor names, and with the rows of the query and key
 projections permuted (rotary pairs beside each other instead of in halves); both are undone here.
@@ -18,8 +18,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from worker.checkpoint import CODES, OFFSET, SCALE
-from worker.gguf_blocks import read_blocks
+from worker.gguf_blocks import has_codes, read_blocks
 from worker.gguf_header import HeaderError, check_header
+from worker.models.config import IN_CODES
 
 _PLAIN_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -179,6 +180,8 @@ class GGUFModel:
             "dtype": "float32",
         }
         self._check_shapes(config)
+        if any(has_codes(tensor.tensor_type) for tensor in self._reader.tensors):
+            config["quantization_config"] = IN_CODES
         return config
 
     @property

@@ -17,7 +17,7 @@ import torch
 
 from kernels import ops
 from kernels.quantized import Matrix, Stacked
-from worker.backends import WITH_TORCH, Backend, TorchBackend, Wishes, choose_backend
+from worker.backends import WITH_TORCH, Backend, Wishes, choose_backend
 from worker.checkpoint import Checkpoint, CheckpointError
 from worker.executor import Model
 from worker.lane import Lane
@@ -175,21 +175,27 @@ class OpenedModel(Opened):
     @property
     def arithmetic(self) -> str:
         """See `Opened.arithmetic`."""
-        return "" if isinstance(self.backend, TorchBackend) else str(self.backend)
+        return self.backend.arithmetic
 
     @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
         weights = Weights(self.shape, self.group, pack=Stacked.of)
-        return build_model(self.config, weights, ops.REFERENCE, max_model_len=1).weight_bytes
+        read = build_model(self.config, weights, ops.REFERENCE, max_model_len=1)
+        return self.backend.footprint(read)
 
     def load(self) -> LoadedModel:
         """Reads the weights; returns when every rank has.
 
-        Raises LostRankError.
+        Raises:
+            LoadError: they cannot be read, or not compiled.
+            LostRankError: another rank has gone.
         """
-        with self.reading() as read:
-            model = self.backend.build(self.config, read, self.group, self.max_model_len)
+        with opening(self.path):
+            with self.reading() as read:
+                decoder = self.backend.read(self.config, read, self.group, self.max_model_len)
+            weight_bytes = self.backend.footprint(decoder)
+            model = self.backend.compiled(decoder)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
         return LoadedModel(
             config=self.config,
@@ -199,7 +205,7 @@ class OpenedModel(Opened):
             dtype=self.dtype,
             max_model_len=self.max_model_len,
             revision=self.revision(),
-            weight_bytes=model.weight_bytes,
+            weight_bytes=weight_bytes,
             pooling=self.pooling,
         )
 
@@ -243,7 +249,7 @@ def open_model(
         number_format = weight_dtype(config.dtype, dtype, device)
         backend = choose_backend(wishes, config, device, number_format, group.world_size)
         if said := describe(weights, shapes, backend.keeps_codes):
-            log.info("%s", said)
+            log.info("%s computes %s", backend.name, said)
     return OpenedModel(
         path=path,
         config=config,

@@ -81,7 +81,9 @@ class AtLoad:
         matrix = self.read_codes(name)
         if matrix is None:
             return self.source.read(name, part, dtype, device)
-        return matrix.dequantized()[part].to(device=device, dtype=dtype)
+        values = matrix.dequantized()
+        part_of_it = values[part].clone() if part else values  # and not all of it in memory
+        return part_of_it.to(device=device, dtype=dtype)
 
     def read_codes(self, name: str) -> QuantizedMatrix | None:
         """`WeightSource.read_codes`."""
@@ -122,21 +124,28 @@ def quantized_as(
             f"--quantization is {asked}; this checkpoint is quantized already ({kinds}): auto "
             "keeps that, none computes in floats"
         )
-    return AtLoad(source, shapes, int(asked.removeprefix("int")))
+    coded = AtLoad(source, shapes, int(asked.removeprefix("int")))
+    if not _kinds(coded, shapes):
+        raise UnsupportedModelError(
+            f"--quantization is {asked}; no matrix of this model has columns in groups of "
+            f"{GROUP_SIZE}"
+        )
+    return coded
 
 
 def _kinds(source: WeightSource, shapes: Iterable[str]) -> str:
-    """For people: which codes there are; empty if none."""
+    """For people: which codes there are; "" if there are none."""
     matrices = [matrix for name in shapes if (matrix := source.outline(name)) is not None]
     found = Counter(f"{matrix.bits} bits in groups of {matrix.group_size}" for matrix in matrices)
     return ", ".join(f"{count} matrices of {kind}" for kind, count in found.most_common())
 
 
-def describe(source: WeightSource, shapes: Iterable[str], keeps_codes: bool) -> str:
-    """For people: what matrices are computed with; empty for floats from a checkpoint of floats."""
+def describe(source: WeightSource, shapes: Iterable[str], keeps_codes: bool) -> str | None:
+    """For people: what is computed with, after the name of what computes; None for floats from a
+    checkpoint of floats."""
     kinds = _kinds(source, shapes)
     if not kinds:
-        return ""
+        return None
     if keeps_codes:
-        return f"computed as it is: {kinds}; --quantization none computes in floats"
-    return f"computed in floats: {kinds}; --cpu-backend openvino computes with the codes"
+        return f"with codes ({kinds}); --quantization none computes in floats"
+    return f"in floats what is kept in codes ({kinds})"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from worker.backends import BLOCK_SIZE, Wishes
+from protos.blocks import BLOCK_SIZE
+from worker.backends import Wishes
 from worker.encoder_loader import LoadedEncoder, holds_encoder, open_encoder
 from worker.encoder_runner import start_encoder
 from worker.executor import Runner
@@ -93,6 +94,8 @@ def _start_encoder(options: Options, device: torch.device, group: Group) -> Star
         raise StartError(
             f"--quantization is {options.quantization}; an encoder is computed in floats"
         )
+    if options.cpu_backend == "openvino":
+        raise StartError("--cpu-backend is openvino; torch computes encoders")
     if group.world_size > 1:
         raise StartError(
             f"--tensor-parallel-size is {group.world_size}; an encoder runs on one rank"
@@ -163,7 +166,7 @@ def _pooling(options: Options) -> Pooling | None:
 
 
 def _backend(loaded: LoadedModel | LoadedEncoder) -> str:
-    return str(loaded.backend) if isinstance(loaded, LoadedModel) else "torch"
+    return loaded.backend.name if isinstance(loaded, LoadedModel) else "torch"
 
 
 def hello(options: Options, started: Started, device: torch.device, group: Group) -> Hello:

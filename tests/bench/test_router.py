@@ -28,4 +28,6 @@ def test_every_token_of_every_stream_is_counted(tmp_path: Path) -> None:
     assert 0.8 < figures["router at a pace"]["tokens_per_event"] < 1.3
     shares = figures["share of the router's time"]
     assert "router.generation" in shares
-    assert sum(shares.values()) == pytest.approx(1)
+    *told, rest = shares.values()
+    assert sum(told) + rest == pytest.approx(1)
+    assert 0 <= rest < 0.5, "what serves is in many small pieces, or not among what is told"

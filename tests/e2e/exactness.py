@@ -113,6 +113,7 @@ def serve(model_dir: Path, setting: Setting) -> LLM:
         max_num_batched_tokens=setting.token_budget,
         block_size=setting.block_size,
         cpu_backend=setting.cpu_backend,
+        quantization="none",
         max_num_seqs=setting.concurrency,
         replicas=setting.replicas,
         num_blocks=num_blocks,

@@ -1,5 +1,6 @@
 """Codes, scales and offsets that do not fit together are refused before a weight is read."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def test_what_fits_is_one_matrix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
+        (
+            {"a.codes": CODES, "a.scale": SCALE, "a": SCALE},
+            "tensor a is there twice: in floats and in codes",
+        ),
         ({"a.codes": CODES}, "tensor a.codes has no a.scale"),
         ({"a.codes": SCALE, "a.scale": SCALE}, "tensor a.codes is not a matrix of codes"),
         ({"a.codes": CODES[0], "a.scale": SCALE}, "tensor a.codes is not a matrix of codes"),
@@ -63,3 +68,17 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(CheckpointError, match=f"^{message}$"):
         write(tmp_path, tensors)
+
+
+@pytest.mark.parametrize("shape", [[4, 2.0], [4, -2], [4, True], [-4, -2]])
+def test_sizes_are_whole_numbers(tmp_path: Path, shape: list[object]) -> None:
+    write(tmp_path, {"a.codes": CODES, "a.scale": SCALE})
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["a.scale"]["shape"] = shape
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    with pytest.raises(CheckpointError, match=r"has a damaged header: .*a\.scale"):
+        Checkpoint.open(tmp_path)

@@ -169,6 +169,7 @@ def test_weights_survive_the_round_trip(tmp_path: Path, output_head: bool) -> No
         np.testing.assert_array_equal(read, values, err_msg=name)
     config = json.loads((tmp_path / "converted/config.json").read_text())
     assert config["tie_word_embeddings"] is not output_head
+    assert config["quantization_config"] == {"quant_method": "quire"}
 
 
 def test_unpermute_undoes_permute() -> None:
@@ -177,7 +178,7 @@ def test_unpermute_undoes_permute() -> None:
     np.testing.assert_array_equal(unpermute(permute(rows, 2), 2), rows)
 
 
-def test_the_directory_loads_here_and_in_transformers(tmp_path: Path) -> None:
+def test_the_directory_loads_here_and_its_floats_in_transformers(tmp_path: Path) -> None:
     directory = converted(TinyGGUF(), tmp_path)
     assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
     loaded = load_model(directory, dtype="auto", device=torch.device("cpu"))

@@ -41,6 +41,14 @@ def test_every_code_is_read(name: str) -> None:
     assert torch.equal(matrix.rows(index).dequantized(), expected[index])
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_whatever_the_bytes_are(name: str) -> None:
+    data = np.full_like(blocks(name), 0x7C)  # scales are infinite, or not numbers
+    matrix = read_blocks(data, Format[name], ROWS)
+    assert matrix is not None
+    assert not matrix.dequantized().isfinite().all()
+
+
 def test_other_formats_have_no_codes() -> None:
     assert read_blocks(np.zeros((2, 4), np.uint8), Format.F16, 2) is None
 

@@ -8,11 +8,14 @@ import torch
 
 from kernels.quantized import dense, quantize
 from tests.worker.coded import KINDS, code
-from worker.backends import WITH_TORCH, Wishes
+from worker.backends import WITH_TORCH, Wishes, why_openvino_is_missing
 from worker.loader import LoadedModel, LoadError, load_model, open_model
 from worker.models.decoder import Decoder
 
 CPU = torch.device("cpu")
+needs_openvino = pytest.mark.skipif(
+    why_openvino_is_missing() is not None, reason="OpenVINO does not compute here"
+)
 
 
 def loaded_with(directory: Path, quantization: str, cpu_backend: str = "torch") -> LoadedModel:
@@ -36,6 +39,7 @@ def test_floats_get_the_nearest_codes_as_they_are_read(tiny_directory: Path, bit
     assert torch.equal(model.norm.weight, stored["model.norm.weight"])
 
 
+@needs_openvino
 def test_what_they_take_is_known_before_they_are_made(tiny_directory: Path) -> None:
     sizes = []
     for quantization in ("none", "int8", "int4"):
@@ -43,7 +47,8 @@ def test_what_they_take_is_known_before_they_are_made(tiny_directory: Path) -> N
         opened = open_model(tiny_directory, dtype="float32", device=CPU, wishes=wishes)
         sizes.append(opened.weight_bytes)
         assert sizes[-1] == opened.load().weight_bytes
-    assert sizes == sorted(sizes, reverse=True)
+    floats, eight, four = sizes
+    assert floats > 2 * eight > 3 * four
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
@@ -56,6 +61,7 @@ def test_codes_are_not_coded_again(coded: Path, quantization: str) -> None:
     )
 
 
+@needs_openvino
 def test_workers_that_say_other_logits_have_other_revisions(
     tiny_directory: Path, coded: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """A worker that starts with what was asked for, or says in a line why it cannot."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,20 @@ def test_an_encoder_computes_prompts_whole(tmp_path: Path) -> None:
     """No sequence waits for the end of its step, and a prompt longer than that has no place."""
     started = start(options(write_encoder(tmp_path)), CPU, Group(SOLE))
     assert started.sizes.max_num_batched_tokens == 2048
+
+
+def test_what_encoders_do_not_have(tmp_path: Path) -> None:
+    asked = options(write_encoder(tmp_path))
+    with pytest.raises(StartError, match=r"^--quantization is int8; an encoder is computed in"):
+        start(replace(asked, quantization="int8"), CPU, Group(SOLE))
+    with pytest.raises(StartError, match=r"^--cpu-backend is openvino; torch computes encoders$"):
+        start(replace(asked, cpu_backend="openvino"), CPU, Group(SOLE))
+
+
+def test_codes_at_load_are_for_cpus(tiny_directory: Path) -> None:
+    asked = replace(options(tiny_directory), quantization="int4")
+    with pytest.raises(StartError, match=r"^--quantization is int4; it is for CPUs$"):
+        start(asked, torch.device("cuda"), Group(SOLE))
 
 
 async def only_error(*arguments: object) -> str:

@@ -15,6 +15,8 @@ from worker.models.rope import Rope
 from worker.models.shard import Shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+IN_CODES = {"quant_method": "quire"}
+"""Said of a directory with matrices in codes (`worker.checkpoint`), which are nobody else's."""
 Activation = Literal["silu", "gelu_tanh"]
 
 
@@ -120,7 +122,10 @@ def parse_common(
     Raises:
         UnsupportedModelError: a field is missing, malformed or asks for what is not supported.
     """
-    fields.refuse("quantization_config", "only unquantized weights are supported")
+    if fields.raw.get("quantization_config") != IN_CODES:
+        fields.refuse(
+            "quantization_config", "only GGUF's codes and unquantized weights are supported"
+        )
     hidden_size = fields.positive_int("hidden_size")
     num_heads = fields.positive_int("num_attention_heads")
     head_dim = fields.positive_int("head_dim", head_dim or hidden_size // num_heads, most=8192)

@@ -1,5 +1,7 @@
 """The forward pass that all families share: embedding, layers over the paged cache, norm, head."""
 
+from collections.abc import Iterable
+
 import torch
 
 from kernels.batch import AttentionBatch, RopeTable, StepTensors
@@ -60,9 +62,18 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights occupy."""
+        return sum(tensor.numel() * tensor.itemsize for tensor in self._tensors())
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of them that codes occupy."""
+        codes = (tensor for tensor in self._tensors() if not tensor.is_floating_point())
+        return sum(tensor.numel() * tensor.itemsize for tensor in codes)
+
+    def _tensors(self) -> Iterable[torch.Tensor]:
+        """Each that it holds, once."""
         holders = (self.embedding, self.layers, self.norm, self.head)
-        unique = {id(tensor): tensor for tensor in held_tensors(holders)}
-        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in unique.values())
+        return {id(tensor): tensor for tensor in held_tensors(holders)}.values()
 
     @torch.inference_mode()
     def forward(

@@ -38,7 +38,8 @@ class Projection:
     """One linear map; the weight is in the device's own layout (`kernels.linear`).
 
     Attributes:
-        weight: [out_features, in_features], perhaps opaque, or as it was read.
+        weight: [out_features, in_features], perhaps opaque; or the matrices as they were read,
+            which are for graphs and do not run.
         bias: [out_features] or None.
     """
 
@@ -46,6 +47,7 @@ class Projection:
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        assert isinstance(self.weight, torch.Tensor), "it is for a graph"
         return linear(x, self.weight, self.bias)
 
     @classmethod

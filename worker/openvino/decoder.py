@@ -15,18 +15,16 @@ Int32Column = npt.NDArray[np.int32]
 
 
 class CompiledDecoder:
-    """`worker.executor.Model`; what it returns is overwritten by its next call.
-
-    Attributes:
-        weight_bytes: bytes that the weights occupy.
-    """
+    """`worker.executor.Model`; what it returns is overwritten by its next call."""
 
     def __init__(self, decoder: Decoder, num_threads: int) -> None:
         """Compiles.
 
         Args:
-            decoder: the model; its weights are plain, in float32.
+            decoder: the model, its weights as they were read: in float32 or in codes.
             num_threads: that compute a step.
+
+        Raises RuntimeError if OpenVINO cannot.
         """
         properties = {
             "INFERENCE_NUM_THREADS": num_threads,
@@ -37,7 +35,6 @@ class CompiledDecoder:
             "KV_CACHE_PRECISION": "f32",
         }
         core = ov.Core()
-        self.weight_bytes = decoder.weight_bytes
         self._embedding: Embedding = decoder.embedding
         self._layers = core.compile_model(layers_graph(decoder), "CPU", properties)
         self._head = core.compile_model(head_graph(decoder), "CPU", properties)

@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from protos.blocks import OPENVINO_BLOCK_SIZE
 from tests.worker.builders import write_tiny_llama
 from tests.worker.coded import KINDS, Kind, code
 from tests.worker.models.steps import Steps
 from tests.worker.models.variants import CPU, NUM_TOKENS, Case
-from worker.backends import OPENVINO_BLOCK_SIZE, WITH_TORCH, Wishes
+from worker.backends import WITH_TORCH, Wishes, why_openvino_is_missing
 from worker.checkpoint import Checkpoint
 from worker.loader import load_model, open_model
+
+pytestmark = pytest.mark.skipif(
+    why_openvino_is_missing() is not None, reason="OpenVINO does not compute here"
+)
 
 WITH_OPENVINO = Wishes("openvino", num_threads=1)
 TIE = 1e-3

@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from kernels.batch import AttentionBatch
+from protos.blocks import OPENVINO_BLOCK_SIZE
 from tests.worker.models.steps import Steps
 from tests.worker.models.test_families import assert_logits
 from tests.worker.models.variants import CPU, NUM_TOKENS, Case
-from worker.backends import OPENVINO_BLOCK_SIZE, Wishes
+from worker.backends import Wishes, why_openvino_is_missing
 from worker.kv_cache import KVCache
 from worker.loader import LoadError, load_model
+
+pytestmark = pytest.mark.skipif(
+    why_openvino_is_missing() is not None, reason="OpenVINO does not compute here"
+)
 
 WITH_OPENVINO = Wishes("openvino", num_threads=1)
 

@@ -162,7 +162,7 @@ def test_frequencies_equal_transformers(scaling: dict[str, Any] | None, theta: f
         ({"head_dim": 7}, "head_dim is 7; it must be even"),
         ({"rms_norm_eps": -1e-5}, "rms_norm_eps is -1e-05; it must be a positive number"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"quantization_config": {}}, "only unquantized weights"),
+        ({"quantization_config": {}}, "only GGUF's codes and unquantized weights"),
         ({"torch_dtype": "float8"}, "dtype is 'float8'"),
         ({"torch_dtype": ["float16"]}, r"dtype is \['float16'\]; known: float32"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be an object"),
