@@ -191,8 +191,8 @@ DTYPE = Flag(
 )
 QUANTIZATION = Flag(
     "quantization",
-    "What matrices are computed with: auto, as the checkpoint has them; none, in floats; int8 or "
-    "int4, in codes of groups of 32, on CPUs.",
+    "What matrices are kept in: auto, what the checkpoint has; none, floats; int8 or int4, codes "
+    "in groups of 32, on CPUs.",
     "auto|none|int8|int4",
     one_of("auto", "none", "int8", "int4"),
     "auto",

@@ -54,6 +54,7 @@ def check_model(options: StackOptions, path: Path) -> None:
         raise ConfigurationError(
             f"{MAX_MODEL_LEN.option} is {asked}; the model in {path} has 1 to {limit}"
         )
+    _check_blocks(options)
     length = asked or limit
     num_blocks = _given(NUM_BLOCKS, options.num_blocks)
     if length is None or num_blocks is None:
@@ -68,6 +69,16 @@ def check_model(options: StackOptions, path: Path) -> None:
             f"{NUM_BLOCKS.option} is {num_blocks}, of {block_size} tokens each; one sequence of "
             f"max_model_len {length} needs {-(-length // block_size)}; "
             f"it is enough for {MAX_MODEL_LEN.option} {num_blocks * block_size}"
+        )
+
+
+def _check_blocks(options: StackOptions) -> None:
+    """Raises ConfigurationError for blocks that what shall compute does not take."""
+    asked, only = options.block_size, blocks.OPENVINO_BLOCK_SIZE
+    if options.cpu_backend == "openvino" and asked not in (None, only):
+        raise ConfigurationError(
+            f"{BLOCK_SIZE.option} is {asked}; with {CPU_BACKEND.option} openvino it is {only}: "
+            "leave it out"
         )
 
 

@@ -126,7 +126,8 @@ def _timeout_s(said: str | None) -> float | None:
     if not _NUMBER.fullmatch(said):
         raise invalid(
             TIMEOUT,
-            f"{TIMEOUT} is {quote(said)}; it must be a number of seconds, at most {MAX_TIMEOUT_S}",
+            f"{TIMEOUT} is {quote(said)}; it must be a number of seconds, in digits, "
+            f"above 0 and at most {MAX_TIMEOUT_S}",
         )
     timeout_s = float(said)
     check_range(TIMEOUT, timeout_s, high=MAX_TIMEOUT_S, above=0)

@@ -47,11 +47,6 @@ class Backend(Protocol):
         """Whether it computes with matrices in codes; else they are read as floats."""
         ...
 
-    @property
-    def arithmetic(self) -> str:
-        """Tells apart what says other logits for the same weights."""
-        ...
-
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
     ) -> Decoder:
@@ -90,7 +85,6 @@ class TorchBackend:
 
     name: ClassVar[str] = "torch"
     keeps_codes: ClassVar[bool] = False
-    arithmetic: ClassVar[str] = ""
 
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
@@ -131,15 +125,6 @@ class OpenVINOBackend:
     name: ClassVar[str] = "OpenVINO"
     block_size: ClassVar[int] = OPENVINO_BLOCK_SIZE
     keeps_codes: ClassVar[bool] = True
-
-    @property
-    def arithmetic(self) -> str:
-        """`Backend.arithmetic`: version and instructions decide whether products of codes are of
-        whole numbers."""
-        import openvino
-
-        able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return f"OpenVINO {openvino.__version__} {sorted(able)}"
 
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int

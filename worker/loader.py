@@ -119,11 +119,6 @@ class Opened:
         """Whether matrices are computed with as they are kept; else they are read as floats."""
         return False
 
-    @property
-    def arithmetic(self) -> str:
-        """What else tells the logits of two workers apart."""
-        return ""
-
     def shape(self, name: str, shape: tuple[int, ...], part: Part) -> Matrix:
         """In place of a tensor one that has its size, and no memory."""
         codes = self.weights.outline(name) if self.keeps_codes else None
@@ -144,9 +139,9 @@ class Opened:
             yield read
 
     def revision(self) -> str:
-        """Changes whenever configuration, weights or how they are computed with do."""
+        """Changes whenever configuration or weights do."""
         digest = hashlib.blake2b((self.path / "config.json").read_bytes(), digest_size=16)
-        digest.update(f"{self.dtype}{self.arithmetic}".encode())
+        digest.update(str(self.dtype).encode())
         self.weights.update_digest(digest)
         return digest.hexdigest()
 
@@ -171,11 +166,6 @@ class OpenedModel(Opened):
     def keeps_codes(self) -> bool:
         """See `Opened.keeps_codes`."""
         return self.backend.keeps_codes
-
-    @property
-    def arithmetic(self) -> str:
-        """See `Opened.arithmetic`."""
-        return self.backend.arithmetic
 
     @property
     def weight_bytes(self) -> int:

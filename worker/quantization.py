@@ -59,7 +59,6 @@ class InFloats:
     def update_digest(self, digest: "hashlib.blake2b") -> None:
         """`WeightSource.update_digest`."""
         self.source.update_digest(digest)
-        digest.update(b"floats")
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ def quantized_as(
         return InFloats(source)
     if kinds := _kinds(source, shapes):
         raise UnsupportedModelError(
-            f"--quantization is {asked}; this checkpoint is quantized already ({kinds}): auto "
-            "keeps that, none computes in floats"
+            f"--quantization is {asked}; the matrices of this checkpoint are in codes already "
+            f"({kinds}): auto, the default, keeps them, none makes floats of them"
         )
     coded = AtLoad(source, shapes, int(asked.removeprefix("int")))
     if not _kinds(coded, shapes):
@@ -137,7 +136,7 @@ def _kinds(source: WeightSource, shapes: Iterable[str]) -> str:
     """For people: which codes there are; "" if there are none."""
     matrices = [matrix for name in shapes if (matrix := source.outline(name)) is not None]
     found = Counter(f"{matrix.bits} bits in groups of {matrix.group_size}" for matrix in matrices)
-    return ", ".join(f"{count} matrices of {kind}" for kind, count in found.most_common())
+    return ", ".join(f"{kind}: {count}" for kind, count in found.most_common())
 
 
 def describe(source: WeightSource, shapes: Iterable[str], keeps_codes: bool) -> str | None:
@@ -147,5 +146,5 @@ def describe(source: WeightSource, shapes: Iterable[str], keeps_codes: bool) -> 
     if not kinds:
         return None
     if keeps_codes:
-        return f"with codes ({kinds}); --quantization none computes in floats"
-    return f"in floats what is kept in codes ({kinds})"
+        return f"with matrices in codes ({kinds}); --quantization none makes floats of them"
+    return f"in floats with matrices that are kept in codes ({kinds})"

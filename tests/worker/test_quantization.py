@@ -8,7 +8,7 @@ import torch
 
 from kernels.quantized import dense, quantize
 from tests.worker.coded import KINDS, code
-from worker.backends import WITH_TORCH, Wishes, why_openvino_is_missing
+from worker.backends import Wishes, why_openvino_is_missing
 from worker.loader import LoadedModel, LoadError, load_model, open_model
 from worker.models.decoder import Decoder
 
@@ -56,25 +56,20 @@ def test_codes_are_not_coded_again(coded: Path, quantization: str) -> None:
     with pytest.raises(LoadError) as caught:
         loaded_with(coded, quantization)
     assert str(caught.value) == (
-        f"model {coded}: --quantization is {quantization}; this checkpoint is quantized already "
-        "(15 matrices of 4 bits in groups of 32): auto keeps that, none computes in floats"
+        f"model {coded}: --quantization is {quantization}; the matrices of this checkpoint are in "
+        "codes already (4 bits in groups of 32: 15): auto, the default, keeps them, none makes "
+        "floats of them"
     )
 
 
 @needs_openvino
-def test_workers_that_say_other_logits_have_other_revisions(
-    tiny_directory: Path, coded: Path
-) -> None:
-    ways = [
-        (directory, quantization, backend)
-        for directory, quantizations in (
-            (tiny_directory, ("auto", "int8", "int4")),
-            (coded, ("auto", "none")),
-        )
-        for quantization in quantizations
-        for backend in ("torch", "openvino")
-    ]
-    revisions = {way: loaded_with(*way).revision for way in ways}
-    assert len(set(revisions.values())) == len(ways)
-    again = load_model(tiny_directory, dtype="float32", device=CPU, wishes=WITH_TORCH).revision
-    assert revisions[tiny_directory, "auto", "torch"] == again
+def test_the_revision_tells_apart_what_says_other_logits(tiny_directory: Path, coded: Path) -> None:
+    """Whatever computes; codes that a checkpoint has stand for the same floats."""
+    revisions = []
+    for directory, asked in ((tiny_directory, ("auto", "int8", "int4")), (coded, ("auto",))):
+        for quantization in asked:
+            with_torch = loaded_with(directory, quantization).revision
+            assert loaded_with(directory, quantization, "openvino").revision == with_torch
+            revisions.append(with_torch)
+    assert len(set(revisions)) == 4
+    assert loaded_with(coded, "none").revision == revisions[-1]

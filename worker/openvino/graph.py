@@ -217,8 +217,8 @@ def _linear(x: Node | Output, projection: Projection) -> Node:
 
 
 def _product(x: Node | Output, matrix: Matrix) -> Node:
-    """x · Wᵀ. Of codes with offsets these are multiplied apart, by the sums of groups of x: only
-    codes with a whole number for a zero are multiplied as whole numbers."""
+    """x · Wᵀ. Offsets are multiplied apart, by the sums of groups of x: as zeros of the codes they
+    would have to be divided by the scales, and these may be nothing."""
     if isinstance(matrix, torch.Tensor):
         return op.matmul(x, _constant(matrix.numpy()), False, True)
     product = op.matmul(x, _centred(matrix), False, True)

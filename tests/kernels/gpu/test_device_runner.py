@@ -59,7 +59,7 @@ def test_the_device_says_what_the_host_says(
     expected = generate(make_host_runner(expected_model), sequences, chunk=25)
     gpu_ops = ops.select(torch.device("cuda"), torch.float32)
     monkeypatch.setattr(ops, "select", lambda device, dtype: gpu_ops)
-    monkeypatch.setattr("worker.loader.warm_up", lambda ops, device, dtype: None)
+    monkeypatch.setattr("worker.backends.warm_up", lambda ops, device, dtype: None)
     loaded = load_model(directory, dtype="float32", device=device)
     runner = make_device_runner(
         loaded, buckets=buckets, step_ops=triton_step_ops(device), device=device

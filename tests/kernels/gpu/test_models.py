@@ -101,7 +101,7 @@ def running(
         expected = model(token_ids[None]).logits[0].clone()
     gpu_ops = ops.select(torch.device("cuda"), torch.float32)
     monkeypatch.setattr(ops, "select", lambda device, dtype: gpu_ops)
-    monkeypatch.setattr("worker.loader.warm_up", lambda ops, device, dtype: None)
+    monkeypatch.setattr("worker.backends.warm_up", lambda ops, device, dtype: None)
     loaded = load_model(tmp_path, dtype="float32", device=device)
     return Running(loaded, token_ids, expected, device)
 
