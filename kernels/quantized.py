@@ -71,6 +71,11 @@ class QuantizedMatrix:
         offset = None if self.offset is None else self.offset[index]
         return replace(self, codes=self.codes[index], scale=self.scale[index], offset=offset)
 
+    def part(self, part: tuple[slice, ...]) -> torch.Tensor:
+        """What `dequantized` has in one slice per axis, or all of it, and no more in memory."""
+        values = self.dequantized()
+        return values[part].clone() if part else values
+
     def dequantized(self) -> torch.Tensor:
         """[rows, columns] float32."""
         rows, columns = self.shape

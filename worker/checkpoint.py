@@ -135,9 +135,7 @@ class Checkpoint:
         """
         matrix = self.read_codes(name)
         if matrix is not None:
-            values = matrix.dequantized()
-            part_of_it = values[part].clone() if part else values  # and not all of it in memory
-            return part_of_it.to(device=device, dtype=dtype)
+            return matrix.part(part).to(device=device, dtype=dtype)
         stored_as = name.removeprefix(self.prefix)
         with safe_open(self.entries[name].file, framework="pt") as file:
             tensor: torch.Tensor = (

@@ -80,9 +80,7 @@ class AtLoad:
         matrix = self.read_codes(name)
         if matrix is None:
             return self.source.read(name, part, dtype, device)
-        values = matrix.dequantized()
-        part_of_it = values[part].clone() if part else values  # and not all of it in memory
-        return part_of_it.to(device=device, dtype=dtype)
+        return matrix.part(part).to(device=device, dtype=dtype)
 
     def read_codes(self, name: str) -> QuantizedMatrix | None:
         """`WeightSource.read_codes`."""

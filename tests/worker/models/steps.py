@@ -44,6 +44,30 @@ class Steps:
         )
         return self.case.loaded.model.forward(batch, self.kv).cpu()
 
+    def beside_a_masked_row(self, at: int) -> AttentionBatch:
+        """Sequence 0 decodes its token of this position, after a row that is masked."""
+        return AttentionBatch(
+            token_ids=torch.stack((torch.tensor(7), self.case.token_ids[at])),
+            positions=torch.tensor([0, at]),
+            cu_seqlens=torch.tensor([0, 1, 2], dtype=torch.int32),
+            seq_lens=torch.tensor([1, at + 1], dtype=torch.int32),
+            block_table=torch.tensor([[0] * self.blocks_each, self.table(0)], dtype=torch.int32),
+            num_decodes=2,
+            sample_index=torch.tensor([1]),
+        )
+
+    def chunk(self, start: int, end: int, *sampled: int) -> AttentionBatch:
+        """These tokens of sequence 0, of which some are sampled, counted from the first."""
+        return AttentionBatch(
+            token_ids=self.case.token_ids[start:end],
+            positions=torch.arange(start, end),
+            cu_seqlens=torch.tensor([0, end - start], dtype=torch.int32),
+            seq_lens=torch.tensor([end], dtype=torch.int32),
+            block_table=torch.tensor([self.table(0)], dtype=torch.int32),
+            num_decodes=0,
+            sample_index=torch.tensor(sampled),
+        )
+
     def _there(self, values: torch.Tensor) -> torch.Tensor:
         return values.int().to(self.case.device)
 

@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kernels.batch import AttentionBatch
 from protos.blocks import OPENVINO_BLOCK_SIZE
 from tests.worker.models.steps import Steps
 from tests.worker.models.test_families import assert_logits
@@ -66,15 +65,7 @@ def test_a_chunk_reads_blocks_that_the_same_step_fills(compiled: Case) -> None:
 def test_a_masked_row_leaves_the_others_alone(compiled: Case) -> None:
     steps = steps_of(compiled)
     steps((0, 0, 8))
-    batch = AttentionBatch(
-        token_ids=torch.stack((torch.tensor(7), compiled.token_ids[8])),
-        positions=torch.tensor([0, 8]),
-        cu_seqlens=torch.tensor([0, 1, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([1, 9], dtype=torch.int32),
-        block_table=torch.tensor([[0] * steps.blocks_each, steps.table(0)], dtype=torch.int32),
-        num_decodes=2,
-        sample_index=torch.tensor([1]),
-    )
+    batch = steps.beside_a_masked_row(8)
     model = compiled.loaded.model
     assert_logits(model.forward(batch, steps.kv), compiled.expected[8:9])
     nobody = replace(batch, sample_index=torch.empty(0, dtype=torch.int64))
@@ -83,15 +74,7 @@ def test_a_masked_row_leaves_the_others_alone(compiled: Case) -> None:
 
 def test_hidden_rows_and_their_logits(compiled: Case) -> None:
     steps, model = steps_of(compiled), compiled.loaded.model
-    batch = AttentionBatch(
-        token_ids=compiled.token_ids[:9],
-        positions=torch.arange(9),
-        cu_seqlens=torch.tensor([0, 9], dtype=torch.int32),
-        seq_lens=torch.tensor([9], dtype=torch.int32),
-        block_table=torch.tensor([steps.table(0)], dtype=torch.int32),
-        num_decodes=0,
-        sample_index=torch.tensor([8]),
-    )
+    batch = steps.chunk(0, 9, 8)
     hidden = model.hidden(batch, steps.kv)
     assert_logits(model.logits(hidden[[5, 0]]), compiled.expected[[5, 0]])
     other = KVCache(compiled.loaded.config, 4, OPENVINO_BLOCK_SIZE, torch.float32, CPU)

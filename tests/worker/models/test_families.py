@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kernels import ops
-from kernels.batch import AttentionBatch
 from tests.worker.models.steps import Steps
 from tests.worker.models.variants import CPU, NUM_TOKENS, VARIANTS, Case
 from worker.loader import load_model
@@ -74,30 +73,14 @@ def test_compiled_ops_and_plain_torch_agree(case: Case, monkeypatch: pytest.Monk
 def test_a_masked_row_leaves_the_others_alone(case: Case) -> None:
     steps = Steps(case)
     steps((0, 0, 8))
-    batch = AttentionBatch(
-        token_ids=torch.stack((torch.tensor(7), case.token_ids[8])),
-        positions=torch.tensor([0, 8]),
-        cu_seqlens=torch.tensor([0, 1, 2], dtype=torch.int32),
-        seq_lens=torch.tensor([1, 9], dtype=torch.int32),
-        block_table=torch.tensor([[0] * steps.blocks_each, steps.table(0)], dtype=torch.int32),
-        num_decodes=2,
-        sample_index=torch.tensor([1]),
-    )
+    batch = steps.beside_a_masked_row(8)
     assert_logits(case.loaded.model.forward(batch, steps.kv), case.expected[8:9])
 
 
 def test_only_the_wanted_rows_get_logits(case: Case) -> None:
     steps = Steps(case)
     steps((0, 0, 3))
-    batch = AttentionBatch(
-        token_ids=case.token_ids[3:9],
-        positions=torch.arange(3, 9),
-        cu_seqlens=torch.tensor([0, 6], dtype=torch.int32),
-        seq_lens=torch.tensor([9], dtype=torch.int32),
-        block_table=torch.tensor([steps.table(0)], dtype=torch.int32),
-        num_decodes=0,
-        sample_index=torch.tensor([5, 0]),
-    )
+    batch = steps.chunk(3, 9, 5, 0)
     assert_logits(case.loaded.model.forward(batch, steps.kv), case.expected[[8, 3]])
     nobody = replace(batch, sample_index=torch.empty(0, dtype=torch.int64))
     assert case.loaded.model.forward(nobody, steps.kv).shape == (0, 101)
