@@ -49,16 +49,6 @@ class QuantizedMatrix:
         """Columns that share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
-    @property
-    def num_bytes(self) -> int:
-        """That it takes."""
-        return sum(tensor.numel() * tensor.itemsize for tensor in self.tensors())
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What it consists of."""
-        parts = (self.codes, self.scale)
-        return parts if self.offset is None else (*parts, self.offset)
-
     def is_like(self, other: "QuantizedMatrix") -> bool:
         """Whether both have the same kind of codes, so that one can stand above the other."""
         mine, its = (
@@ -116,10 +106,6 @@ class Stacked:
             else:
                 parts[-1] = joined
         return cls(tuple(parts))
-
-    def dense(self) -> torch.Tensor:
-        """[rows, columns] of floats."""
-        return torch.cat([dense(part) for part in self.parts])
 
 
 def dense(matrix: Matrix) -> torch.Tensor:
