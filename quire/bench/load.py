@@ -27,6 +27,8 @@ class Load:
     num_prompts: int
     input_len: int
     """Tokens per prompt."""
+    shared_len: int = 0
+    """Tokens that all prompts begin with; `input_len` counts them."""
     output_len: int
     """Tokens per answer, whatever the model would have said."""
     seed: int
@@ -65,8 +67,9 @@ class Run:
 async def run_load(endpoint: Endpoint, load: Load, advance: Callable[[int], None]) -> Run:
     """Sends it all; `advance` is called with each answer's number of tokens."""
     dice = random.Random(load.seed)
+    shared = dice.choices(TOKEN_IDS, k=load.shared_len)
     prompts = [
-        dice.choices(TOKEN_IDS, k=load.input_len)
+        shared + dice.choices(TOKEN_IDS, k=load.input_len - load.shared_len)
         for _ in range(load.num_prompts + load.num_warmups)
     ]
     for prompt in prompts[load.num_prompts :]:

@@ -57,6 +57,15 @@ async def test_every_prompt_is_sent_once_and_every_token_counted(completions: Se
     assert len({tuple(prompt) for prompt in prompts(completions)}) == 6
 
 
+async def test_prompts_begin_with_what_they_share(completions: Server) -> None:
+    asked = load(input_len=7, shared_len=3, num_warmups=1)
+    await run_load(Endpoint(completions.url), asked, lambda tokens: None)
+    sent = prompts(completions)
+    assert {len(prompt) for prompt in sent} == {7}
+    assert len({tuple(prompt[:3]) for prompt in sent}) == 1
+    assert len({tuple(prompt[3:]) for prompt in sent}) == 7
+
+
 async def test_a_seed_repeats_the_prompts_and_another_does_not(completions: Server) -> None:
     for seed in (1, 1, 2):
         await run_load(Endpoint(completions.url), load(num_prompts=1, seed=seed), lambda _: None)
