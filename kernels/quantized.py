@@ -85,27 +85,16 @@ Matrix = torch.Tensor | QuantizedMatrix
 """In floats or in codes."""
 
 
-@dataclass(frozen=True)
-class Stacked:
-    """Matrices of as many columns, one above the other.
-
-    Attributes:
-        parts: from top to bottom; neighbours are of different kinds.
-    """
-
-    parts: tuple[Matrix, ...]
-
-    @classmethod
-    def of(cls, matrices: Sequence[Matrix]) -> "Stacked":
-        """Neighbours of one kind become one matrix."""
-        parts = list(matrices[:1])
-        for matrix in matrices[1:]:
-            joined = _joined(parts[-1], matrix)
-            if joined is None:
-                parts.append(matrix)
-            else:
-                parts[-1] = joined
-        return cls(tuple(parts))
+def stacked(matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Matrices of as many columns, from top to bottom; neighbours of one kind become one."""
+    parts = list(matrices[:1])
+    for matrix in matrices[1:]:
+        joined = _joined(parts[-1], matrix)
+        if joined is None:
+            parts.append(matrix)
+        else:
+            parts[-1] = joined
+    return parts
 
 
 def dense(matrix: Matrix) -> torch.Tensor:

@@ -10,8 +10,7 @@ A flag stands under the name of its option, and has the same name in Python (`LL
 
 from typing import Literal
 
-from protos.blocks import BLOCK_SIZE as USUAL_BLOCK_SIZE
-from protos.blocks import OPENVINO_BLOCK_SIZE
+from protos import blocks
 from protos.flag import Flag, number, one_of, readable_file, size, text, whole
 
 _PORT = whole(0, 65535)
@@ -155,7 +154,7 @@ BLOCK_SIZE: Flag[int | None] = Flag(
     "TOKENS",
     whole(1, 1024),
     None,
-    f"{USUAL_BLOCK_SIZE}, and {OPENVINO_BLOCK_SIZE} where OpenVINO computes",
+    f"{blocks.BLOCK_SIZE}",
 )
 NUM_BLOCKS: Flag[int | None] = Flag(
     "num_blocks",
@@ -221,10 +220,25 @@ DEVICE = Flag(
 )
 CPU_BACKEND = Flag(
     "cpu_backend",
-    "What computes on a CPU: torch, or openvino; auto: openvino for what it can compute.",
-    "torch|openvino|auto",
-    one_of("torch", "openvino", "auto"),
-    "torch",
+    "What computes on a CPU: Quire's own kernels (native) or torch; auto: native where they can.",
+    "auto|native|torch",
+    one_of("auto", "native", "torch"),
+    "auto",
+)
+CPU_ISA = Flag(
+    "cpu_isa",
+    "Which instructions native kernels may use; auto: the best of this processor.",
+    "auto|avx512vnni|avx512|avx2|neon|portable",
+    one_of("auto", "avx512vnni", "avx512", "avx2", "neon", "portable"),
+    "auto",
+)
+KV_CACHE_DTYPE = Flag(
+    "kv_cache_dtype",
+    "Number format of keys and values; auto: as --dtype, and float16 where a CPU computes with "
+    "matrices in codes.",
+    "auto|float32|float16|bfloat16",
+    one_of("auto", "float32", "float16", "bfloat16"),
+    "auto",
 )
 GPU_MEMORY_UTILIZATION = Flag(
     "gpu_memory_utilization",

@@ -39,6 +39,8 @@ class StackOptions:
 
     device: str | None = None
     cpu_backend: str | None = None
+    cpu_isa: str | None = None
+    kv_cache_dtype: str | None = None
     dtype: str | None = None
     quantization: str | None = None
     load_format: str | None = None
@@ -181,7 +183,9 @@ _TAKES = {
         "tensor_parallel_size",
         "device",
         "cpu_backend",
+        "cpu_isa",
         "dtype",
+        "kv_cache_dtype",
         "quantization",
         "load_format",
         "pooling",
@@ -217,8 +221,8 @@ _FLAGS: dict[str, Flag[Any]] = {
     for flag in (
         *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.HANG_TIMEOUT),
         flags.STACK_METRICS_PORT,
-        *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.CPU_BACKEND, flags.DTYPE),
-        *(flags.QUANTIZATION, flags.LOAD_FORMAT, flags.POOLING),
+        *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.CPU_BACKEND, flags.CPU_ISA, flags.DTYPE),
+        *(flags.KV_CACHE_DTYPE, flags.QUANTIZATION, flags.LOAD_FORMAT, flags.POOLING),
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),

@@ -14,7 +14,6 @@ from protos import blocks
 from protos.flag import Flag
 from protos.flags import (
     BLOCK_SIZE,
-    CPU_BACKEND,
     DEVICE,
     KV_CACHE_MEMORY,
     MAX_MODEL_LEN,
@@ -54,31 +53,18 @@ def check_model(options: StackOptions, path: Path) -> None:
         raise ConfigurationError(
             f"{MAX_MODEL_LEN.option} is {asked}; the model in {path} has 1 to {limit}"
         )
-    _check_blocks(options)
     length = asked or limit
     num_blocks = _given(NUM_BLOCKS, options.num_blocks)
     if length is None or num_blocks is None:
         return
     block_size = _given(BLOCK_SIZE, options.block_size)
     if block_size is None:
-        if options.cpu_backend not in (None, CPU_BACKEND.default):
-            return  # it depends on what computes
         block_size = blocks.BLOCK_SIZE
     if num_blocks * block_size < length:
         raise ConfigurationError(
             f"{NUM_BLOCKS.option} is {num_blocks}, of {block_size} tokens each; one sequence of "
             f"max_model_len {length} needs {-(-length // block_size)}; "
             f"it is enough for {MAX_MODEL_LEN.option} {num_blocks * block_size}"
-        )
-
-
-def _check_blocks(options: StackOptions) -> None:
-    """Raises ConfigurationError for blocks that what shall compute does not take."""
-    asked, only = options.block_size, blocks.OPENVINO_BLOCK_SIZE
-    if options.cpu_backend == "openvino" and asked not in (None, only):
-        raise ConfigurationError(
-            f"{BLOCK_SIZE.option} is {asked}; with {CPU_BACKEND.option} openvino it is {only}: "
-            "leave it out"
         )
 
 

@@ -46,6 +46,8 @@ def main(
     ] = False,
     device: Annotated[str, flags.DEVICE.typer()] = flags.DEVICE.default,
     cpu_backend: Annotated[str, flags.CPU_BACKEND.typer()] = flags.CPU_BACKEND.default,
+    cpu_isa: Annotated[str, flags.CPU_ISA.typer()] = flags.CPU_ISA.default,
+    kv_cache_dtype: Annotated[str, flags.KV_CACHE_DTYPE.typer()] = flags.KV_CACHE_DTYPE.default,
     gpu_memory_utilization: Annotated[
         float, flags.GPU_MEMORY_UTILIZATION.typer()
     ] = flags.GPU_MEMORY_UTILIZATION.default,
@@ -123,6 +125,8 @@ def main(
         enforce_eager=enforce_eager,
         device=device,
         cpu_backend=cpu_backend,
+        cpu_isa=cpu_isa,
+        kv_cache_dtype=kv_cache_dtype,
         gpu_memory_utilization=gpu_memory_utilization,
         num_threads=num_threads,
         replica_id=replica_id,

@@ -1,19 +1,20 @@
-"""What computes the forward pass of a decoder: torch with the device's kernels, or OpenVINO."""
+"""What computes the forward pass of a decoder: torch with a device's kernels, or native ones."""
 
+import ctypes
 import logging
-import platform
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from typing import ClassVar, Protocol
 
 import torch
 
 from kernels import ops
 from kernels.jit import one_compiles
-from kernels.quantized import Stacked
+from kernels.native import library
+from kernels.native.build import Instructions, NativeUnavailableError, built, choose
+from kernels.native.packing import LANES, PackedLinear
 from kernels.warm_up import warm_up
-from protos.blocks import BLOCK_SIZE, OPENVINO_BLOCK_SIZE
+from protos.blocks import BLOCK_SIZE
 from worker.executor import Model
 from worker.loading_progress import unless_quick
 from worker.models.config import ModelConfig
@@ -21,10 +22,8 @@ from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model
 from worker.models.weights import ReadTensor, Weights
+from worker.native import NativeDecoder
 from worker.parallel import Group
-
-OPENVINO_VERSION = "2026.4."
-"""How its version begins: the paged attention is not promised to stay as it is."""
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,11 @@ class Backend(Protocol):
     @property
     def block_size(self) -> int:
         """Tokens of a block."""
+        ...
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Number format of keys and values."""
         ...
 
     @property
@@ -86,6 +90,11 @@ class TorchBackend:
     name: ClassVar[str] = "torch"
     keeps_codes: ClassVar[bool] = False
 
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """`Backend.kv_dtype`: as the weights."""
+        return self.dtype
+
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
     ) -> Decoder:
@@ -113,40 +122,58 @@ def _compile(kernels: ops.Ops, device: torch.device, dtype: torch.dtype) -> None
 
 
 @dataclass(frozen=True)
-class OpenVINOBackend:
-    """Compiles the whole pass for this CPU.
+class NativeBackend:
+    """The kernels of `kernels.native`: a whole step in two calls, matrices in floats or in codes.
 
     Attributes:
+        instructions: of the processor that they use.
         num_threads: that compute a step.
+        max_model_len: the longest sequence, in tokens.
+        kv_dtype: float32 or float16.
+        block_size: tokens of a block.
     """
 
+    instructions: Instructions
     num_threads: int
+    max_model_len: int
+    kv_dtype: torch.dtype = torch.float32
+    block_size: int = BLOCK_SIZE
 
-    name: ClassVar[str] = "OpenVINO"
-    block_size: ClassVar[int] = OPENVINO_BLOCK_SIZE
     keeps_codes: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """`Backend.name`."""
+        return f"native {self.instructions.name}"
 
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
     ) -> Decoder:
-        """`Backend.read`; angles are computed as they are needed, for any length."""
-        weights = Weights(read, group, pack=Stacked.of)
+        """`Backend.read`; a matrix is packed as it comes."""
+        weights = Weights(read, group, pack=PackedLinear.of)
         return build_model(config, weights, ops.REFERENCE, max_model_len=1)
 
     def footprint(self, decoder: Decoder) -> int:
-        """`Backend.footprint`: it keeps what it was given, beside the layout that it computes with,
-        which for codes has more than their bytes (measured: 2.7 times in all for four bits)."""
-        return 3 * decoder.code_bytes + 2 * (decoder.weight_bytes - decoder.code_bytes)
+        """`Backend.footprint`: a tied head's matrix is the embedding's, too."""
+        spared = decoder.embedding_bytes if decoder.config.tied_embeddings else 0
+        return decoder.weight_bytes - spared
 
     def compiled(self, decoder: Decoder) -> Model:
         """`Backend.compiled`."""
-        from worker.openvino.decoder import CompiledDecoder
+        return NativeDecoder(
+            decoder,
+            _native_kernels(self.instructions),
+            num_threads=self.num_threads,
+            max_model_len=self.max_model_len,
+            block_size=self.block_size,
+        )
 
-        try:
-            return CompiledDecoder(decoder, self.num_threads)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UnsupportedModelError(f"OpenVINO cannot compile it: {reason}") from error
+
+def _native_kernels(instructions: Instructions) -> ctypes.CDLL:
+    if built(instructions) is not None:
+        return library.load(instructions.name)
+    with unless_quick("compiling the CPU's kernels, once on this machine"):
+        return library.load(instructions.name)
 
 
 @dataclass(frozen=True)
@@ -154,74 +181,96 @@ class Wishes:
     """What the operator says of how a step is computed.
 
     Attributes:
-        cpu_backend: "torch", "openvino", or "auto" for OpenVINO where it can.
+        cpu_backend: "torch", "native", or "auto" for native where it can.
         num_threads: compute threads of a CPU.
         block_size: tokens of a block; None: the backend's own choice.
         quantization: "auto", "none", "int8" or "int4": what matrices are computed with.
+        kv_cache_dtype: "auto", "float32" or "float16".
+        cpu_isa: which instructions native kernels may use; "auto": whatever there is.
     """
 
     cpu_backend: str = "torch"
     num_threads: int = 1
     block_size: int | None = None
     quantization: str = "auto"
+    kv_cache_dtype: str = "auto"
+    cpu_isa: str = "auto"
 
 
 WITH_TORCH = Wishes()
 
 
-def choose_backend(
-    wishes: Wishes,
-    config: ModelConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    world_size: int,
-) -> Backend:
+@dataclass(frozen=True)
+class Computed:
+    """What is to be computed.
+
+    Attributes:
+        has_codes: whether matrices are in codes.
+        device: where the weights go.
+        dtype: number format of weights in floats.
+        world_size: ranks that share the model.
+        max_model_len: the longest sequence, in tokens.
+    """
+
+    has_codes: bool
+    device: torch.device
+    dtype: torch.dtype
+    world_size: int
+    max_model_len: int
+
+
+def choose_backend(wishes: Wishes, computed: Computed) -> Backend:
     """What will compute the model.
 
-    Raises UnsupportedModelError if OpenVINO was asked for by its name and cannot.
+    Raises UnsupportedModelError if what was asked for by its name cannot.
     """
-    torch_backend = TorchBackend(device, dtype, wishes.block_size or BLOCK_SIZE)
-    if wishes.cpu_backend == "torch":
-        return torch_backend
-    reason = _why_not_openvino(config, device, dtype, world_size, wishes.block_size)
-    if reason is None:
-        return OpenVINOBackend(wishes.num_threads)
-    if wishes.cpu_backend == "openvino":
-        raise UnsupportedModelError(f"--cpu-backend is openvino; {reason}")
-    if device.type == "cpu":
-        log.info("torch computes, not OpenVINO: %s", reason)
-    return torch_backend
+    if wishes.cpu_backend != "torch":
+        reason = _why_not_native(wishes, computed)
+        if reason is None:
+            return NativeBackend(
+                choose(wishes.cpu_isa),
+                wishes.num_threads,
+                computed.max_model_len,
+                _native_kv_dtype(wishes, computed),
+                wishes.block_size or BLOCK_SIZE,
+            )
+        if wishes.cpu_backend == "native":
+            raise UnsupportedModelError(f"--cpu-backend is native; {reason}")
+        if computed.device.type == "cpu":
+            log.info("torch computes: %s", reason)
+    if wishes.kv_cache_dtype not in ("auto", _name(computed.dtype)):
+        raise UnsupportedModelError(
+            f"--kv-cache-dtype is {wishes.kv_cache_dtype}; torch keeps KV as it keeps weights, "
+            f"in {_name(computed.dtype)}"
+        )
+    return TorchBackend(computed.device, computed.dtype, wishes.block_size or BLOCK_SIZE)
 
 
-def _why_not_openvino(
-    config: ModelConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    world_size: int,
-    block_size: int | None,
-) -> str | None:
+def _native_kv_dtype(wishes: Wishes, computed: Computed) -> torch.dtype:
+    """Matrices in codes have lost more than sixteen bits of keys and values will."""
+    usual = "float16" if computed.has_codes else "float32"
+    asked = usual if wishes.kv_cache_dtype == "auto" else wishes.kv_cache_dtype
+    return torch.float16 if asked == "float16" else torch.float32
+
+
+def _why_not_native(wishes: Wishes, computed: Computed) -> str | None:
     """In words that follow a semicolon; None if it can."""
-    if device.type != "cpu":
-        return f"the model runs on {device.type}"
-    if dtype != torch.float32:
-        return f"--dtype is {str(dtype).removeprefix('torch.')}; it computes in float32"
-    if world_size > 1:
-        return f"--tensor-parallel-size is {world_size}; it runs on one rank"
-    if block_size not in (None, OPENVINO_BLOCK_SIZE):
-        return f"--block-size is {block_size}; its attention takes {OPENVINO_BLOCK_SIZE}"
-    if config.attention_softcap is not None:
-        return "the model caps its attention scores"
-    return why_openvino_is_missing()
-
-
-def why_openvino_is_missing() -> str | None:
-    """What is wrong with this machine, in such words; None if nothing is."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return f"its attention has not been tried on {platform.machine()}"
+    if computed.device.type != "cpu":
+        return f"the model runs on {computed.device.type}"
+    if computed.dtype != torch.float32:
+        return f"--dtype is {_name(computed.dtype)}; native kernels compute in float32"
+    if computed.world_size > 1:
+        return f"--tensor-parallel-size is {computed.world_size}; native kernels run on one rank"
+    if wishes.block_size is not None and wishes.block_size % LANES:
+        return f"--block-size is {wishes.block_size}; native kernels take multiples of {LANES}"
+    if wishes.kv_cache_dtype == "bfloat16":
+        return "--kv-cache-dtype is bfloat16; native kernels keep KV in float32 or float16"
     try:
-        version = metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return "the package openvino is not installed"
-    if not version.startswith(OPENVINO_VERSION):
-        return f"openvino is {version}; its attention is known of {OPENVINO_VERSION}x"
+        _native_kernels(choose(wishes.cpu_isa))
+    except NativeUnavailableError as error:
+        return str(error)
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -70,7 +70,7 @@ class DeviceStart:
         began = time.perf_counter()
         few_blocks = num_blocks_needed(self._sizes, self._loaded.max_model_len)
         block_bytes = KVCache.bytes_per_block(
-            self._loaded.share, self._sizes.block_size, self._loaded.dtype
+            self._loaded.share, self._sizes.block_size, self._loaded.backend.kv_dtype
         )
         workspace = self._lane.peak_bytes(lambda: self._build(few_blocks).close())
         workspace = max(0, workspace - (few_blocks + 1) * block_bytes)
@@ -121,7 +121,9 @@ class DeviceStart:
         )
         runner = DeviceRunner(
             loaded.model,
-            KVCache(loaded.share, num_blocks, sizes.block_size, loaded.dtype, self._device),
+            KVCache(
+                loaded.share, num_blocks, sizes.block_size, loaded.backend.kv_dtype, self._device
+            ),
             counts,
             DeviceTables(layout, self._device, loaded.config.vocab_size),
             self._lane,

@@ -57,7 +57,7 @@ class KVNeed:
     @classmethod
     def of(cls, model: OpenedModel | LoadedModel, block_size: int) -> "KVNeed":
         """That of a model."""
-        block_bytes = KVCache.bytes_per_block(model.share, block_size, model.dtype)
+        block_bytes = KVCache.bytes_per_block(model.share, block_size, model.backend.kv_dtype)
         return cls(block_bytes, block_size, model.max_model_len)
 
     @property

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from kernels import ops
-from kernels.quantized import Matrix, Stacked
-from worker.backends import WITH_TORCH, Backend, Wishes, choose_backend
+from kernels.native.packing import PackedLinear
+from kernels.quantized import Matrix
+from worker.backends import WITH_TORCH, Backend, Computed, Wishes, choose_backend
 from worker.checkpoint import Checkpoint, CheckpointError
 from worker.executor import Model
 from worker.lane import Lane
@@ -170,7 +171,7 @@ class OpenedModel(Opened):
     @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
-        weights = Weights(self.shape, self.group, pack=Stacked.of)
+        weights = Weights(self.shape, self.group, pack=PackedLinear.of)
         read = build_model(self.config, weights, ops.REFERENCE, max_model_len=1)
         return self.backend.footprint(read)
 
@@ -237,7 +238,9 @@ def open_model(
         found = weight_source(path, shapes, load_format, _ignored_tensors(config))
         weights = quantized_as(wishes.quantization, found, shapes)
         number_format = weight_dtype(config.dtype, dtype, device)
-        backend = choose_backend(wishes, config, device, number_format, group.world_size)
+        has_codes = any(weights.outline(name) is not None for name in shapes)
+        computed = Computed(has_codes, device, number_format, group.world_size, length)
+        backend = choose_backend(wishes, computed)
         if said := describe(weights, shapes, backend.keeps_codes):
             log.info("%s computes %s", backend.name, said)
     return OpenedModel(

@@ -26,6 +26,8 @@ class Options:
     enforce_eager: bool
     device: str
     cpu_backend: str
+    cpu_isa: str
+    kv_cache_dtype: str
     quantization: str
     gpu_memory_utilization: float
     num_threads: int

@@ -88,7 +88,7 @@ def _host_runner(
     vocab_size = loaded.config.vocab_size
     runner = HostRunner(
         loaded.model,
-        KVCache(loaded.share, ledger.num_blocks, sizes.block_size, loaded.dtype, device),
+        KVCache(loaded.share, ledger.num_blocks, sizes.block_size, loaded.backend.kv_dtype, device),
         StepState(
             max_num_seqs=sizes.max_num_seqs,
             max_model_len=loaded.max_model_len,

@@ -94,8 +94,13 @@ def _start_encoder(options: Options, device: torch.device, group: Group) -> Star
         raise StartError(
             f"--quantization is {options.quantization}; an encoder is computed in floats"
         )
-    if options.cpu_backend == "openvino":
-        raise StartError("--cpu-backend is openvino; torch computes encoders")
+    if options.cpu_backend == "native":
+        raise StartError("--cpu-backend is native; torch computes encoders")
+    if options.kv_cache_dtype != "auto":
+        raise StartError(
+            f"--kv-cache-dtype is {options.kv_cache_dtype}; this model is an encoder, which keeps "
+            "no KV"
+        )
     if group.world_size > 1:
         raise StartError(
             f"--tensor-parallel-size is {group.world_size}; an encoder runs on one rank"
@@ -151,7 +156,12 @@ def _wishes(options: Options, device: torch.device) -> Wishes:
     if device.type != "cpu" and options.quantization in ("int8", "int4"):
         raise StartError(f"--quantization is {options.quantization}; it is for CPUs")
     return Wishes(
-        options.cpu_backend, options.num_threads, options.block_size, options.quantization
+        options.cpu_backend,
+        options.num_threads,
+        options.block_size,
+        options.quantization,
+        options.kv_cache_dtype,
+        options.cpu_isa,
     )
 
 

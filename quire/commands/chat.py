@@ -42,7 +42,9 @@ def chat(
     max_model_len: flags.MaxModelLen = None,
     device: flags.DeviceFlag = None,
     cpu_backend: flags.CpuBackend = None,
+    cpu_isa: flags.CpuIsa = None,
     dtype: flags.DtypeFlag = None,
+    kv_cache_dtype: flags.KvCacheDtype = None,
     quantization: flags.Quantization = None,
     threads: flags.Threads = None,
 ) -> None:

@@ -25,7 +25,9 @@ def generate(
     max_model_len: flags.MaxModelLen = None,
     device: flags.DeviceFlag = None,
     cpu_backend: flags.CpuBackend = None,
+    cpu_isa: flags.CpuIsa = None,
     dtype: flags.DtypeFlag = None,
+    kv_cache_dtype: flags.KvCacheDtype = None,
     quantization: flags.Quantization = None,
     threads: flags.Threads = None,
 ) -> None:

@@ -37,12 +37,12 @@ class Setting:
     concurrency: int
     replicas: int
     small_pool: bool
-    cpu_backend: str = "torch"
+    cpu_backend: str = "auto"
 
     def __str__(self) -> str:
         cache = "cache" if self.prefix_caching else "nocache"
         pool = "small" if self.small_pool else "large"
-        backend = "" if self.cpu_backend == "torch" else f"-{self.cpu_backend}"
+        backend = "" if self.cpu_backend == "auto" else f"-{self.cpu_backend}"
         return (
             f"{cache}-chunk{self.token_budget}-block{self.block_size}-c{self.concurrency}"
             f"-r{self.replicas}-{pool}{backend}"

@@ -43,7 +43,9 @@ _OF_THE_STACK = ("replicas", "router_processes", "metrics_port", "hang_timeout")
 _OTHERS: dict[str, Any] = {
     "limit": ["n=7"],
     "device": "cpu",
-    "cpu_backend": "auto",
+    "cpu_backend": "torch",
+    "cpu_isa": "avx2",
+    "kv_cache_dtype": "float16",
     "dtype": "float16",
     "quantization": "int8",
     "load_format": "dummy",

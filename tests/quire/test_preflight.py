@@ -119,15 +119,3 @@ async def test_no_stack_is_made_that_could_not_start(tmp_path: Path) -> None:
 def test_in_python_it_is_known_at_once() -> None:
     with pytest.raises(ConfigurationError, match=r"--max-model-len is 8193; the model in .* 8192"):
         LLM("smollm2", max_model_len=8193)
-
-
-def test_blocks_that_openvino_does_not_take_are_refused(tmp_path: Path) -> None:
-    check_model(StackOptions(cpu_backend="openvino", block_size=32), tmp_path)
-    check_model(StackOptions(cpu_backend="auto", block_size=16), tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 96}))
-    check_model(StackOptions(cpu_backend="auto", num_blocks=2), tmp_path)
-    with pytest.raises(ConfigurationError) as refused:
-        check_model(StackOptions(cpu_backend="openvino", block_size=16), tmp_path)
-    assert str(refused.value) == (
-        "--block-size is 16; with --cpu-backend openvino it is 32: leave it out"
-    )

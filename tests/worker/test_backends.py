@@ -2,103 +2,111 @@
 
 import logging
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
 
-from protos.blocks import BLOCK_SIZE, OPENVINO_BLOCK_SIZE
-from worker.backends import OpenVINOBackend, TorchBackend, Wishes, choose_backend
-from worker.loader import read_config
-from worker.models.config import ModelConfig
+from kernels.native import build
+from kernels.native.build import choose, usable
+from protos.blocks import BLOCK_SIZE
+from worker.backends import Computed, NativeBackend, TorchBackend, Wishes, choose_backend
 from worker.models.fields import UnsupportedModelError
-from worker.models.registry import parse_config
 
 CPU, FLOATS = torch.device("cpu"), torch.float32
-AUTO, BY_NAME = Wishes("auto", num_threads=2), Wishes("openvino", num_threads=2)
+AUTO, BY_NAME = Wishes("auto", num_threads=2), Wishes("native", num_threads=2)
+USUAL = Computed(has_codes=False, device=CPU, dtype=FLOATS, world_size=1, max_model_len=64)
 
 
-@pytest.fixture
-def config(tiny_directory: Path) -> ModelConfig:
-    return parse_config(read_config(tiny_directory))
-
-
-@pytest.fixture
-def is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that has it."""
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "2026.4.9")
-
-
-@pytest.mark.usefixtures("is_here")
-@pytest.mark.parametrize("wishes", [AUTO, BY_NAME, replace(AUTO, block_size=OPENVINO_BLOCK_SIZE)])
-def test_openvino_where_it_can(config: ModelConfig, wishes: Wishes) -> None:
-    chosen = choose_backend(wishes, config, CPU, FLOATS, world_size=1)
-    assert chosen == OpenVINOBackend(num_threads=2)
-    assert chosen.block_size == OPENVINO_BLOCK_SIZE
+@pytest.mark.parametrize("wishes", [AUTO, BY_NAME, replace(AUTO, block_size=32)])
+def test_native_kernels_where_they_can(wishes: Wishes) -> None:
+    chosen = choose_backend(wishes, USUAL)
+    assert chosen == NativeBackend(choose(), 2, 64, FLOATS, wishes.block_size or BLOCK_SIZE)
+    assert chosen.name == f"native {usable()[0].name}"
 
 
 @pytest.mark.parametrize(("asked", "size"), [(None, BLOCK_SIZE), (8, 8)])
-def test_torch_unless_something_else_is_asked_for(
-    config: ModelConfig, asked: int | None, size: int
-) -> None:
-    chosen = choose_backend(Wishes(block_size=asked), config, CPU, FLOATS, world_size=1)
+def test_torch_by_its_name(asked: int | None, size: int) -> None:
+    chosen = choose_backend(Wishes("torch", block_size=asked), USUAL)
     assert chosen == TorchBackend(CPU, FLOATS, size)
+
+
+@pytest.mark.parametrize(
+    ("has_codes", "asked", "expected"),
+    [
+        (False, "auto", torch.float32),
+        (True, "auto", torch.float16),
+        (False, "float16", torch.float16),
+        (True, "float32", torch.float32),
+    ],
+)
+def test_matrices_in_codes_go_with_short_keys_and_values(
+    has_codes: bool, asked: str, expected: torch.dtype
+) -> None:
+    wishes = replace(AUTO, kv_cache_dtype=asked)
+    assert choose_backend(wishes, replace(USUAL, has_codes=has_codes)).kv_dtype == expected
 
 
 def check_reason(
     caplog: pytest.LogCaptureFixture,
-    config: ModelConfig,
     reason: str,
+    computed: Computed = USUAL,
     *,
-    dtype: torch.dtype = FLOATS,
-    world_size: int = 1,
-    block_size: int | None = None,
+    by_name: Wishes = BY_NAME,
 ) -> None:
     """Asked for by name it is refused; else torch computes, and the log says why."""
-    by_name, auto = (replace(wishes, block_size=block_size) for wishes in (BY_NAME, AUTO))
     with pytest.raises(UnsupportedModelError) as caught:
-        choose_backend(by_name, config, CPU, dtype, world_size)
-    assert str(caught.value) == f"--cpu-backend is openvino; {reason}"
+        choose_backend(by_name, computed)
+    assert str(caught.value) == f"--cpu-backend is native; {reason}"
     with caplog.at_level(logging.INFO):
-        chosen = choose_backend(auto, config, CPU, dtype, world_size)
-    assert chosen == TorchBackend(CPU, dtype, block_size or BLOCK_SIZE)
-    assert caplog.messages[-1] == f"torch computes, not OpenVINO: {reason}"
+        chosen = choose_backend(replace(by_name, cpu_backend="auto"), computed)
+    assert chosen == TorchBackend(CPU, computed.dtype, by_name.block_size or BLOCK_SIZE)
+    assert caplog.messages[-1] == f"torch computes: {reason}"
 
 
-@pytest.mark.usefixtures("is_here")
-def test_what_it_cannot_do(caplog: pytest.LogCaptureFixture, config: ModelConfig) -> None:
-    capped = replace(config, attention_softcap=50.0)
-    check_reason(caplog, capped, "the model caps its attention scores")
-    in_half = "--dtype is bfloat16; it computes in float32"
-    check_reason(caplog, config, in_half, dtype=torch.bfloat16)
-    ranks = "--tensor-parallel-size is 2; it runs on one rank"
-    check_reason(caplog, config, ranks, world_size=2)
-    blocks = "--block-size is 16; its attention takes 32"
-    check_reason(caplog, config, blocks, block_size=16)
+def test_what_they_cannot_do(caplog: pytest.LogCaptureFixture) -> None:
+    in_half = "--dtype is bfloat16; native kernels compute in float32"
+    check_reason(caplog, in_half, replace(USUAL, dtype=torch.bfloat16))
+    ranks = "--tensor-parallel-size is 2; native kernels run on one rank"
+    check_reason(caplog, ranks, replace(USUAL, world_size=2))
+    blocks = "--block-size is 24; native kernels take multiples of 16"
+    check_reason(caplog, blocks, by_name=replace(BY_NAME, block_size=24))
 
 
-@pytest.mark.usefixtures("is_here")
-def test_machines_on_which_it_is_missing(
-    caplog: pytest.LogCaptureFixture, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+def test_machines_on_which_they_are_missing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "2027.1.0")
-    newer = "openvino is 2027.1.0; its attention is known of 2026.4.x"
-    check_reason(caplog, config, newer)
+    names = ", ".join(each.name for each in usable())
+    unknown = f"--cpu-isa is none; this processor has {names}"
+    check_reason(caplog, unknown, by_name=replace(BY_NAME, cpu_isa="none"))
+    monkeypatch.setattr(build, "IN_PACKAGE", tmp_path / "none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    assert build.built(choose()) is None
+    portable = usable()[-1].name  # no other test has loaded it through `library.load` by then
+    broken = "false does not compile the kernels: it ended with 1"
+    with pytest.raises(build.NativeUnavailableError, match=broken):
+        build.build(choose(portable))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(build.NativeUnavailableError, match=r"there is no C\+\+ compiler"):
+        build.build(choose(portable))
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    check_reason(caplog, "there are no kernels for riscv64")
 
-    def none(name: str) -> str:
-        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("importlib.metadata.version", none)
-    check_reason(caplog, config, "the package openvino is not installed")
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    check_reason(caplog, config, "its attention has not been tried on aarch64")
+def test_torch_keeps_keys_and_values_as_it_keeps_weights() -> None:
+    wishes = Wishes("torch", kv_cache_dtype="float16")
+    with pytest.raises(UnsupportedModelError) as caught:
+        choose_backend(wishes, USUAL)
+    assert str(caught.value) == (
+        "--kv-cache-dtype is float16; torch keeps KV as it keeps weights, in float32"
+    )
 
 
-def test_a_gpu_is_no_matter_of_it(config: ModelConfig, caplog: pytest.LogCaptureFixture) -> None:
-    gpu = torch.device("cuda")
-    assert choose_backend(AUTO, config, gpu, FLOATS, 1) == TorchBackend(gpu, FLOATS, BLOCK_SIZE)
+def test_a_gpu_is_no_matter_of_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    gpu = replace(USUAL, device=torch.device("cuda"))
+    assert choose_backend(AUTO, gpu) == TorchBackend(gpu.device, FLOATS, BLOCK_SIZE)
     assert not caplog.messages
     with pytest.raises(UnsupportedModelError, match="the model runs on cuda"):
-        choose_backend(BY_NAME, config, gpu, FLOATS, 1)
+        choose_backend(BY_NAME, gpu)

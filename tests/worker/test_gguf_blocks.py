@@ -7,7 +7,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Format
 from gguf.quants import dequantize
 
-from kernels.quantized import QuantizedMatrix, Stacked, dense, packed, quantize
+from kernels.quantized import QuantizedMatrix, dense, packed, quantize, stacked
 from worker.gguf_blocks import read_blocks
 from worker.models.weights import held_tensors
 
@@ -61,10 +61,10 @@ def test_matrices_of_a_kind_stand_above_one_another() -> None:
     assert other is not None
     floats = torch.randn(2, COLUMNS)
     matrices = (first, second.rows(torch.tensor([1])), other, other, floats, floats)
-    together = Stacked.of(matrices)
-    assert [len(dense(part)) for part in together.parts] == [ROWS + 1, 2 * ROWS, 4]
+    together = stacked(matrices)
+    assert [len(dense(part)) for part in together] == [ROWS + 1, 2 * ROWS, 4]
     assert torch.equal(
-        torch.cat([dense(part) for part in together.parts]),
+        torch.cat([dense(part) for part in together]),
         torch.cat([dense(matrix) for matrix in matrices]),
     )
 

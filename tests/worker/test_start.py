@@ -48,8 +48,10 @@ def test_what_encoders_do_not_have(tmp_path: Path) -> None:
     asked = options(write_encoder(tmp_path))
     with pytest.raises(StartError, match=r"^--quantization is int8; an encoder is computed in"):
         start(replace(asked, quantization="int8"), CPU, Group(SOLE))
-    with pytest.raises(StartError, match=r"^--cpu-backend is openvino; torch computes encoders$"):
-        start(replace(asked, cpu_backend="openvino"), CPU, Group(SOLE))
+    with pytest.raises(StartError, match=r"^--cpu-backend is native; torch computes encoders$"):
+        start(replace(asked, cpu_backend="native"), CPU, Group(SOLE))
+    with pytest.raises(StartError, match=r"^--kv-cache-dtype is float16; this model is an encoder"):
+        start(replace(asked, kv_cache_dtype="float16"), CPU, Group(SOLE))
 
 
 def test_codes_at_load_are_for_cpus(tiny_directory: Path) -> None:
@@ -99,6 +101,8 @@ def options(
         enforce_eager=False,
         device="cpu",
         cpu_backend="torch",
+        cpu_isa="auto",
+        kv_cache_dtype="auto",
         quantization="auto",
         gpu_memory_utilization=0.9,
         num_threads=1,

@@ -1,7 +1,5 @@
 """The forward pass that all families share: embedding, layers over the paged cache, norm, head."""
 
-from collections.abc import Iterable
-
 import torch
 
 from kernels.batch import AttentionBatch, RopeTable, StepTensors
@@ -62,18 +60,12 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights occupy."""
-        return sum(tensor.numel() * tensor.itemsize for tensor in self._tensors())
+        return _bytes_of((self.embedding, self.layers, self.norm, self.head))
 
     @property
-    def code_bytes(self) -> int:
-        """Bytes of them that codes occupy."""
-        codes = (tensor for tensor in self._tensors() if not tensor.is_floating_point())
-        return sum(tensor.numel() * tensor.itemsize for tensor in codes)
-
-    def _tensors(self) -> Iterable[torch.Tensor]:
-        """Each that it holds, once."""
-        holders = (self.embedding, self.layers, self.norm, self.head)
-        return {id(tensor): tensor for tensor in held_tensors(holders)}.values()
+    def embedding_bytes(self) -> int:
+        """Bytes of them that the embedding occupies."""
+        return _bytes_of(self.embedding)
 
     @torch.inference_mode()
     def forward(
@@ -118,3 +110,9 @@ class Decoder:
         ):
             hidden = layer(hidden, residual, steps[rope], keys, values)
         return residual, hidden
+
+
+def _bytes_of(holder: object) -> int:
+    """Of each tensor that it holds, once."""
+    tensors = {id(tensor): tensor for tensor in held_tensors(holder)}.values()
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)

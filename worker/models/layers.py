@@ -12,8 +12,8 @@ import torch
 
 from kernels.batch import HeadNorms, Scoring, StepTensors
 from kernels.linear import linear
+from kernels.native.packing import PackedLinear
 from kernels.ops import Ops
-from kernels.quantized import Stacked
 from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
 from worker.parallel import Group
@@ -38,16 +38,16 @@ class Projection:
     """One linear map; the weight is in the device's own layout (`kernels.linear`).
 
     Attributes:
-        weight: [out_features, in_features], perhaps opaque; or the matrices as they were read,
-            which are for graphs and do not run.
+        weight: [out_features, in_features], perhaps opaque; or packed for the native kernels,
+            which compute whole layers and not this alone.
         bias: [out_features] or None.
     """
 
-    weight: torch.Tensor | Stacked
+    weight: torch.Tensor | PackedLinear
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        assert isinstance(self.weight, torch.Tensor), "it is for a graph"
+        assert isinstance(self.weight, torch.Tensor), "it is for native kernels"
         return linear(x, self.weight, self.bias)
 
     @classmethod

@@ -98,7 +98,7 @@ class Head:
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """[num_rows, vocab_size], the same on each rank; in `out` if that is given."""
         weight = self.projection.weight
-        assert isinstance(weight, torch.Tensor), "it is for a graph"
+        assert isinstance(weight, torch.Tensor), "it is for native kernels"
         if self.group.world_size > 1:
             logits = self.group.join_columns(linear(x, weight), self.vocab_size, out)
         else:

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 
 from kernels.linear import pack_parts
-from kernels.quantized import Matrix, Stacked, dense
+from kernels.native.packing import PackedLinear
+from kernels.quantized import Matrix, dense
 from worker.parallel import ALONE, Group
 
 # One slice per axis of a tensor, or none at all for the whole of it.
@@ -47,7 +48,7 @@ class Weights:
     read: ReadTensor
     group: Group = ALONE
     prefix: str = ""
-    pack: Callable[[Sequence[Matrix]], torch.Tensor | Stacked] = pack_parts
+    pack: Callable[[Sequence[Matrix]], torch.Tensor | PackedLinear] = pack_parts
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""

@@ -25,7 +25,9 @@ class Steps:
     def __post_init__(self) -> None:
         loaded, each = self.case.loaded, -(-NUM_TOKENS // self.block_size)
         self.blocks_each = each
-        self.kv = KVCache(loaded.config, 4 * each, self.block_size, loaded.dtype, self.case.device)
+        self.kv = KVCache(
+            loaded.config, 4 * each, self.block_size, loaded.backend.kv_dtype, self.case.device
+        )
         for cache in (*self.kv.keys, *self.kv.values):
             cache[1:] = float("nan")  # what was never written must never be read
 

@@ -1,28 +1,26 @@
-"""Matrices in codes: torch reads them as what they say, OpenVINO reads the codes in each step."""
+"""Matrices in codes: torch reads them as what they say, native kernels read them in each step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from protos.blocks import OPENVINO_BLOCK_SIZE
+from kernels.native.build import usable
+from protos.blocks import BLOCK_SIZE
 from tests.worker.builders import write_tiny_llama
 from tests.worker.coded import KINDS, Kind, code
 from tests.worker.models.steps import Steps
 from tests.worker.models.variants import CPU, NUM_TOKENS, Case
-from worker.backends import WITH_TORCH, Wishes, why_openvino_is_missing
+from worker.backends import WITH_TORCH, Wishes
 from worker.checkpoint import Checkpoint
 from worker.loader import load_model, open_model
 
-pytestmark = pytest.mark.skipif(
-    why_openvino_is_missing() is not None, reason="OpenVINO does not compute here"
-)
-
-WITH_OPENVINO = Wishes("openvino", num_threads=1)
-TIE = 1e-3
-"""Logits nearer than this may come out of batches in another order than alone."""
+NATIVE = Wishes("native", num_threads=2)
+BEST, *OTHERS = (instructions.name for instructions in usable())
+ISAS = [BEST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
 def of_one_kind(kind: Kind) -> Callable[[str], Kind | None]:
@@ -56,7 +54,7 @@ def case_of(directory: Path, wishes: Wishes) -> Case:
 
 
 def steps_of(directory: Path, wishes: Wishes) -> Steps:
-    return Steps(case_of(directory, wishes), OPENVINO_BLOCK_SIZE)
+    return Steps(case_of(directory, wishes), BLOCK_SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +67,32 @@ def test_torch_computes_with_what_they_say(directory: Path, expected: torch.Tens
     assert torch.equal(steps_of(directory, WITH_TORCH)((0, 0, NUM_TOKENS)), expected)
 
 
-def test_openvino_computes_with_the_same_values(directory: Path, expected: torch.Tensor) -> None:
-    got = steps_of(directory, WITH_OPENVINO)((0, 0, NUM_TOKENS))
-    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+@pytest.mark.parametrize("isa", ISAS)
+def test_native_kernels_compute_with_the_same_values(
+    directory: Path, expected: torch.Tensor, isa: str
+) -> None:
+    """But for sixteen bits of what they are multiplied with, and of keys and values."""
+    for kv_cache_dtype in ("float32", "float16"):
+        wishes = replace(NATIVE, cpu_isa=isa, kv_cache_dtype=kv_cache_dtype)
+        got = steps_of(directory, wishes)((0, 0, NUM_TOKENS))
+        assert (got - expected).norm() < 3e-3 * expected.norm()
 
 
-def test_a_batch_says_what_each_says_alone(directory: Path) -> None:
-    steps = steps_of(directory, WITH_OPENVINO)
-    whole = steps((0, 0, NUM_TOKENS)).clone()
-    pieces = [steps((1, a, b)).clone() for a, b in pairwise([0, 1, 7, 23, NUM_TOKENS])]
-    torch.testing.assert_close(torch.cat(pieces), whole, atol=TIE, rtol=0)
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_batch_says_what_each_says_alone(directory: Path, isa: str) -> None:
+    """To the last bit."""
+    steps = steps_of(directory, replace(NATIVE, cpu_isa=isa))
+    whole = steps((0, 0, NUM_TOKENS))
+    pieces = [steps((1, a, b)) for a, b in pairwise([0, 1, 7, 23, NUM_TOKENS])]
+    assert torch.equal(torch.cat(pieces), whole)
     steps((0, 0, 9), (1, 0, 30), (2, 0, 20))
     got = steps((1, 30, 31), (0, 9, 10), (2, 20, 21), (3, 0, 17), num_decodes=3)
     wanted = torch.cat([whole[a:b] for a, b in ((30, 31), (9, 10), (20, 21), (0, 17))])
-    torch.testing.assert_close(got, wanted, atol=TIE, rtol=0)
+    assert torch.equal(got, wanted)
 
 
 def test_their_size_is_known_before_they_are_read(directory: Path) -> None:
-    opened = open_model(directory, dtype="auto", device=CPU, wishes=WITH_OPENVINO)
+    opened = open_model(directory, dtype="auto", device=CPU, wishes=NATIVE)
     floats = open_model(directory, dtype="auto", device=CPU, wishes=WITH_TORCH)
     assert opened.weight_bytes == opened.load().weight_bytes < floats.weight_bytes
     names = [entry for entry in Checkpoint.open(directory).entries.values() if entry.codes]

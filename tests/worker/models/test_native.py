@@ -1,4 +1,4 @@
-"""Each family as OpenVINO compiles it, against transformers."""
+"""Each family as the CPU's own kernels compute it: against transformers, and bit by bit itself."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -6,34 +6,29 @@ from itertools import pairwise
 import pytest
 import torch
 
-from protos.blocks import OPENVINO_BLOCK_SIZE
+from kernels.native.build import usable
+from protos.blocks import BLOCK_SIZE
 from tests.worker.models.steps import Steps
 from tests.worker.models.test_families import assert_logits
 from tests.worker.models.variants import CPU, NUM_TOKENS, Case
-from worker.backends import Wishes, why_openvino_is_missing
+from worker.backends import NativeBackend, Wishes
 from worker.kv_cache import KVCache
-from worker.loader import LoadError, load_model
+from worker.loader import load_model
 
-pytestmark = pytest.mark.skipif(
-    why_openvino_is_missing() is not None, reason="OpenVINO does not compute here"
-)
-
-WITH_OPENVINO = Wishes("openvino", num_threads=1)
+BEST, *OTHERS = (instructions.name for instructions in usable())
+ISAS = [BEST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
-@pytest.fixture(scope="module")
-def compiled(case: Case) -> Case:
-    """The variant, compiled; skipped where that cannot be."""
-    if case.loaded.config.attention_softcap is not None:
-        with pytest.raises(LoadError, match=r"is openvino; the model caps its attention scores$"):
-            load_model(case.directory, dtype="float32", device=CPU, wishes=WITH_OPENVINO)
-        pytest.skip("torch computes it")
-    loaded = load_model(case.directory, dtype="float32", device=CPU, wishes=WITH_OPENVINO)
+@pytest.fixture(scope="module", params=ISAS)
+def compiled(case: Case, request: pytest.FixtureRequest) -> Case:
+    """The variant, on two threads."""
+    wishes = Wishes("native", num_threads=2, cpu_isa=request.param)
+    loaded = load_model(case.directory, dtype="float32", device=CPU, wishes=wishes)
     return replace(case, loaded=loaded)
 
 
 def steps_of(compiled: Case) -> Steps:
-    return Steps(compiled, OPENVINO_BLOCK_SIZE)
+    return Steps(compiled, BLOCK_SIZE)
 
 
 def test_a_prompt_in_chunks_equals_transformers(compiled: Case) -> None:
@@ -58,7 +53,7 @@ def test_decodes_and_chunks_share_a_step(compiled: Case) -> None:
 
 def test_a_chunk_reads_blocks_that_the_same_step_fills(compiled: Case) -> None:
     """As samples of one request do: whole blocks, since no two rows ever write to one."""
-    steps, filled = steps_of(compiled), OPENVINO_BLOCK_SIZE
+    steps, filled = steps_of(compiled), BLOCK_SIZE
     assert_logits(steps((0, 0, filled), (0, filled, NUM_TOKENS)), compiled.expected)
 
 
@@ -77,7 +72,26 @@ def test_hidden_rows_and_their_logits(compiled: Case) -> None:
     batch = steps.chunk(0, 9, 8)
     hidden = model.hidden(batch, steps.kv)
     assert_logits(model.logits(hidden[[5, 0]]), compiled.expected[[5, 0]])
-    other = KVCache(compiled.loaded.config, 4, OPENVINO_BLOCK_SIZE, torch.float32, CPU)
+    other = KVCache(compiled.loaded.config, 4, BLOCK_SIZE, torch.float32, CPU)
     out = torch.empty(1, 101)
     assert model.forward(batch, other, out) is out
     assert_logits(out, compiled.expected[8:9])
+
+
+def test_nothing_depends_on_how_work_is_cut_up(compiled: Case) -> None:
+    """Not the last bit: not on chunks, on neighbours or on threads."""
+    steps = steps_of(compiled)
+    whole = steps((0, 0, NUM_TOKENS))
+    pieces = torch.cat([steps((1, a, b)) for a, b in pairwise([0, 1, 6, 7, 23, NUM_TOKENS])])
+    assert torch.equal(pieces, whole)
+    one_by_one = [steps((2, at, at + 1), num_decodes=1) for at in range(NUM_TOKENS)]
+    assert torch.equal(torch.cat(one_by_one), whole)
+    steps = steps_of(compiled)
+    steps((0, 0, 9), (1, 0, 30))
+    together = steps((1, 30, 31), (0, 9, 10), (2, 0, 17), (3, 0, 1), num_decodes=2)
+    assert torch.equal(together, torch.cat((whole[30:31], whole[9:10], whole[:17], whole[:1])))
+    backend = compiled.loaded.backend
+    assert isinstance(backend, NativeBackend)
+    wishes = Wishes("native", num_threads=1, cpu_isa=backend.instructions.name)
+    one_thread = load_model(compiled.directory, dtype="float32", device=CPU, wishes=wishes)
+    assert torch.equal(steps_of(replace(compiled, loaded=one_thread))((0, 0, NUM_TOKENS)), whole)
