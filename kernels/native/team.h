@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -9,13 +10,14 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-#include <sched.h>
 
 namespace quire {
 
-// All members run the same function. Within it `each` shares out the items of a phase, whoever is
-// free taking the next, and nobody goes on before all are done: a member that the system has put
-// aside holds the others up by one item, not by its share.
+// Members run the same function, and within it `each` shares out the items of a phase, whoever is
+// free taking the next. A phase is over when its items are done: whoever is late for it, because
+// the system gave its core to somebody else, passes over it and helps where the others are by then.
+// So a member that is missing costs its help, and one that is put aside in the midst of an item
+// holds the others up once.
 class Team {
   public:
     explicit Team(int size) : size_(size) {
@@ -24,76 +26,90 @@ class Team {
     }
 
     ~Team() {
-        work_ = nullptr;
-        begin();
+        is_over_ = true;
+        called_.fetch_add(1);
+        called_.notify_all();
         for (std::thread& thread : threads_)
             thread.join();
     }
 
     int size() const { return size_; }
 
-    // Runs `work` on every member, the caller being one.
+    // Runs `work` on the caller and on every member that comes in time.
     void run(const std::function<void()>& work) {
-        if (size_ == 1)
-            return work();
         work_ = &work;
-        begin();
+        ticket_.store(Ticket{0, 0}.packed(), std::memory_order_relaxed);
+        doors_.store(OPEN, std::memory_order_release);
+        if (size_ > 1) {
+            called_.fetch_add(1, std::memory_order_release);
+            called_.notify_all();
+        }
+        phase_ = 0;
         work();
-        wait_for_all();
+        // What `work` refers to must outlive whoever is still inside.
+        doors_.fetch_sub(OPEN, std::memory_order_acq_rel);
+        while (doors_.load(std::memory_order_acquire) != 0)
+            relax();
     }
 
-    // Of every member, with the same count: work(item) once for each item from 0.
-    template <class Work> void each(int count, const Work& work) {
-        if (size_ == 1) {
-            for (int item = 0; item < count; ++item)
-                work(item);
-            return;
-        }
+    // In `work`, by every member with the same count: item(i) once for each i below it.
+    template <class Item> void each(int count, const Item& item) {
+        const uint32_t phase = phase_++;
         for (;;) {
-            const int item = next_.fetch_add(1, std::memory_order_relaxed);
-            if (item >= count)
-                break;
-            work(item);
+            uint64_t seen = ticket_.load(std::memory_order_acquire);
+            const Ticket ticket = Ticket::of(seen);
+            if (ticket.phase != phase)
+                return; // the others have gone on
+            if ((int)ticket.item >= count) {
+                if (count == 0)
+                    ticket_.compare_exchange_strong(seen, Ticket{phase + 1, 0}.packed());
+                relax();
+                continue;
+            }
+            if (!ticket_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel))
+                continue;
+            item((int)ticket.item);
+            if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == count)
+                finish(phase);
         }
-        wait_for_all();
     }
 
   private:
-    // How often a member looks before it lets others have the core, or sleeps. Phases of a step
-    // follow each other at once; between steps the core belongs to whoever plans the next.
+    // How often a member looks for work before it sleeps, and somebody else gets its core.
     static constexpr int LOOKS = 4000;
+    static constexpr int OPEN = 1 << 20;
 
-    void begin() {
-        started_.fetch_add(1, std::memory_order_release);
-        started_.notify_all();
+    // The phase that everybody is in, and its next item.
+    struct Ticket {
+        uint32_t phase, item;
+        static Ticket of(uint64_t packed) { return {(uint32_t)(packed >> 32), (uint32_t)packed}; }
+        uint64_t packed() const { return (uint64_t)phase << 32 | item; }
+    };
+
+    void finish(uint32_t phase) {
+        done_.store(0, std::memory_order_relaxed);
+        ticket_.store(Ticket{phase + 1, 0}.packed(), std::memory_order_release);
     }
 
     void serve() {
         for (uint32_t seen = 0;; ++seen) {
-            for (int look = 0; look < LOOKS && started_.load(std::memory_order_acquire) == seen;
+            for (int look = 0; look < LOOKS && called_.load(std::memory_order_acquire) == seen;
                  ++look)
                 relax();
-            started_.wait(seen, std::memory_order_acquire);
-            if (work_ == nullptr)
+            called_.wait(seen, std::memory_order_acquire);
+            if (is_over_)
                 return;
+            seen = called_.load(std::memory_order_acquire) - 1; // what was missed is over
+            // Who counts himself in while the doors are open finds everything as it was.
+            int inside = doors_.load(std::memory_order_acquire);
+            while (inside >= OPEN &&
+                   !doors_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel))
+                ;
+            if (inside < OPEN)
+                continue;
+            phase_ = 0;
             (*work_)();
-            wait_for_all();
-        }
-    }
-
-    void wait_for_all() {
-        const uint32_t phase = phase_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            next_.store(0, std::memory_order_relaxed);
-            phase_.store(phase + 1, std::memory_order_release);
-            return;
-        }
-        for (int look = 0; phase_.load(std::memory_order_acquire) == phase; ++look) {
-            if (look < LOOKS)
-                relax();
-            else
-                sched_yield();
+            doors_.fetch_sub(1, std::memory_order_acq_rel);
         }
     }
 
@@ -105,11 +121,15 @@ class Team {
 
     const int size_;
     const std::function<void()>* work_ = nullptr;
+    std::atomic<bool> is_over_{false};
     std::vector<std::thread> threads_;
-    alignas(64) std::atomic<uint32_t> started_{0};
-    alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<uint32_t> phase_{0};
+    static thread_local uint32_t phase_;
+    alignas(64) std::atomic<uint32_t> called_{0};
+    alignas(64) std::atomic<int> doors_{0};
+    alignas(64) std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<int> done_{0};
 };
+
+inline thread_local uint32_t Team::phase_ = 0;
 
 } // namespace quire
