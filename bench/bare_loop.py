@@ -48,6 +48,7 @@ class _Loop:
         import torch
 
         from kernels.jit import set_threads
+        from worker.backends import Wishes
         from worker.host_runner import HostRunner
         from worker.kv_cache import KVCache
         from worker.loader import load_model
@@ -59,7 +60,8 @@ class _Loop:
         total = input_len + output_len
         self._blocks_each = -(-total // BLOCK_SIZE)
         num_blocks = concurrency * self._blocks_each
-        loaded = load_model(model, dtype="auto", device=device, max_model_len=total)
+        wishes = Wishes("auto", torch.get_num_threads())
+        loaded = load_model(model, dtype="auto", device=device, max_model_len=total, wishes=wishes)
         vocab_size = loaded.config.vocab_size
         state = StepState(
             max_num_seqs=concurrency,
@@ -69,7 +71,7 @@ class _Loop:
             vocab_size=vocab_size,
             device=device,
         )
-        kv = KVCache(loaded.config, num_blocks, BLOCK_SIZE, loaded.dtype, device)
+        kv = KVCache(loaded.config, num_blocks, BLOCK_SIZE, loaded.backend.kv_dtype, device)
         sampler = Sampler(max_num_seqs=concurrency, vocab_size=vocab_size, device=device)
         constraints = Constraints(concurrency, vocab_size, None)
         pooler = loaded.pooler(concurrency, device)

@@ -1,7 +1,7 @@
 """Quire and its peers on a machine without a GPU: the same requests to each, one after the other.
 
     python -m bench.compare_cpu --output result.json \\
-        --quire "float32=" --quire "int8=--quantization int8" \\
+        --quire "int4=" --quire "float32=--quantization none" \\
         --llama-server PATH/llama-server --llama "int8 Q8_0=--model FILE.gguf" \\
         --openvino-python PATH/python --openvino "int8=--model DIR" \\
         --vllm-python PATH/python --vllm "bfloat16=DIR --dtype bfloat16"
@@ -34,12 +34,15 @@ from bench.recording import save
 from quire.models import resolve
 
 _LOOK_S = 2.0
+_DEFAULT_MODE = "float32=--quantization none --dtype float32"
 _Modes = Annotated[list[str] | None, typer.Option(metavar="NAME=FLAGS", help="Repeatable.")]
 _Program = Annotated[Path | None, typer.Option(exists=True, dir_okay=False)]
 
 
 def main(
-    model: Annotated[str, typer.Option(help="That Quire serves; the limits are its.")] = "smollm2",
+    model: Annotated[
+        str, typer.Option(help="Of modes of Quire that name none; the limits are its.")
+    ] = "smollm2",
     quire: _Modes = None,
     llama_server: _Program = None,
     llama: _Modes = None,
@@ -64,7 +67,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="quire-compare-") as scratch:
         make_quire = functools.partial(engines.quire, threads=threads, run_dir=Path(scratch))
         asked = [
-            *(make_quire(model, Mode.parse(text)) for text in quire or ["float32="]),
+            *(make_quire(model, Mode.parse(text)) for text in quire or [_DEFAULT_MODE]),
             *_peers("llama.cpp", "llama", "llama-server", llama_server, llama, make_llama),
             *_peers(
                 "OpenVINO GenAI",

@@ -76,14 +76,15 @@ class Engine:
 
 
 def quire(model: str, mode: Mode, threads: int, run_dir: Path) -> Engine:
-    """`quire serve`, where nobody else's stack is seen."""
+    """`quire serve`, where nobody else's stack is seen; a mode's flags may begin with a model."""
     ours = ("--threads", str(threads), "--max-model-len", str(MAX_MODEL_LEN))
+    named = mode.flags[:1] if mode.flags and not mode.flags[0].startswith("-") else ()
     return Engine(
         QUIRE,
         mode.name,
         (
-            *(sys.executable, "-m", "quire", "serve", model),
-            *("--grpc-port", str(free_port()), *ours, *mode.flags),
+            *(sys.executable, "-m", "quire", "serve", *(named or (model,))),
+            *("--grpc-port", str(free_port()), *ours, *mode.flags[len(named) :]),
         ),
         (sys.executable, "-m", "quire", "--version"),
         (("QUIRE_RUN", str(run_dir)),),

@@ -78,12 +78,13 @@ struct Queries {
 // Memory that a member needs for its queries, [queries][...].
 struct Scratch {
     std::vector<float> scores, mixed, values;
-    std::vector<Mix> mixes;
+    std::vector<Mix> mixes, totals;
     void fit(int64_t queries, int64_t head_dim) {
         scores.resize(queries * STRETCH);
         mixed.resize(queries * head_dim);
         values.resize(queries * head_dim);
-        mixes.assign(queries, Mix{});
+        mixes.resize(queries);
+        totals.assign(queries, Mix{});
     }
 };
 
@@ -229,13 +230,12 @@ inline void mix(const PagedHead<Stored>& head, int64_t head_dim, int64_t start, 
         }
 }
 
-// One stretch, [start, end): mixes of the queries, and their values in scratch.mixed.
+// One stretch, [start, end): mixes of the queries, and their values.
 template <class Stored>
 inline void attend_stretch(const PagedHead<Stored>& head, const QuireHeads& heads,
                            const QuireScoring& scoring, const Queries& queries, int64_t start,
-                           int64_t end, Scratch& scratch, Mix* mixes) {
+                           int64_t end, float* scores, Mix* mixes, float* mixed) {
     const int64_t count = queries.count(), head_dim = heads.head_dim;
-    float *scores = scratch.scores.data(), *mixed = scratch.mixed.data();
     int64_t i = 0;
     for (; count - i >= 4; i += 4)
         score<Stored, 4>(head, heads, queries, i, start, end, scores + i * STRETCH);
@@ -253,45 +253,53 @@ inline void attend_stretch(const PagedHead<Stored>& head, const QuireHeads& head
         mix<Stored, 1>(head, head_dim, start, end, scores + i * STRETCH, mixed + i * head_dim);
 }
 
-// Where the stretches begin that some of these queries see, and where they end.
+// The first that some of these queries see.
 inline int64_t first_stretch(const Queries& queries, const QuireScoring& scoring) {
     const int64_t first = scoring.window > 0 ? queries.position - scoring.window + 1 : 0;
     return std::max<int64_t>(first, 0) / STRETCH;
 }
 
-inline int64_t end_of(const Queries& queries) { return queries.position + queries.tokens; }
+// The mixes of all stretches, one after the other, and what they come to.
+class Merged {
+  public:
+    Merged(Scratch& scratch, const Queries& queries, int64_t head_dim)
+        : scratch_(scratch), queries_(queries), head_dim_(head_dim) {
+        scratch.fit(queries.count(), head_dim);
+        std::fill(scratch.values.begin(), scratch.values.end(), 0.0f);
+    }
 
-template <class Stored>
-inline void attend(const PagedHead<Stored>& head, const QuireHeads& heads,
-                   const QuireScoring& scoring, const Queries& queries, Scratch& scratch,
-                   float* out, int64_t out_stride) {
-    const int64_t count = queries.count(), head_dim = heads.head_dim;
-    const int64_t end = end_of(queries);
-    scratch.fit(count, head_dim);
-    std::fill(scratch.values.begin(), scratch.values.end(), 0.0f);
-    std::vector<Mix> mixes(count);
-    for (int64_t s = first_stretch(queries, scoring); s * STRETCH < end; ++s) {
-        attend_stretch(head, heads, scoring, queries, s * STRETCH,
-                       std::min<int64_t>(end, (s + 1) * STRETCH), scratch, mixes.data());
-        for (int64_t i = 0; i < count; ++i)
-            merge(scratch.mixes[i], &scratch.values[i * head_dim], mixes[i],
-                  &scratch.mixed[i * head_dim], head_dim);
+    void add(const Mix* mixes, const float* mixed) {
+        for (int64_t i = 0; i < queries_.count(); ++i)
+            merge(scratch_.totals[i], &scratch_.values[i * head_dim_], mixes[i],
+                  mixed + i * head_dim_, head_dim_);
     }
-    for (int64_t i = 0; i < count; ++i) {
-        float* to = out + i / queries.group * out_stride + i % queries.group * head_dim;
-        for (int64_t d = 0; d < head_dim; ++d)
-            to[d] = scratch.values[i * head_dim + d] / scratch.mixes[i].weight;
+
+    void give(float* out, int64_t stride) const {
+        for (int64_t i = 0; i < queries_.count(); ++i) {
+            float* to = out + i / queries_.group * stride + i % queries_.group * head_dim_;
+            for (int64_t d = 0; d < head_dim_; ++d)
+                to[d] = scratch_.values[i * head_dim_ + d] / scratch_.totals[i].weight;
+        }
     }
-}
+
+  private:
+    Scratch& scratch_;
+    const Queries& queries_;
+    int64_t head_dim_;
+};
 
 // Items of a phase: some tokens of one row, with one KV head.
 struct AttentionItem {
     int32_t row, token, tokens, kv_head;
 };
 
+// Tokens of an item, at most: as many as have 24 queries, whose scores fit into the first cache.
+inline int64_t item_tokens(const QuireHeads& heads) {
+    return std::max<int64_t>(1, 24 / (heads.query / heads.kv));
+}
+
 inline std::vector<AttentionItem> attention_items(const QuireStep& step, const QuireHeads& heads) {
-    constexpr int64_t QUERIES_EACH = 24;
-    const int64_t each = std::max<int64_t>(1, QUERIES_EACH / (heads.query / heads.kv));
+    const int64_t each = item_tokens(heads);
     std::vector<AttentionItem> items;
     for (int64_t row = 0; row < step.num_rows; ++row)
         for (int64_t at = step.cu_seqlens[row]; at < step.cu_seqlens[row + 1]; at += each)
@@ -310,21 +318,87 @@ inline std::vector<AttentionItem> attention_items(const QuireStep& step, const Q
     return items;
 }
 
-// qkv: [tokens][(query + 2 · kv) · head_dim]; out: [tokens][query · head_dim].
-template <class Stored>
-inline void attend_item(const AttentionItem& item, const QuireStep& step, const QuireHeads& heads,
-                        const QuireScoring& scoring, const float* qkv, const Stored* keys,
-                        const Stored* values, Scratch& scratch, float* out) {
-    const int64_t group = heads.query / heads.kv, head_dim = heads.head_dim;
-    const int64_t stride = (heads.query + 2 * heads.kv) * head_dim;
-    const int64_t first = item.kv_head * group * head_dim;
-    const int64_t behind = step.cu_seqlens[item.row + 1] - item.token;
-    const Queries queries{qkv + item.token * stride + first, stride,
-                          step.seq_lens[item.row] - behind, item.tokens, group};
-    const PagedHead<Stored> head(keys, values, step.block_tables + item.row * step.table_width,
-                                 heads, item.kv_head);
-    attend(head, heads, scoring, queries, scratch,
-           out + item.token * heads.query * head_dim + first, heads.query * head_dim);
-}
+// One stretch of an item.
+struct AttentionPart {
+    int32_t item, stretch;
+};
+
+// Attention of one layer; a phase of items, or of parts and then of items where items are few.
+template <class Stored> class PagedAttention {
+  public:
+    // qkv: [tokens][(query + 2 · kv) · head_dim]; out: [tokens][query · head_dim].
+    PagedAttention(const QuireStep& step, const QuireHeads& heads, const QuireScoring& scoring,
+                   const float* qkv, const Stored* keys, const Stored* values, float* out)
+        : step_(step), heads_(heads), scoring_(scoring), qkv_(qkv), keys_(keys), values_(values),
+          out_(out) {}
+
+    void attend(const AttentionItem& item, Scratch& scratch) const {
+        const Queries queries = queries_of(item);
+        const PagedHead<Stored> head = head_of(item);
+        Merged merged(scratch, queries, heads_.head_dim);
+        for (int64_t at = first_stretch(queries, scoring_); at * STRETCH < end_of(queries); ++at) {
+            attend_stretch(head, heads_, scoring_, queries, at * STRETCH, end_of(queries, at),
+                           scratch.scores.data(), scratch.mixes.data(), scratch.mixed.data());
+            merged.add(scratch.mixes.data(), scratch.mixed.data());
+        }
+        merged.give(out_of(item), heads_.query * heads_.head_dim);
+    }
+
+    // One stretch of an item, for `merge`.
+    void attend_part(const AttentionItem& item, int64_t at, Scratch& scratch, Mix* mixes,
+                     float* mixed) const {
+        const Queries queries = queries_of(item);
+        scratch.fit(queries.count(), heads_.head_dim);
+        if (at < first_stretch(queries, scoring_))
+            std::fill(mixes, mixes + queries.count(), Mix{});
+        else
+            attend_stretch(head_of(item), heads_, scoring_, queries, at * STRETCH,
+                           end_of(queries, at), scratch.scores.data(), mixes, mixed);
+    }
+
+    // All of an item's stretches, which are `width` mixes apart.
+    void merge(const AttentionItem& item, int64_t width, const Mix* mixes, const float* mixed,
+               Scratch& scratch) const {
+        const Queries queries = queries_of(item);
+        Merged merged(scratch, queries, heads_.head_dim);
+        for (int64_t at = 0; at * STRETCH < end_of(queries); ++at)
+            merged.add(mixes + at * width, mixed + at * width * heads_.head_dim);
+        merged.give(out_of(item), heads_.query * heads_.head_dim);
+    }
+
+  private:
+    static int64_t end_of(const Queries& queries) { return queries.position + queries.tokens; }
+
+    static int64_t end_of(const Queries& queries, int64_t stretch) {
+        return std::min<int64_t>(end_of(queries), (stretch + 1) * STRETCH);
+    }
+
+    Queries queries_of(const AttentionItem& item) const {
+        const int64_t stride = (heads_.query + 2 * heads_.kv) * heads_.head_dim;
+        const int64_t behind = step_.cu_seqlens[item.row + 1] - item.token;
+        return {qkv_ + item.token * stride + first_head(item), stride,
+                step_.seq_lens[item.row] - behind, item.tokens, heads_.query / heads_.kv};
+    }
+
+    PagedHead<Stored> head_of(const AttentionItem& item) const {
+        return {keys_, values_, step_.block_tables + item.row * step_.table_width, heads_,
+                item.kv_head};
+    }
+
+    float* out_of(const AttentionItem& item) const {
+        return out_ + item.token * heads_.query * heads_.head_dim + first_head(item);
+    }
+
+    int64_t first_head(const AttentionItem& item) const {
+        return item.kv_head * (heads_.query / heads_.kv) * heads_.head_dim;
+    }
+
+    const QuireStep& step_;
+    const QuireHeads& heads_;
+    const QuireScoring& scoring_;
+    const float* qkv_;
+    const Stored *keys_, *values_;
+    float* out_;
+};
 
 } // namespace quire

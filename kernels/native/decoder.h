@@ -71,7 +71,7 @@ class Workspace {
         std::unique_ptr<std::byte, Free> memory_;
         size_t size_ = 0;
     };
-    Buffer qkv, heads, sublayer, wide, floats, codes, spans;
+    Buffer qkv, heads, sublayer, wide, floats, codes, spans, mixes, mixed;
 };
 
 // Calls work(i, width) for every sixteen of `size`, and for what is left.
@@ -135,6 +135,7 @@ class Pass {
         wide_ = space_.wide.of<float>(tokens * 2 * decoder_.intermediate_size);
         reserve(tokens, std::max({decoder_.hidden_size, attended, decoder_.intermediate_size}));
         items_ = attention_items(step, heads);
+        split(step);
         row_of_.resize(tokens);
         for (int64_t row = 0; row < step.num_rows; ++row)
             std::fill(row_of_.begin() + step.cu_seqlens[row],
@@ -222,10 +223,8 @@ class Pass {
         multiply_all(team_, layer.qkv, input(size), tokens, {qkv_, layer.qkv.rows, false});
         team_.each((int)tokens,
                    [&](int token) { rotate_and_store(layer, step, token, keys, values); });
-        team_.each((int)items_.size(), [&](int item) {
-            attend_item(items_[item], step, heads, layer.scoring, qkv_, keys, values, scratch,
-                        heads_);
-        });
+        attend(PagedAttention<Stored>(step, heads, layer.scoring, qkv_, keys, values, heads_),
+               scratch);
         prepare(layer.attended, tokens, attended, [&](int64_t row, float* out) {
             std::memcpy(out, heads_ + row * attended, attended * sizeof(float));
         });
@@ -239,6 +238,47 @@ class Pass {
             gate_row(wide_ + row * 2 * width, width, decoder_.gate, out);
         });
         add_product(layer.down, width, tokens, layer.product_norm, stream);
+    }
+
+    // Few items and long contexts: members share out stretches of them, too.
+    void split(const QuireStep& step) {
+        constexpr int64_t ENOUGH = 4;
+        const int64_t longest = *std::max_element(step.seq_lens, step.seq_lens + step.num_rows);
+        parts_.clear();
+        if ((int64_t)items_.size() >= ENOUGH * team_.size() || longest <= STRETCH)
+            return;
+        stretches_ = (longest + STRETCH - 1) / STRETCH;
+        for (int32_t index = 0; index < (int32_t)items_.size(); ++index) {
+            const AttentionItem& item = items_[index];
+            const int64_t behind = step.cu_seqlens[item.row + 1] - item.token - item.tokens;
+            for (int32_t at = 0; at * STRETCH < step.seq_lens[item.row] - behind; ++at)
+                parts_.push_back({index, at});
+        }
+        const int64_t mixes = (int64_t)items_.size() * stretches_ * item_queries();
+        mixes_ = space_.mixes.of<Mix>(mixes);
+        mixed_ = space_.mixed.of<float>(mixes * decoder_.heads.head_dim);
+    }
+
+    int64_t item_queries() const {
+        const QuireHeads& heads = decoder_.heads;
+        return item_tokens(heads) * (heads.query / heads.kv);
+    }
+
+    template <class Stored> void attend(const PagedAttention<Stored>& attention, Scratch& scratch) {
+        if (parts_.empty())
+            return team_.each((int)items_.size(),
+                              [&](int item) { attention.attend(items_[item], scratch); });
+        const int64_t width = item_queries(), dim = decoder_.heads.head_dim;
+        team_.each((int)parts_.size(), [&](int part) {
+            const AttentionPart& one = parts_[part];
+            const int64_t at = (one.item * stretches_ + one.stretch) * width;
+            attention.attend_part(items_[one.item], one.stretch, scratch, mixes_ + at,
+                                  mixed_ + at * dim);
+        });
+        team_.each((int)items_.size(), [&](int item) {
+            const int64_t at = item * stretches_ * width;
+            attention.merge(items_[item], width, mixes_ + at, mixed_ + at * dim, scratch);
+        });
     }
 
     // stream += product, or its norm where the family has one.
@@ -301,6 +341,10 @@ class Pass {
     const QuireDecoder& decoder_;
     Workspace& space_;
     std::vector<AttentionItem> items_;
+    std::vector<AttentionPart> parts_;
+    int64_t stretches_ = 0;
+    Mix* mixes_ = nullptr;
+    float* mixed_ = nullptr;
     std::vector<int64_t> row_of_;
     float *qkv_ = nullptr, *heads_ = nullptr, *sublayer_ = nullptr, *wide_ = nullptr;
     float* floats_ = nullptr;

@@ -14,7 +14,7 @@ import pytest
 import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from bench.compare_cpu.engines import MAX_MODEL_LEN, Engine, Mode
+from bench.compare_cpu.engines import MAX_MODEL_LEN, Engine, Mode, quire
 from bench.compare_cpu.limits import Limits
 from bench.compare_cpu.loads import CASES, TINY, Case, Sample
 from bench.compare_cpu.running import EngineFailed, running
@@ -44,6 +44,17 @@ def test_a_mode_says_what_its_matrices_are_read_in() -> None:
     assert mode == Mode("int8 Q8_0", ("--model", "a b.gguf", "--ctk=q8_0"))
     assert Engine("llama.cpp", mode.name, (), ()).precision == "int8"
     assert Mode.parse("float32=").flags == ()
+
+
+def test_a_mode_of_quire_may_name_another_model(tmp_path: Path) -> None:
+    for flags, model, rest in (
+        ("", "a", ()),
+        ("--quantization none", "a", ("--quantization", "none")),
+        ("b --quantization int8", "b", ("--quantization", "int8")),
+    ):
+        command = quire("a", Mode.parse(f"int8={flags}"), 1, tmp_path).command
+        assert command[4] == model
+        assert command[len(command) - len(rest) :] == rest
 
 
 @pytest.mark.parametrize("text", ["Q8_0=--model x", "int8", "int80=--model x"])
@@ -84,9 +95,9 @@ def test_a_table_has_who_finished_and_marks_who_was_disturbed() -> None:
         row("A", "int8", {case: sample(99.0, others_cores=0.5)}),
         row("B", "int8", {}),
     ]
-    quire, peer = table(case, rows, LIMITS).splitlines()[3:]
-    assert quire.split()[:3] == ["Quire", "float32", "123.4"]
-    assert quire.endswith("50%")
+    ours, peer = table(case, rows, LIMITS).splitlines()[3:]
+    assert ours.split()[:3] == ["Quire", "float32", "123.4"]
+    assert ours.endswith("50%")
     assert peer.startswith("A ")
     assert peer.endswith("* others: 0.50 cores")
 
@@ -153,11 +164,10 @@ def tiny_model(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_real_run_is_kept_with_all_its_tokens_counted(tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
-    quire = ("--model", str(tiny_model), "--quire", "float32=--dtype float32")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "bench.compare_cpu", "--tiny", "--threads", "1"),
-            *("--repeats", "1", "--output", str(output), *quire),
+            *("--repeats", "1", "--output", str(output), "--model", str(tiny_model)),
         ],
         check=False,
         capture_output=True,

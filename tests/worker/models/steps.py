@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kernels.batch import AttentionBatch
-from tests.worker.models.variants import NUM_TOKENS, Case
+from tests.worker.models.variants import Case
 from worker.kv_cache import KVCache
 
 
@@ -23,7 +23,7 @@ class Steps:
     kv: KVCache = field(init=False)
 
     def __post_init__(self) -> None:
-        loaded, each = self.case.loaded, -(-NUM_TOKENS // self.block_size)
+        loaded, each = self.case.loaded, -(-len(self.case.token_ids) // self.block_size)
         self.blocks_each = each
         self.kv = KVCache(
             loaded.config, 4 * each, self.block_size, loaded.backend.kv_dtype, self.case.device

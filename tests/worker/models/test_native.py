@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import MistralConfig
 
 from kernels.native.build import usable
 from protos.blocks import BLOCK_SIZE
 from tests.worker.models.steps import Steps
 from tests.worker.models.test_families import assert_logits
-from tests.worker.models.variants import CPU, NUM_TOKENS, Case
+from tests.worker.models.variants import CPU, NUM_TOKENS, SMALL, Case, build
 from worker.backends import NativeBackend, Wishes
 from worker.kv_cache import KVCache
 from worker.loader import load_model
@@ -95,3 +97,22 @@ def test_nothing_depends_on_how_work_is_cut_up(compiled: Case) -> None:
     wishes = Wishes("native", num_threads=1, cpu_isa=backend.instructions.name)
     one_thread = load_model(compiled.directory, dtype="float32", device=CPU, wishes=wishes)
     assert torch.equal(steps_of(replace(compiled, loaded=one_thread))((0, 0, NUM_TOKENS)), whole)
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_long_contexts(tmp_path: Path, window: int | None) -> None:
+    """Several stretches, shared out among threads when there are few rows."""
+    length = 900
+    config = MistralConfig(**SMALL | {"max_position_embeddings": length, "sliding_window": window})
+    case = build(config, tmp_path, scale=0.3)
+    token_ids = torch.randint(0, 101, (length,), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = case.theirs(token_ids[None]).logits[0]
+    got = []
+    for threads, cuts in ((2, [0, 250, 899, 900]), (1, [0, 513, 700, 701, 900])):
+        wishes = Wishes("native", num_threads=threads)
+        loaded = load_model(tmp_path, dtype="float32", device=CPU, wishes=wishes)
+        steps = Steps(replace(case, loaded=loaded, token_ids=token_ids), BLOCK_SIZE)
+        got.append(torch.cat([steps((0, a, b)) for a, b in pairwise(cuts)]))
+        torch.testing.assert_close(got[-1], expected, atol=2e-4, rtol=1e-3)
+    assert torch.equal(*got)
