@@ -18,6 +18,8 @@ from quire.http import Endpoint, Unreachable
 
 START_S = 900.0
 END_S = 30.0
+KILLED_S = 5.0
+"""Memory of what was killed is free a moment later."""
 _POLL_S = 0.5
 _LOADING = 503
 
@@ -111,10 +113,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.send_signal(signal.SIGINT)
         psutil.wait_procs(members, timeout=END_S)
     finally:
-        for member in [*members, *_of_session(process.pid)]:
+        left = [*members, *_of_session(process.pid)]
+        for member in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
         process.wait()
+        psutil.wait_procs(left, timeout=KILLED_S)
 
 
 def _of_session(leader: int) -> list[psutil.Process]:
