@@ -196,17 +196,20 @@ template <class Stored, int QUERIES, int CHUNKS>
 INLINE void mix_tile(const PagedHead<Stored>& head, int64_t head_dim, int64_t start, int64_t end,
                      const float* weights, int64_t from, float* mixed) {
     Floats sums[QUERIES][CHUNKS] = {};
-    for (int64_t at = start; at < end; ++at) {
+    for (int64_t at = start; at < end; at += LANES) {
         const Stored* values = head.values_at(at) + from;
         const Stored* next = head.values_at(at + LANES < end ? at + LANES : at) + from;
-        Floats value[CHUNKS];
-        EACH (c, CHUNKS) {
-            value[c] = load(values + c * LANES);
-            __builtin_prefetch(next + c * LANES);
+        const int64_t tokens = std::min<int64_t>(LANES, end - at);
+        for (int64_t token = 0; token < tokens; ++token) {
+            Floats value[CHUNKS];
+            EACH (c, CHUNKS) {
+                value[c] = load(values + token * head_dim + c * LANES);
+                __builtin_prefetch(next + token * head_dim + c * LANES);
+            }
+            EACH (i, QUERIES)
+                EACH (c, CHUNKS)
+                    sums[i][c] += weights[i * STRETCH + at - start + token] * value[c];
         }
-        EACH (i, QUERIES)
-            EACH (c, CHUNKS)
-                sums[i][c] += weights[i * STRETCH + at - start] * value[c];
     }
     EACH (i, QUERIES)
         EACH (c, CHUNKS)

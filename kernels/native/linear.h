@@ -117,7 +117,8 @@ INLINE void multiply_floats(const QuireMatrix& matrix, int64_t panel, const Acti
     }
 }
 
-INLINE Floats load_scale(const void* scales, int64_t at, bool halved) {
+INLINE Floats load_scale(const void* scales, int64_t at, int64_t next, bool halved) {
+    __builtin_prefetch((const char*)scales + next * LANES * (halved ? 2 : 4));
     return halved ? load((const Half*)scales + at * LANES)
                   : load((const float*)scales + at * LANES);
 }
@@ -154,8 +155,11 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
         Ints dots[ROWS][PANELS][CHAINS] = {};
         for (int w = 0; w < WORDS; ++w) {
             Ints packed[PANELS];
-            EACH (p, PANELS)
+            EACH (p, PANELS) {
                 packed[p] = load_vector<Ints>(values + p * words * LANES);
+                // The next tile's, in the same place: memory is slower than what is done here.
+                __builtin_prefetch(values + (p + PANELS) * words * LANES);
+            }
             values += LANES;
             EACH (pair, PAIRS) {
                 Ints weights[PANELS];
@@ -175,8 +179,8 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
         }
         const int64_t span = group * GROUP / SPAN;
         EACH (p, PANELS) {
-            const int64_t at = (panel + p) * groups + group;
-            const Floats scale = load_scale(matrix.scales, at, halved);
+            const int64_t at = (panel + p) * groups + group, next = at + PANELS * groups;
+            const Floats scale = load_scale(matrix.scales, at, next, halved);
             EACH (r, ROWS) {
                 Ints dot = dots[r][p][0];
                 for (int chain = 1; chain < CHAINS; ++chain)
@@ -186,7 +190,7 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
             }
             if (matrix.offsets == nullptr)
                 continue;
-            const Floats offset = load_scale(matrix.offsets, at, halved);
+            const Floats offset = load_scale(matrix.offsets, at, next, halved);
             EACH (r, ROWS) {
                 const Span& of_row = spans[r / QUAD][span];
                 const float* sums = GROUP == SPAN ? of_row.sum : of_row.half_sum[group % 2];
@@ -302,16 +306,19 @@ inline void panels_product(const QuireMatrix& matrix, int64_t panel, int64_t las
 inline void multiply_all(Team& team, const QuireLinear& linear, const Activations& input,
                          int64_t num_rows, Output output) {
     // Activations of one item stay in the second cache while panels pass through the first.
-    constexpr int64_t ROWS_EACH = 96, PANELS_EACH = 4;
+    constexpr int64_t ROWS_EACH = 96;
     const float* bias = linear.bias;
     for (int64_t part = 0; part < linear.count; ++part) {
         const QuireMatrix& matrix = linear.parts[part];
         const int64_t panels = panels_of(matrix);
-        const int64_t across = (panels + PANELS_EACH - 1) / PANELS_EACH;
+        // Long runs of panels, for the next to be on its way; some more than members, to be fair.
+        const int64_t share = panels / (4 * team.size());
+        const int64_t panels_each = std::max<int64_t>(4, share / 4 * 4);
+        const int64_t across = (panels + panels_each - 1) / panels_each;
         const int64_t down = (num_rows + ROWS_EACH - 1) / ROWS_EACH;
         team.each((int)(across * down), [&](int item) {
-            const int64_t row = item / across * ROWS_EACH, panel = item % across * PANELS_EACH;
-            panels_product(matrix, panel, std::min(panel + PANELS_EACH, panels), input, row,
+            const int64_t row = item / across * ROWS_EACH, panel = item % across * panels_each;
+            panels_product(matrix, panel, std::min(panel + panels_each, panels), input, row,
                            std::min(row + ROWS_EACH, num_rows), bias, output);
         });
         output.y += matrix.rows;
