@@ -37,19 +37,22 @@ class Mode:
         name: for people.
         cpu_backend: as the flag.
         quantization: as the flag; int8 and int4 start from the floats.
+        kv_cache_dtype: as the flag.
     """
 
     name: str
     cpu_backend: str
     quantization: str
+    kv_cache_dtype: str = "auto"
 
 
 MODES = (
-    Mode("float32", "torch", "none"),
-    Mode("float32, OpenVINO", "openvino", "none"),
-    Mode("as shipped, OpenVINO", "openvino", "auto"),
-    Mode("int8, OpenVINO", "openvino", "int8"),
-    Mode("int4, OpenVINO", "openvino", "int4"),
+    Mode("float32, torch", "torch", "none"),
+    Mode("float32", "native", "none"),
+    Mode("as shipped, KV in float32", "native", "auto", "float32"),
+    Mode("as shipped", "native", "auto"),
+    Mode("int8", "native", "int8"),
+    Mode("int4", "native", "int4"),
 )
 
 
@@ -74,7 +77,12 @@ def perplexity(directory: Path, mode: Mode, tokens: list[int], threads: int) -> 
     from worker.quantization import AtLoad, InFloats
 
     at_load = mode.quantization in ("int8", "int4")
-    wishes = Wishes(mode.cpu_backend, threads, None, "auto" if at_load else mode.quantization)
+    wishes = Wishes(
+        mode.cpu_backend,
+        threads,
+        quantization="auto" if at_load else mode.quantization,
+        kv_cache_dtype=mode.kv_cache_dtype,
+    )
     cpu = torch.device("cpu")
     opened = open_model(directory, dtype="float32", device=cpu, max_model_len=WINDOW, wishes=wishes)
     if at_load:
@@ -82,7 +90,7 @@ def perplexity(directory: Path, mode: Mode, tokens: list[int], threads: int) -> 
         shapes = checkpoint_tensors(opened.config)
         opened = replace(opened, weights=AtLoad(InFloats(opened.weights), shapes, bits))
     loaded, block_size = opened.load(), opened.backend.block_size
-    kv = KVCache(loaded.config, WINDOW // block_size, block_size, torch.float32, cpu)
+    kv = KVCache(loaded.config, WINDOW // block_size, block_size, opened.backend.kv_dtype, cpu)
     total, count = 0.0, 0
     for first in range(0, len(tokens), WINDOW):
         window = torch.tensor(tokens[first : first + WINDOW])

@@ -156,11 +156,6 @@ def prompt_sizes(max_num_batched_tokens: int) -> Iterator[int]:
     yield max_num_batched_tokens
 
 
-def phases(seconds: dict[str, float]) -> str:
-    """One line for people: what took how long."""
-    return ", ".join(f"{name} {took:.1f} s" for name, took in seconds.items())
-
-
 def bucket_range(buckets: Sequence[int]) -> str:
     """One line for people: which numbers of decode rows were captured."""
     if not buckets:

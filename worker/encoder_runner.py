@@ -135,7 +135,6 @@ class EncoderRunner(DirectRunner):
 
 def start_encoder(loaded: LoadedEncoder, sizes: Sizes) -> EncoderRunner:
     """A runner that has computed already."""
-    began = time.perf_counter()
     runner = EncoderRunner(loaded, sizes)
     length = min(8, loaded.max_model_len, sizes.max_num_batched_tokens)
     one = np.zeros(1, np.int32)
@@ -167,5 +166,4 @@ def start_encoder(loaded: LoadedEncoder, sizes: Sizes) -> EncoderRunner:
     )
     runner.reset()
     log.info("memory: weights    %11s", f"{loaded.weight_bytes / 2**20:.2f} MiB")
-    log.info("start-up: warm-up %.1f s", time.perf_counter() - began)
     return runner

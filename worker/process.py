@@ -77,6 +77,7 @@ def _run_in(group: Group, options: Options, device: torch.device) -> int:
     metrics_url = _serve_metrics(options, totals)
     link = _start_link(options, group, stop.wake)  # it asks to be let in before a weight is read
     started = start(options, device, group)
+    log.info("start-up took %s", started.phases)
     said = hello(options, started, device, group)
     stop.listen()
     say_ready = _ready_once(options, metrics_url, started.num_blocks)

@@ -14,6 +14,7 @@ from worker.models.weights import Part
 
 GROUP_SIZE = 32
 """Columns that share a scale, as in GGUF."""
+VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 
 
 class WeightSource(Protocol):
@@ -68,7 +69,8 @@ class AtLoad:
     Attributes:
         source: the weights, in floats.
         shapes: of every tensor, by name.
-        bits: of a code.
+        bits: of a code; matrices over the vocabulary have eight: four cost a small model most of
+            what they cost at all.
     """
 
     source: WeightSource
@@ -87,13 +89,16 @@ class AtLoad:
         if not self._has_groups(name):
             return None
         floats = self.source.read(name, (), torch.float32, torch.device("cpu"))
-        return quantize(floats, self.bits, GROUP_SIZE)
+        return quantize(floats, self._bits(name), GROUP_SIZE)
 
     def outline(self, name: str) -> QuantizedMatrix | None:
         """`WeightSource.outline`."""
         if not self._has_groups(name):
             return None
-        return quantize(torch.empty(self.shapes[name], device="meta"), self.bits, GROUP_SIZE)
+        return quantize(torch.empty(self.shapes[name], device="meta"), self._bits(name), GROUP_SIZE)
+
+    def _bits(self, name: str) -> int:
+        return 8 if name.endswith(VOCABULARY) else self.bits
 
     def _has_groups(self, name: str) -> bool:
         shape = self.shapes[name]
@@ -102,7 +107,9 @@ class AtLoad:
     def update_digest(self, digest: "hashlib.blake2b") -> None:
         """`WeightSource.update_digest`."""
         self.source.update_digest(digest)
-        digest.update(f"codes of {self.bits} bits".encode())
+        digest.update(
+            f"codes of {self.bits} bits, {self._bits(VOCABULARY[0])} at the ends".encode()
+        )
 
 
 def quantized_as(

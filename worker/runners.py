@@ -5,13 +5,12 @@ on its own, steps are launched ahead of their results (`DeviceRunner`). `kernels
 """
 
 import logging
-import time
 
 import torch
 
 from kernels.ops import select_step
 from worker.constraints import Constraints
-from worker.device_start import DeviceStart, bucket_range, phases
+from worker.device_start import DeviceStart, bucket_range
 from worker.executor import Runner
 from worker.grammars import Grammars
 from worker.host_runner import HostRunner
@@ -21,6 +20,7 @@ from worker.ledger import KVRequest, Ledger, settle
 from worker.loader import LoadedModel
 from worker.loading_progress import FIRST_STEPS, unless_quick
 from worker.parallel import Group
+from worker.phases import phases
 from worker.sampler import Sampler
 from worker.sizes import Sizes
 from worker.step_state import StepState
@@ -67,7 +67,7 @@ def start_runner(
     ledger = ledger.limited_to(group.least(ledger.num_blocks))
     _show(ledger)
     runner = start.start(ledger.num_blocks)
-    log.info("start-up: %s", phases(start.seconds))
+    log.info("on the device: %s", phases(start.seconds))
     log.info("captured steps: %s", bucket_range(runner.graph_buckets))
     return runner, ledger
 
@@ -84,7 +84,6 @@ def _host_runner(
     device: torch.device,
     grammars: Grammars | None,
 ) -> HostRunner:
-    began = time.perf_counter()
     vocab_size = loaded.config.vocab_size
     runner = HostRunner(
         loaded.model,
@@ -103,5 +102,4 @@ def _host_runner(
     )
     with unless_quick(FIRST_STEPS):
         warm_up(runner, sizes, max_model_len=loaded.max_model_len, vocab_size=vocab_size)
-    log.info("start-up: %s", phases({"warm-up": time.perf_counter() - began}))
     return runner

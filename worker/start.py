@@ -22,6 +22,7 @@ from worker.ledger import KVNeed, KVRequest, MemoryShortError, check_weights
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.options import Options, StartError
 from worker.parallel import Group
+from worker.phases import Phases
 from worker.plans import Hello, Pooling
 from worker.runners import start_runner
 from worker.sizes import MAX_STEP_TOKENS, Sizes, default_buckets, default_step_tokens
@@ -36,12 +37,14 @@ class Started:
         loaded: the model.
         sizes: how large steps may get.
         num_blocks: of KV; an encoder has none.
+        phases: how long it took.
     """
 
     runner: Runner
     loaded: LoadedModel | LoadedEncoder
     sizes: Sizes
     num_blocks: int
+    phases: Phases
 
 
 def find_device(options: Options) -> torch.device:
@@ -65,10 +68,11 @@ def start(options: Options, device: torch.device, group: Group) -> Started:
 
     Raises `StartError`.
     """
+    phases = Phases()
+    phases.end("imports")
     with _in_one_line():
-        if holds_encoder(options.model):
-            return _start_encoder(options, device, group)
-        return _start_model(options, device, group)
+        starts = _start_encoder if holds_encoder(options.model) else _start_model
+        return starts(options, device, group, phases)
 
 
 @contextmanager
@@ -82,7 +86,7 @@ def _in_one_line() -> Iterator[None]:
         raise StartError(f"the weights and the largest step do not fit: {reason}") from error
 
 
-def _start_encoder(options: Options, device: torch.device, group: Group) -> Started:
+def _start_encoder(options: Options, device: torch.device, group: Group, phases: Phases) -> Started:
     """An encoder has no KV, and so no blocks; its prompts are computed whole."""
     for flag, value in (
         ("--num-blocks", options.num_blocks),
@@ -114,13 +118,17 @@ def _start_encoder(options: Options, device: torch.device, group: Group) -> Star
         pooling=_pooling(options),
     )
     check_weights(opened)
+    phases.end("checkpoint")
     loaded = opened.load()
+    phases.end("weights")
     budget = options.max_num_batched_tokens or MAX_STEP_TOKENS
     sizes = Sizes(options.block_size or BLOCK_SIZE, options.max_num_seqs, budget)
-    return Started(start_encoder(loaded, sizes), loaded, sizes, num_blocks=0)
+    runner = start_encoder(loaded, sizes)
+    phases.end("warm-up")
+    return Started(runner, loaded, sizes, 0, phases)
 
 
-def _start_model(options: Options, device: torch.device, group: Group) -> Started:
+def _start_model(options: Options, device: torch.device, group: Group, phases: Phases) -> Started:
     request = KVRequest(options.num_blocks, options.kv_cache_memory)
     opened = open_model(
         options.model,
@@ -137,7 +145,9 @@ def _start_model(options: Options, device: torch.device, group: Group) -> Starte
     grammars = Grammars(
         options.model / "tokenizer.json", opened.config.vocab_size, options.num_threads
     )
+    phases.end("checkpoint")
     loaded = opened.load()
+    phases.end("weights")
     sizes = _sizes(options, device, opened.backend.block_size)
     runner, ledger = start_runner(
         loaded,
@@ -148,7 +158,8 @@ def _start_model(options: Options, device: torch.device, group: Group) -> Starte
         group=group,
         grammars=grammars,
     )
-    return Started(runner, loaded, sizes, ledger.num_blocks)
+    phases.end("warm-up")
+    return Started(runner, loaded, sizes, ledger.num_blocks, phases)
 
 
 def _wishes(options: Options, device: torch.device) -> Wishes:
