@@ -129,6 +129,7 @@ def main(
         kv_cache_dtype=kv_cache_dtype,
         gpu_memory_utilization=gpu_memory_utilization,
         num_threads=num_threads,
+        threads_are_given=threads is not None,
         replica_id=replica_id,
         metrics_host=metrics_host,
         metrics_port=_port_of(place.local_rank, metrics_port),

@@ -16,13 +16,14 @@ from kernels.native.packing import LANES, PackedLinear
 from kernels.warm_up import warm_up
 from protos.blocks import BLOCK_SIZE
 from worker.executor import Model
+from worker.kv_cache import KVCache
 from worker.loading_progress import unless_quick
 from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model
 from worker.models.weights import ReadTensor, Weights
-from worker.native import NativeDecoder
+from worker.native import NativeDecoder, fastest_threads
 from worker.parallel import Group
 
 log = logging.getLogger(__name__)
@@ -127,10 +128,11 @@ class NativeBackend:
 
     Attributes:
         instructions: of the processor that they use.
-        num_threads: that compute a step.
+        num_threads: that compute a step, at most.
         max_model_len: the longest sequence, in tokens.
         kv_dtype: float32 or float16.
         block_size: tokens of a block.
+        measures_threads: whether fewer may compute, if that is faster.
     """
 
     instructions: Instructions
@@ -138,6 +140,7 @@ class NativeBackend:
     max_model_len: int
     kv_dtype: torch.dtype = torch.float32
     block_size: int = BLOCK_SIZE
+    measures_threads: bool = False
 
     keeps_codes: ClassVar[bool] = True
 
@@ -160,13 +163,20 @@ class NativeBackend:
 
     def compiled(self, decoder: Decoder) -> Model:
         """`Backend.compiled`."""
-        return NativeDecoder(
+        model = NativeDecoder(
             decoder,
             _native_kernels(self.instructions),
             num_threads=self.num_threads,
             max_model_len=self.max_model_len,
             block_size=self.block_size,
         )
+        if self.measures_threads and self.num_threads > 1:
+            kv = KVCache(decoder.config, 0, self.block_size, self.kv_dtype, torch.device("cpu"))
+            seconds = fastest_threads(model, kv, self.num_threads)
+            each = ", ".join(f"{count}: {took * 1e3:.1f} ms" for count, took in seconds.items())
+            best = min(seconds, key=seconds.__getitem__)
+            log.info("%d threads compute; a token takes with %s", best, each)
+        return model
 
 
 def _native_kernels(instructions: Instructions) -> ctypes.CDLL:
@@ -187,6 +197,7 @@ class Wishes:
         quantization: "auto", "none", "int8" or "int4": what matrices are computed with.
         kv_cache_dtype: "auto", "float32" or "float16".
         cpu_isa: which instructions native kernels may use; "auto": whatever there is.
+        measures_threads: whether fewer may compute, if that is faster.
     """
 
     cpu_backend: str = "torch"
@@ -195,6 +206,7 @@ class Wishes:
     quantization: str = "auto"
     kv_cache_dtype: str = "auto"
     cpu_isa: str = "auto"
+    measures_threads: bool = False
 
 
 WITH_TORCH = Wishes()
@@ -233,6 +245,7 @@ def choose_backend(wishes: Wishes, computed: Computed) -> Backend:
                 computed.max_model_len,
                 _native_kv_dtype(wishes, computed),
                 wishes.block_size or BLOCK_SIZE,
+                wishes.measures_threads,
             )
         if wishes.cpu_backend == "native":
             raise UnsupportedModelError(f"--cpu-backend is native; {reason}")

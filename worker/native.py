@@ -1,6 +1,8 @@
 """A decoder computed by the CPU's own kernels: two calls per step where torch makes hundreds."""
 
 import ctypes
+import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +21,11 @@ _NO_NORM = library.Norm(None, 0.0)
 
 
 class NativeDecoder:
-    """`worker.executor.Model`; keys and values may be in float32 or float16."""
+    """`worker.executor.Model`; keys and values may be in float32 or float16.
+
+    Attributes:
+        num_threads: that compute a step.
+    """
 
     def __init__(
         self,
@@ -41,10 +47,16 @@ class NativeDecoder:
         """
         self._vocab_size = decoder.config.vocab_size
         self._hidden_size = decoder.config.hidden_size
+        self.num_threads = num_threads
         self._engine = library.Engine(kernels, num_threads)
         self._described = _Description(decoder, max_model_len, block_size)
         self._kv: KVCache | None = None
         self._cache = library.Cache()
+
+    def use_threads(self, count: int) -> None:
+        """From the next step on so many compute; at most those it was made with."""
+        self.num_threads = count
+        self._engine.use(count)
 
     @torch.inference_mode()
     def forward(
@@ -105,6 +117,42 @@ class NativeDecoder:
             logits.data_ptr(),
         )
         return logits
+
+
+def fastest_threads(
+    model: NativeDecoder, kv: KVCache, most: int, seconds_each: float = 0.1
+) -> dict[int, float]:
+    """Seconds of a step that decodes one token, by number of threads; the model then uses the best.
+
+    Not every core that the system counts is one: some are threads of another, some are taken.
+
+    Args:
+        model: whose steps are timed.
+        kv: its cache, of which the null block is written.
+        most: threads that it was made with; powers of two below it, and itself, are tried.
+        seconds_each: how long, at least one step.
+    """
+    one = torch.ones(1, dtype=torch.int32)
+    batch = AttentionBatch(
+        token_ids=torch.zeros(1, dtype=torch.int32),
+        positions=torch.zeros(1, dtype=torch.int32),
+        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
+        seq_lens=one,
+        block_table=torch.zeros(1, 1, dtype=torch.int32),
+        num_decodes=1,
+        sample_index=torch.zeros(1, dtype=torch.int64),
+    )
+    model.forward(batch, kv)
+    seconds = {}
+    for count in sorted({1 << bit for bit in range(most.bit_length())} | {most}):
+        model.use_threads(count)
+        until, best = time.perf_counter() + seconds_each, math.inf
+        while (began := time.perf_counter()) < until or best == math.inf:
+            model.forward(batch, kv)
+            best = min(best, time.perf_counter() - began)
+        seconds[count] = best
+    model.use_threads(min(seconds, key=seconds.__getitem__))
+    return seconds
 
 
 class _Description:

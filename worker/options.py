@@ -31,6 +31,8 @@ class Options:
     quantization: str
     gpu_memory_utilization: float
     num_threads: int
+    threads_are_given: bool
+    """By the operator, so that no other number is tried."""
     replica_id: str | None
     metrics_host: str
     metrics_port: int

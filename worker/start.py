@@ -20,6 +20,7 @@ from worker.executor import Runner
 from worker.grammars import Grammars
 from worker.ledger import KVNeed, KVRequest, MemoryShortError, check_weights
 from worker.loader import LoadedModel, LoadError, open_model
+from worker.native import NativeDecoder
 from worker.options import Options, StartError
 from worker.parallel import Group
 from worker.phases import Phases
@@ -173,6 +174,7 @@ def _wishes(options: Options, device: torch.device) -> Wishes:
         options.quantization,
         options.kv_cache_dtype,
         options.cpu_isa,
+        measures_threads=not options.threads_are_given,
     )
 
 
@@ -190,6 +192,12 @@ def _backend(loaded: LoadedModel | LoadedEncoder) -> str:
     return loaded.backend.name if isinstance(loaded, LoadedModel) else "torch"
 
 
+def _threads(options: Options, loaded: LoadedModel | LoadedEncoder) -> int:
+    """That compute; fewer than there might be, if that was faster."""
+    model = loaded.model
+    return model.num_threads if isinstance(model, NativeDecoder) else options.num_threads
+
+
 def hello(options: Options, started: Started, device: torch.device, group: Group) -> Hello:
     """What the scheduler must know of this worker."""
     loaded, sizes = started.loaded, started.sizes
@@ -198,7 +206,7 @@ def hello(options: Options, started: Started, device: torch.device, group: Group
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"cpu ({_backend(loaded)}, {options.num_threads} threads)"
+        else f"cpu ({_backend(loaded)}, {_threads(options, loaded)} threads)"
     )
     return Hello(
         worker_id=worker_id,

@@ -144,6 +144,10 @@ class Engine:
     def __del__(self) -> None:
         self._kernels.quire_engine_delete(self._engine)
 
+    def use(self, num_threads: int) -> None:
+        """From the next call on so many threads compute; at most those it was made with."""
+        self._kernels.quire_engine_use(self._engine, num_threads)
+
     def layers(self, decoder: Decoder, step: Step, kv: Cache, stream: int) -> None:
         """Tokens to what the last norm reads; their keys and values go into the cache.
 
@@ -186,6 +190,7 @@ class Engine:
 _ARGUMENTS = {
     "quire_engine_new": (c_int32,),
     "quire_engine_delete": (c_void_p,),
+    "quire_engine_use": (c_void_p, c_int32),
     "quire_layers": (c_void_p, POINTER(Decoder), POINTER(Step), POINTER(Cache), c_void_p),
     "quire_norm": (c_void_p, POINTER(Decoder), c_void_p, c_int64),
     "quire_head": (

@@ -20,6 +20,8 @@ Engine* quire_engine_new(int32_t threads) { return new Engine(threads); }
 
 void quire_engine_delete(Engine* engine) { delete engine; }
 
+void quire_engine_use(Engine* engine, int32_t threads) { engine->team.use(threads); }
+
 void quire_layers(Engine* engine, const QuireDecoder* decoder, const QuireStep* step,
                   const QuireCache* cache, float* stream) {
     Pass(engine->team, *decoder, engine->space).layers(*step, *cache, stream);

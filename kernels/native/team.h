@@ -1,6 +1,7 @@
 // Threads that work through one phase after another together.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -20,9 +21,10 @@ namespace quire {
 // holds the others up once.
 class Team {
   public:
-    explicit Team(int size) : size_(size) {
+    explicit Team(int size) {
         for (int member = 1; member < size; ++member)
-            threads_.emplace_back([this] { serve(); });
+            threads_.emplace_back([this, member] { serve(member); });
+        use(size);
     }
 
     ~Team() {
@@ -33,7 +35,9 @@ class Team {
             thread.join();
     }
 
+    // Members that work; the others sleep until there are to be more.
     int size() const { return size_; }
+    void use(int size) { size_ = std::clamp(size, 1, (int)threads_.size() + 1); }
 
     // Runs `work` on the caller and on every member that comes in time.
     void run(const std::function<void()>& work) {
@@ -91,15 +95,18 @@ class Team {
         ticket_.store(Ticket{phase + 1, 0}.packed(), std::memory_order_release);
     }
 
-    void serve() {
+    void serve(int member) {
         for (uint32_t seen = 0;; ++seen) {
-            for (int look = 0; look < LOOKS && called_.load(std::memory_order_acquire) == seen;
+            const int looks = member < size_ ? LOOKS : 0;
+            for (int look = 0; look < looks && called_.load(std::memory_order_acquire) == seen;
                  ++look)
                 relax();
             called_.wait(seen, std::memory_order_acquire);
             if (is_over_)
                 return;
             seen = called_.load(std::memory_order_acquire) - 1; // what was missed is over
+            if (member >= size_)
+                continue;
             // Who counts himself in while the doors are open finds everything as it was.
             int inside = doors_.load(std::memory_order_acquire);
             while (inside >= OPEN &&
@@ -119,8 +126,8 @@ class Team {
 #endif
     }
 
-    const int size_;
     const std::function<void()>* work_ = nullptr;
+    std::atomic<int> size_{1};
     std::atomic<bool> is_over_{false};
     std::vector<std::thread> threads_;
     static thread_local uint32_t phase_;

@@ -106,6 +106,7 @@ def options(
         quantization="auto",
         gpu_memory_utilization=0.9,
         num_threads=1,
+        threads_are_given=True,
         replica_id=None,
         metrics_host="127.0.0.1",
         metrics_port=0,

@@ -16,6 +16,7 @@ from tests.worker.models.variants import CPU, NUM_TOKENS, SMALL, Case, build
 from worker.backends import NativeBackend, Wishes
 from worker.kv_cache import KVCache
 from worker.loader import load_model
+from worker.native import NativeDecoder, fastest_threads
 
 BEST, *OTHERS = (instructions.name for instructions in usable())
 ISAS = [BEST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
@@ -116,3 +117,15 @@ def test_long_contexts(tmp_path: Path, window: int | None) -> None:
         got.append(torch.cat([steps((0, a, b)) for a, b in pairwise(cuts)]))
         torch.testing.assert_close(got[-1], expected, atol=2e-4, rtol=1e-3)
     assert torch.equal(*got)
+
+
+def test_the_fastest_number_of_threads_is_found(compiled: Case) -> None:
+    config, model = compiled.loaded.config, compiled.loaded.model
+    assert isinstance(model, NativeDecoder)
+    kv = KVCache(config, 0, BLOCK_SIZE, torch.float32, CPU)
+    seconds = fastest_threads(model, kv, 2, seconds_each=0.01)
+    assert list(seconds) == [1, 2]
+    assert all(took > 0 for took in seconds.values())
+    model.use_threads(1)
+    assert_logits(steps_of(compiled)((0, 0, NUM_TOKENS)), compiled.expected)
+    model.use_threads(2)
