@@ -1,4 +1,4 @@
-"""Matrices in codes: answers and log-probabilities are the same to the last bit, alone or in a crowd,
+"""Matrices in codes: answers and logprobs are the same to the last bit, alone or in a crowd,
 computed at once or in chunks, cached or fresh, preempted or not."""
 
 from pathlib import Path
