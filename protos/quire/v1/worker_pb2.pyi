@@ -42,7 +42,7 @@ class AttachResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., plan: _Optional[_Union[BatchPlan, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "replica_id", "rank", "world_size", "model", "num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "pid", "device", "graph_bucket", "hash_seed", "named_block", "block_name")
+    __slots__ = ("protocol_version", "worker_id", "replica_id", "rank", "world_size", "model", "num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "pid", "device", "graph_bucket", "hash_seed", "named_block", "block_name", "max_draft_tokens")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Hello(_message.Message):
     HASH_SEED_FIELD_NUMBER: _ClassVar[int]
     NAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
     BLOCK_NAME_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     replica_id: str
@@ -75,7 +76,8 @@ class Hello(_message.Message):
     hash_seed: bytes
     named_block: bytes
     block_name: bytes
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., graph_bucket: _Optional[_Iterable[int]] = ..., hash_seed: _Optional[bytes] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ...) -> None: ...
+    max_draft_tokens: int
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., replica_id: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., model: _Optional[_Union[ModelCard, _Mapping]] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., pid: _Optional[int] = ..., device: _Optional[str] = ..., graph_bucket: _Optional[_Iterable[int]] = ..., hash_seed: _Optional[bytes] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class ModelCard(_message.Message):
     __slots__ = ("name", "revision", "max_model_len", "vocab_size", "dtype", "pooling", "embedding_dim", "is_encoder")
@@ -116,7 +118,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class BatchPlan(_message.Message):
-    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket", "named_block", "block_name", "unnamed_block")
+    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket", "named_block", "block_name", "unnamed_block", "draft_slot", "draft_length")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     RETIRE_SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +134,8 @@ class BatchPlan(_message.Message):
     NAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
     BLOCK_NAME_FIELD_NUMBER: _ClassVar[int]
     UNNAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_SLOT_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     retire_slot: bytes
@@ -147,7 +151,9 @@ class BatchPlan(_message.Message):
     named_block: bytes
     block_name: bytes
     unnamed_block: bytes
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ..., unnamed_block: _Optional[bytes] = ...) -> None: ...
+    draft_slot: bytes
+    draft_length: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ..., unnamed_block: _Optional[bytes] = ..., draft_slot: _Optional[bytes] = ..., draft_length: _Optional[bytes] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("slot", "generation", "token_id", "num_prompt_tokens", "max_total_tokens", "block", "num_computed", "seed", "sampling", "score_from")
@@ -174,7 +180,7 @@ class Admission(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., generation: _Optional[int] = ..., token_id: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., block: _Optional[bytes] = ..., num_computed: _Optional[int] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.SamplingParams, _Mapping]] = ..., score_from: _Optional[int] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("epoch", "step_id", "slot", "generation", "token_id", "finish", "logprobs", "timing", "vectors", "scores")
+    __slots__ = ("epoch", "step_id", "slot", "generation", "token_id", "finish", "logprobs", "timing", "vectors", "scores", "drafted")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +191,7 @@ class StepResult(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     slot: bytes
@@ -195,7 +202,8 @@ class StepResult(_message.Message):
     timing: StepTiming
     vectors: VectorColumns
     scores: ScoreColumns
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ..., vectors: _Optional[_Union[VectorColumns, _Mapping]] = ..., scores: _Optional[_Union[ScoreColumns, _Mapping]] = ...) -> None: ...
+    drafted: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., slot: _Optional[bytes] = ..., generation: _Optional[bytes] = ..., token_id: _Optional[bytes] = ..., finish: _Optional[bytes] = ..., logprobs: _Optional[_Union[_sampling_pb2.LogprobColumns, _Mapping]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ..., vectors: _Optional[_Union[VectorColumns, _Mapping]] = ..., scores: _Optional[_Union[ScoreColumns, _Mapping]] = ..., drafted: _Optional[bytes] = ...) -> None: ...
 
 class ScoreColumns(_message.Message):
     __slots__ = ("slot", "generation", "start", "length", "logprobs")
