@@ -90,6 +90,11 @@ class DeviceRunner:
         """Numbers of decode rows that a graph was captured for, ascending."""
         return self._steps.buckets
 
+    @property
+    def max_draft_tokens(self) -> int:
+        """None: what a slot supposes would have to be looked up on the device."""
+        return 0
+
     def reset(self) -> None:
         """Forgets every sequence, once all that was launched has been delivered."""
         self._lane.drain()
@@ -136,6 +141,8 @@ class DeviceRunner:
         """
         started = time.perf_counter_ns()
         writes = Writes()
+        if len(plan.draft_slot):
+            raise PlanError("a slot may draft; this worker has said that it drafts nothing")
         had_work = self._counts.num_live > 0
         self._counts.apply(plan)
         self._masks.apply(plan)

@@ -72,6 +72,11 @@ class Runner(Protocol):
         """Numbers of decode rows that a captured step has, ascending; none where none is needed."""
         ...
 
+    @property
+    def max_draft_tokens(self) -> int:
+        """Tokens that a slot may draft in a step (`worker.drafts`); 0: none."""
+        ...
+
     def reset(self) -> None:
         """Forgets every sequence, once every result has been delivered."""
         ...
@@ -106,6 +111,11 @@ class DirectRunner(ABC):
     def graph_buckets(self) -> tuple[int, ...]:
         """None: nothing is captured."""
         return ()
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """None, unless it says otherwise."""
+        return 0
 
     def launch(self, plan: BatchPlan, wait_us: int, deliver: Deliver) -> None:
         """`Runner.launch`; the result is delivered before it returns."""

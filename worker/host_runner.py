@@ -6,6 +6,7 @@ import torch
 
 from kernels.batch import AttentionBatch
 from worker.constraints import Constraints
+from worker.drafts import MAX_DRAFT_TOKENS
 from worker.executor import DirectRunner, Model
 from worker.kv_cache import KVCache
 from worker.plans import BatchPlan, Scores, StepResult, Timing, Vectors
@@ -39,6 +40,11 @@ class HostRunner(DirectRunner):
     def num_live(self) -> int:
         """Sequences that hold a slot and have not ended."""
         return self._state.num_live
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """What a slot may draft in a step."""
+        return MAX_DRAFT_TOKENS
 
     def reset(self) -> None:
         """Forgets every sequence."""
@@ -91,6 +97,7 @@ class HostRunner(DirectRunner):
             ),
             vectors=vectors,
             scores=scores,
+            drafted=rows.drafted,
         )
 
     def _forward(

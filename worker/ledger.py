@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from kernels.sampling_inputs import PenaltyTables
+from worker.drafts import MAX_DRAFT_TOKENS
 from worker.encoder_loader import OpenedEncoder
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, OpenedModel
@@ -221,7 +222,8 @@ def _workspace_bytes(loaded: LoadedModel, sizes: Sizes) -> int:
     # Residual, normed, gate and up side by side, their product; and two copies of the logits.
     width = 2 * config.hidden_size + 3 * config.intermediate_size
     activations = loaded.dtype.itemsize * sizes.max_num_batched_tokens * width
-    logits = 2 * 4 * sizes.max_num_seqs * config.vocab_size
+    sampled = max(sizes.max_num_seqs, 1 + MAX_DRAFT_TOKENS)
+    logits = 2 * 4 * sampled * config.vocab_size
     penalties = PenaltyTables.num_bytes(sizes.max_num_seqs, config.vocab_size)
     return tables + activations + logits + penalties
 

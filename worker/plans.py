@@ -70,6 +70,11 @@ class Sampling:
         return 0 if self.grammar else self.min_tokens
 
     @property
+    def can_draft(self) -> bool:
+        """Whether what may come at a position depends on no token before it but by the model."""
+        return not (self.is_constrained or self.is_penalized)
+
+    @property
     def is_penalized(self) -> bool:
         """Whether what was seen before changes what comes."""
         penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
@@ -124,6 +129,10 @@ class BatchPlan:
     """Their names, end to end."""
     unnamed: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
     """Blocks whose name is void."""
+    draft_slot: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
+    """Slots of the decode set that may draft (`worker.drafts`)."""
+    draft_length: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
+    """Tokens each of them may draft, at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,8 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a plan produced: one entry per live row that sampled."""
+    """What a plan produced: one entry per live row that sampled; of a slot that drafted, one more
+    for each token that was accepted."""
 
     epoch: int
     step_id: int
@@ -203,6 +213,8 @@ class StepResult:
     vectors: Vectors | None = None
     """None: no prompt that wants its vector was completed."""
     scores: Scores | None = None
+    drafted: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
+    """Tokens that each slot of the plan's `draft_slot` has drafted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,3 +241,5 @@ class Hello:
     """None: no embeddings."""
     embedding_dim: int = 0
     is_encoder: bool = False
+    max_draft_tokens: int = 0
+    """A slot may draft so many in a step; 0: none."""

@@ -71,6 +71,8 @@ class SlotCounts:
         self._num_allocated: Int64Column = np.zeros(max_num_seqs, np.int64)
         self._max_total: Int64Column = np.zeros(max_num_seqs, np.int64)
         self._samples_nothing: BoolColumn = np.zeros(max_num_seqs, np.bool_)
+        # Its accepted drafts may have ended it sooner than plans made before then could know.
+        self._has_drafted: BoolColumn = np.zeros(max_num_seqs, np.bool_)
 
     @property
     def num_live(self) -> int:
@@ -143,6 +145,7 @@ class SlotCounts:
             )
         self._admitted[slot] = True
         self._ended[slot] = False
+        self._has_drafted[slot] = False
         self.generation[slot] = admission.generation
         self._num_computed[slot] = admission.num_computed
         self._num_known[slot] = num_tokens
@@ -183,15 +186,44 @@ class SlotCounts:
         """
         slots = self.decode_slots
         computed = self._num_computed[slots]
+        goes_on = ~(self._ended & self._has_drafted)[slots]
         if (computed != self._num_known[slots] - 1).any():
             raise PlanError("a slot decodes before its prompt is computed")
-        if (computed >= self._num_allocated[slots] * self._block_size).any():
+        if (goes_on & (computed >= self._num_allocated[slots] * self._block_size)).any():
             raise PlanError("a slot decodes at a position that has no block")
-        if (computed + 1 >= self._max_total[slots]).any():
+        if (goes_on & (computed + 1 >= self._max_total[slots])).any():
             raise PlanError("a slot decodes beyond max_total_tokens")
         self._num_computed[slots] += 1
         self._num_known[slots] += 1
         return computed
+
+    def drafting(self, plan: BatchPlan) -> list[tuple[int, int, int]]:
+        """Slots of the decode set that may draft, when that has been advanced: (index in the
+        plan's columns, position that the slot computes, tokens it may draft behind that), without
+        those that have ended. Raises `PlanError` as `advance_decodes`."""
+        slots, length = plan.draft_slot.astype(np.int64), plan.draft_length.astype(np.int64)
+        self._check_admitted("draft_slot", slots)
+        self._check_once("draft_slot", slots)
+        if not np.isin(slots, self.decode_slots).all():
+            raise PlanError("a slot drafts that does not decode")
+        computed = self._num_computed[slots] - 1
+        end, goes_on = computed + length, ~self._ended[slots]
+        if (length < 1).any():
+            raise PlanError("a slot drafts less than a token")
+        if (goes_on & (end >= self._num_allocated[slots] * self._block_size)).any():
+            raise PlanError("a slot drafts at a position that has no block")
+        if (goes_on & (end + 1 >= self._max_total[slots])).any():
+            raise PlanError("a slot drafts beyond max_total_tokens")
+        index = np.flatnonzero(goes_on)
+        columns = (index, computed[index], length[index])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+    def accept(self, slots: Int64Column, num_tokens: Int64Column) -> None:
+        """Counts tokens that were drafted and accepted, of slots that go on."""
+        self._has_drafted[slots] |= num_tokens > 0
+        goes_on = ~self._ended[slots]
+        self._num_computed[slots[goes_on]] += num_tokens[goes_on]
+        self._num_known[slots[goes_on]] += num_tokens[goes_on]
 
     def advance_chunks(self, plan: BatchPlan) -> ChunkRows:
         """Counts the plan's chunks as computed; raises `PlanError` as `advance_decodes`."""

@@ -225,6 +225,7 @@ def hello(options: Options, started: Started, device: torch.device, group: Group
         pid=os.getpid(),
         device=name,
         graph_buckets=started.runner.graph_buckets,
+        max_draft_tokens=started.runner.max_draft_tokens,
         pooling=loaded.pooling.pooling,
         embedding_dim=loaded.embedding_dim,
         is_encoder=isinstance(loaded, LoadedEncoder),

@@ -13,13 +13,14 @@ The host keeps counts of its own (`worker.slot_counts`), so that it need not ask
 The mirror is disposable: `reset` forgets everything, and the scheduler admits anew.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from kernels.batch import AttentionBatch
+from worker.drafts import Drafts, continuation
 from worker.plans import Admission, BatchPlan, FinishReason, Int32Column, UInt8Column, Vectors
 from worker.slot_counts import ChunkRows, Int64Column, SlotCounts
 
@@ -29,7 +30,8 @@ _NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class SampledRows:
-    """The rows of a step that sample, decode rows first; all columns share an index.
+    """The rows of a step that sample: decode rows, chunks' last ones, and every row of slots that
+    have drafted; the first six share an index.
 
     Attributes:
         slots: on the host.
@@ -39,6 +41,8 @@ class SampledRows:
         live: [rows] bool, on the device: false for slots that have ended.
         membership: changes whenever `slots` may differ from the step before; None when the rows are
             of this step alone.
+        drafts: of the slots that have drafted, whose rows are the last ones; None: of no slot.
+        drafted: on the host: tokens that each slot of the plan's `draft_slot` has drafted.
     """
 
     slots: Int64Column
@@ -47,6 +51,29 @@ class SampledRows:
     position: torch.Tensor
     live: torch.Tensor
     membership: int | None
+    drafts: Drafts | None = None
+    drafted: Int32Column = field(default_factory=lambda: _NONE)
+
+
+@dataclass(frozen=True)
+class _DecodeRows:
+    """Slots that decode one token; all columns share an index.
+
+    Attributes:
+        slots: on the host.
+        computed: on the host: their positions, as if none had ended.
+        slot: on the device.
+        position: on the device; of ended slots, 0.
+        live: on the device.
+        index: on the device, 0, 1, 2, ...
+    """
+
+    slots: Int64Column
+    computed: Int64Column
+    slot: torch.Tensor
+    position: torch.Tensor
+    live: torch.Tensor
+    index: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -105,6 +132,7 @@ class StepState:
         self._limit = self._table(max_num_seqs, dtype=torch.int64)
         self._done = self._table(max_num_seqs, dtype=torch.bool)
         self._invalid = self._table(max_num_seqs, dtype=torch.bool)
+        self._can_draft = np.zeros(max_num_seqs, np.bool_)
         # As wide as the most stop tokens of a sequence; filled up with what is never sampled.
         self._stop_table = torch.full(
             (max_num_seqs, 1), _NO_TOKEN, dtype=torch.int32, device=device
@@ -152,6 +180,7 @@ class StepState:
         # A token that the model does not have ends the one sequence, not the worker.
         valid = (tokens >= 0) & (tokens < self._vocab_size)
         self._invalid[slot] = not valid.all()
+        self._can_draft[slot] = admission.sampling.can_draft
         self._token_table[slot, : len(tokens)] = self._upload(np.where(valid, tokens, 0))
         index = np.arange(len(admission.blocks), dtype=np.int32)
         self._append(np.full_like(index, slot), index, admission.blocks)
@@ -185,73 +214,129 @@ class StepState:
         Raises `PlanError` when the plan computes tokens that are not known or have no block.
         """
         computed = self._counts.advance_decodes()
+        drafts, drafted = self._draft(plan) if len(plan.draft_slot) else (None, _NONE)
         live = ~self._done[self._decode]
         position = self._position[self._decode] * live
         self._position[self._decode] += live
-        if not len(plan.chunk_slot):
-            return self._decode_batch(computed, position, live)
-        return self._mixed_batch(self._counts.advance_chunks(plan), computed, position, live)
+        slots, index = self._counts.decode_slots, self._decode_index
+        decode = _DecodeRows(slots, computed, self._decode, position, live, index)
+        if drafts is None and not len(plan.chunk_slot):
+            return self._decode_batch(decode, drafted)
+        return self._mixed_batch(self._counts.advance_chunks(plan), decode, drafts, drafted)
+
+    def _draft(self, plan: BatchPlan) -> tuple[Drafts | None, Int32Column]:
+        """What is supposed, which becomes part of the token table: beyond what is known, and so
+        read by nobody else. And how many tokens that is for each slot that may draft."""
+        drafted = np.zeros(len(plan.draft_slot), np.int32)
+        slots, positions, supposed = [], [], []
+        for index, position, most in self._counts.drafting(plan):
+            slot = int(plan.draft_slot[index])
+            known = self._token_table[slot, : position + 1].cpu().numpy()
+            tokens = continuation(known, most) if self._can_draft[slot] else known[:0]
+            if len(tokens):
+                drafted[index] = len(tokens)
+                end = position + 1 + len(tokens)
+                self._token_table[slot, position + 1 : end] = self._upload(tokens)
+                slots.append(slot)
+                positions.append(position)
+                supposed.append(tokens)
+        if not slots:
+            return None, drafted
+        return Drafts(np.array(slots), np.array(positions), tuple(supposed)), drafted
 
     def _decode_batch(
-        self, computed: Int64Column, position: torch.Tensor, live: torch.Tensor
+        self, decode: _DecodeRows, drafted: Int32Column
     ) -> tuple[AttentionBatch, SampledRows]:
+        position, live = decode.position, decode.live
         batch = AttentionBatch(
-            token_ids=self._token_table[self._decode, position].long(),
+            token_ids=self._token_table[decode.slot, position].long(),
             positions=position,
             cu_seqlens=self._decode_cu_seqlens,
             seq_lens=(position + 1).int(),
-            block_table=self._blocks(self._decode, self._num_wide(computed), live),
-            num_decodes=len(computed),
-            sample_index=self._decode_index,
+            block_table=self._blocks(decode.slot, self._num_wide(decode.computed), live),
+            num_decodes=len(decode.slots),
+            sample_index=decode.index,
         )
         rows = SampledRows(
-            slots=self._counts.decode_slots,
-            positions=computed + 1,
-            slot=self._decode,
+            slots=decode.slots,
+            positions=decode.computed + 1,
+            slot=decode.slot,
             position=position + 1,
             live=live,
             membership=self._counts.membership,
+            drafted=drafted,
         )
         return batch, rows
 
     def _mixed_batch(
-        self, chunks: ChunkRows, computed: Int64Column, position: torch.Tensor, live: torch.Tensor
+        self,
+        chunks: ChunkRows,
+        decode: _DecodeRows,
+        drafts: Drafts | None,
+        drafted: Int32Column,
     ) -> tuple[AttentionBatch, SampledRows]:
-        slots, start, length, end = chunks.slots, chunks.start, chunks.length, chunks.end
+        """Decode rows, then chunks, then the rows of slots that have drafted, which are like chunks
+        of which every token samples."""
+        slots, start, length = chunks.slots, chunks.start, chunks.length
+        num_sampled = chunks.samples.astype(np.int64)
+        ends = self._upload(np.stack((slots, chunks.end)))
+        self._position[ends[0]] = ends[1]
+        if drafts is not None:
+            decode = self._without(decode, drafts.slots)
+            slots = np.concatenate((slots, drafts.slots))
+            start = np.concatenate((start, drafts.position))
+            length = np.concatenate((length, drafts.length))
+            num_sampled = np.concatenate((num_sampled, drafts.length))
+        num_decodes, end = len(decode.slots), start + length
         first = np.cumsum(length) - length
-        offset = np.arange(length.sum()) - np.repeat(first, length)
-        flat = self._upload(np.stack((np.repeat(slots, length), np.repeat(start, length) + offset)))
-        last = np.flatnonzero(chunks.samples)
+        flat = self._upload(np.stack((np.repeat(slots, length), _runs(start, length))))
         columns = self._upload(np.stack((slots, end)))
-        sampled = self._upload(np.stack((first + length - 1 + len(computed), slots, end))[:, last])
-        self._position[columns[0]] = columns[1]
+        unsampled = length - num_sampled
+        sampled_slots = np.repeat(slots, num_sampled)
+        sampled_positions = _runs(start + unsampled, num_sampled) + 1
+        sampled_index = _runs(first + unsampled, num_sampled) + num_decodes
+        sampled = self._upload(np.stack((sampled_index, sampled_slots, sampled_positions)))
 
-        positions = torch.cat((position, flat[1]))
-        cu_seqlens = np.concatenate((np.arange(len(computed)), first, [length.sum()]))
-        cu_seqlens[len(computed) :] += len(computed)
-        row_slot = torch.cat((self._decode, columns[0]))
-        row_live = torch.cat((live, torch.ones_like(columns[0], dtype=torch.bool)))
-        width = self._num_wide(np.concatenate((computed, end - 1)))
+        positions = torch.cat((decode.position, flat[1]))
+        cu_seqlens = np.concatenate((np.arange(num_decodes), first, [length.sum()]))
+        cu_seqlens[num_decodes:] += num_decodes
+        row_slot = torch.cat((decode.slot, columns[0]))
+        row_live = torch.cat((decode.live, torch.ones_like(columns[0], dtype=torch.bool)))
+        width = self._num_wide(np.concatenate((decode.computed, end - 1)))
         batch = AttentionBatch(
-            token_ids=self._token_table[torch.cat((self._decode, flat[0])), positions].long(),
+            token_ids=self._token_table[torch.cat((decode.slot, flat[0])), positions].long(),
             positions=positions,
             cu_seqlens=self._upload(cu_seqlens).int(),
-            seq_lens=torch.cat((position + 1, columns[1])).int(),
+            seq_lens=torch.cat((decode.position + 1, columns[1])).int(),
             block_table=self._blocks(row_slot, width, row_live),
-            num_decodes=len(computed),
-            sample_index=torch.cat((self._decode_index, sampled[0])),
+            num_decodes=num_decodes,
+            sample_index=torch.cat((decode.index, sampled[0])),
             host_cu_seqlens=tuple(cu_seqlens.tolist()),
-            host_seq_lens=tuple((computed + 1).tolist() + end.tolist()),
+            host_seq_lens=tuple((decode.computed + 1).tolist() + end.tolist()),
         )
         rows = SampledRows(
-            slots=np.concatenate((self._counts.decode_slots, slots[last])),
-            positions=np.concatenate((computed + 1, end[last])),
-            slot=torch.cat((self._decode, sampled[1])),
-            position=torch.cat((position + 1, sampled[2])),
-            live=torch.cat((live, torch.ones_like(sampled[1], dtype=torch.bool))),
-            membership=self._counts.membership if not len(last) else None,
+            slots=np.concatenate((decode.slots, sampled_slots)),
+            positions=np.concatenate((decode.computed + 1, sampled_positions)),
+            slot=torch.cat((decode.slot, sampled[1])),
+            position=torch.cat((decode.position + 1, sampled[2])),
+            live=torch.cat((decode.live, torch.ones_like(sampled[1], dtype=torch.bool))),
+            membership=self._counts.membership if not len(sampled_slots) else None,
+            drafts=drafts,
+            drafted=drafted,
         )
         return batch, rows
+
+    def _without(self, decode: _DecodeRows, slots: Int64Column) -> _DecodeRows:
+        kept = np.flatnonzero(~np.isin(decode.slots, slots))
+        row = self._upload(kept)
+        return _DecodeRows(
+            decode.slots[kept],
+            decode.computed[kept],
+            decode.slot[row],
+            decode.position[row],
+            decode.live[row],
+            decode.index[: len(kept)],
+        )
 
     def _num_wide(self, positions: Int64Column) -> int:
         """Columns of the block table that rows up to these positions need; at least 1."""
@@ -279,11 +364,14 @@ class StepState:
         finish = torch.where(rows.position + 1 >= self._limit[rows.slot], FinishReason.LENGTH, 0)
         finish = torch.where(stop, FinishReason.STOP, finish)
         finish = torch.where(failed | self._invalid[rows.slot], FinishReason.ERROR, finish)
-        target = torch.where(rows.live, rows.position, self._max_model_len)
+        live = rows.live
+        if rows.drafts is not None:
+            live = self._verify(rows.drafts, live, token, finish)
+        target = torch.where(live, rows.position, self._max_model_len)
         self._token_table[rows.slot, target] = token
-        self._done[rows.slot] |= finish > 0
+        self._done[rows.slot[live & (finish > 0)]] = True
 
-        news = torch.stack((rows.live.int(), token, finish.int())).cpu().numpy()
+        news = torch.stack((live.int(), token, finish.int())).cpu().numpy()
         row = np.flatnonzero(news[0])
         slot = rows.slots[row]
         columns = SampledColumns(
@@ -294,11 +382,35 @@ class StepState:
             row=row,
         )
         self._counts.end(slot, columns.generation, columns.finish)
+        if rows.drafts is not None:
+            self._advance(rows.drafts.slots, columns)
         return columns
+
+    def _verify(
+        self, drafts: Drafts, live: torch.Tensor, token: torch.Tensor, finish: torch.Tensor
+    ) -> torch.Tensor:
+        """Which rows yield a token: of slots that have drafted, those that what was sampled before
+        them bears out."""
+        first = len(live) - int(drafts.length.sum())
+        kept = drafts.kept(token[first:].cpu().numpy(), finish[first:].cpu().numpy())
+        return torch.cat((live[:first], self._upload(np.concatenate(kept))))
+
+    def _advance(self, slots: Int64Column, columns: SampledColumns) -> None:
+        """Each of them was counted as one token further; it may have got further than that."""
+        num_tokens = np.count_nonzero(slots[:, None] == columns.slot, axis=1)
+        self._counts.accept(slots, num_tokens - 1)
+        self._position[self._upload(slots)] += self._upload(num_tokens - 1)
 
     def end(self, vectors: Vectors) -> None:
         """Sequences that have their vector, and so have ended."""
         self._counts.end(vectors.slot, vectors.generation, vectors.finish)
 
-    def _upload(self, column: npt.NDArray[np.integer]) -> torch.Tensor:
+    def _upload(self, column: npt.NDArray[np.integer | np.bool_]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(column)).to(self._device, non_blocking=True)
+
+
+def _runs(start: Int64Column, length: Int64Column) -> Int64Column:
+    """start, start + 1, ... of so many numbers, one run after another."""
+    first = np.cumsum(length) - length
+    numbers: Int64Column = np.arange(length.sum()) + np.repeat(start - first, length)
+    return numbers

@@ -76,6 +76,7 @@ def encode_hello(hello: Hello, held: Held = _NOTHING) -> bytes:
             hash_seed=held.hash_seed,
             named_block=held.block,
             block_name=held.name,
+            max_draft_tokens=hello.max_draft_tokens,
         )
     ).SerializeToString()
 
@@ -89,6 +90,7 @@ def encode_result(result: StepResult) -> bytes:
         generation=result.generation.tobytes(),
         token_id=result.token_id.tobytes(),
         finish=result.finish.tobytes(),
+        drafted=result.drafted.tobytes(),
         timing=worker_pb2.StepTiming(
             wait_us=result.timing.wait_us,
             prepare_us=result.timing.prepare_us,
@@ -119,6 +121,7 @@ def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
     for columns in (
         (plan.append_slot, plan.append_index, plan.append_block),
         (plan.chunk_slot, plan.chunk_start, plan.chunk_length),
+        (plan.draft_slot, plan.draft_length),
     ):
         if len(set(map(len, columns))) > 1:
             raise ValueError("columns that belong together differ in length")
@@ -138,6 +141,8 @@ def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
         named=_int32(plan.named_block),
         block_name=plan.block_name,
         unnamed=_int32(plan.unnamed_block),
+        draft_slot=_int32(plan.draft_slot),
+        draft_length=_int32(plan.draft_length),
     )
 
 

@@ -55,9 +55,11 @@ def plan(
     append: Sequence[tuple[int, int, int]] = (),
     decode: Sequence[int] | None = None,
     chunks: Sequence[tuple[int, int, int]] = (),
+    drafts: Sequence[tuple[int, int]] = (),
     graph_bucket: int = 0,
 ) -> BatchPlan:
-    """A plan; `append` has (slot, index, block) and `chunks` (slot, start, length)."""
+    """A plan; `append` has (slot, index, block), `chunks` (slot, start, length) and `drafts` (slot,
+    length)."""
     append_slot, append_index, append_block = zip(*append, strict=True) if append else ((), (), ())
     chunk_slot, chunk_start, chunk_length = zip(*chunks, strict=True) if chunks else ((), (), ())
     return BatchPlan(
@@ -73,6 +75,8 @@ def plan(
         chunk_start=column(chunk_start),
         chunk_length=column(chunk_length),
         graph_bucket=graph_bucket,
+        draft_slot=column([slot for slot, _ in drafts]),
+        draft_length=column([length for _, length in drafts]),
     )
 
 
