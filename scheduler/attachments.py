@@ -55,6 +55,8 @@ class SentPlan:
 
     step_id: int
     num_tokens: int
+    num_draft_tokens: int
+    """Of those, what may be drafted; the worker may find fewer."""
     sent_at: float
     prepares: bool
     """It makes grammars ready, whatever that takes."""
@@ -112,20 +114,23 @@ class Attachment:
     def send(self, plan: Plan, message: bytes, now: float) -> None:
         """Writes a plan's bytes to every rank."""
         prepares = workers.brings_grammar(plan)
-        self.in_flight.append(SentPlan(plan.step_id, plan.num_tokens, now, prepares))
+        sent = SentPlan(plan.step_id, plan.num_tokens, plan.num_draft_tokens, now, prepares)
+        self.in_flight.append(sent)
         for rank in self.ranks:
             rank.stream.send(message)
 
-    def complete_oldest(self, now: float) -> tuple[SentPlan, float]:
-        """The result of the oldest plan is here: which it was, and the seconds it took."""
+    def complete_oldest(self, num_drafted: int, now: float) -> tuple[int, float]:
+        """The result of the oldest plan is here, which has drafted so many tokens: how many it has
+        computed, and the seconds it took."""
         since = self.oldest_since
         assert since is not None
         plan = self.in_flight.popleft()
         seconds = now - since
-        self.pace.observe(seconds, plan.num_tokens)
+        num_tokens = plan.num_tokens - plan.num_draft_tokens + num_drafted
+        self.pace.observe(seconds, num_tokens)
         self.last_result_at = self.last_seen = now
         self.num_steps += 1
-        return plan, seconds
+        return num_tokens, seconds
 
     def patience_s(self, floor_s: float) -> float:
         """How long the oldest plan in flight may take; 0 when there is none."""
@@ -287,6 +292,7 @@ def _shared_capacity(ranks: tuple[Rank, ...]) -> Capacity:
         num_blocks=min(capacity.num_blocks for capacity in capacities),
         max_num_seqs=min(capacity.max_num_seqs for capacity in capacities),
         max_num_batched_tokens=min(capacity.max_num_batched_tokens for capacity in capacities),
+        max_draft_tokens=min(capacity.max_draft_tokens for capacity in capacities),
         graph_buckets=tuple(
             sorted(set.intersection(*(set(capacity.graph_buckets) for capacity in capacities)))
         ),

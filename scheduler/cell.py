@@ -202,10 +202,10 @@ class Cell:
             outputs = self._core.apply(attachment.replica_id, result.step, now)
         except WrongResult as error:
             raise Malformed(str(error)) from error
-        plan, seconds = attachment.complete_oldest(now)
+        num_tokens, seconds = attachment.complete_oldest(int(result.step.drafted.sum()), now)
         self._tell(outputs, result.logprobs, result.vectors, result.scores)
         self._feeder.feed(attachment)
-        self.metrics.iteration_tokens.observe(plan.num_tokens)
+        self.metrics.iteration_tokens.observe(num_tokens)
         self.metrics.worker_wait_s.observe(result.timing.wait_s)
         self.metrics.step_s.observe(seconds)
 

@@ -25,6 +25,9 @@ class CoreConfig:
     """The same of an output token."""
     watermark: float = 0.01
     """Share of a replica's blocks that admission leaves free for the sequences already running."""
+    max_draft_tokens: int = 15
+    """Tokens that may be drafted in one step of one replica, less one for each token beyond the
+    first that it computes anyway (speculation.py); 0: none."""
     max_losses: int = 2
     """Lost workers that one sequence may have been running on without progress since; then it is
     tried apart (quarantine.py), and ends if a worker is lost while it is alone there."""
@@ -47,6 +50,8 @@ class CoreConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.max_draft_tokens < 0:
+            raise ValueError(f"max_draft_tokens is {self.max_draft_tokens}; it must be at least 0")
         for name in ("input_token_weight", "output_token_weight"):
             value = getattr(self, name)
             if not 0 < value < inf:

@@ -45,7 +45,7 @@ class Plan:
     chunk_start: Int32Column
     chunk_length: Int32Column
     num_tokens: int
-    """Tokens this step computes: decode rows and chunks."""
+    """Tokens this step computes at most: decode rows, chunks and drafts."""
     graph_bucket: int = 0
     """The captured step to run, by its number of decode rows; 0: none fits, or there are chunks."""
     named_block: Int32Column = field(default_factory=lambda: _EMPTY)
@@ -55,6 +55,15 @@ class Plan:
     """Their names, end to end."""
     unnamed_block: Int32Column = field(default_factory=lambda: _EMPTY)
     """Blocks whose name is void."""
+    draft_slot: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Decoding slots that may draft in this step (speculation.py)."""
+    draft_length: Int32Column = field(default_factory=lambda: _EMPTY)
+    """Tokens that each of them may draft."""
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Of `num_tokens`, those that may be drafted; the worker may find fewer."""
+        return int(self.draft_length.sum())
 
 
 @dataclass(frozen=True, slots=True)

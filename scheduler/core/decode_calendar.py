@@ -1,7 +1,8 @@
 """Which decoding slots need attention at which step, known in advance.
 
 Every slot of the decode set advances by exactly one position per plan. So a slot's position is its
-step plus a constant, and two things follow that make the decode path free of per-sequence work:
+step plus a constant, and two things follow that make the decode path free of per-sequence work.
+(Where drafted tokens are accepted the constant grows, and the slot is entered anew.)
 
 - it enters a new block at every step of one residue modulo the block size: a ring of buckets;
 - it reaches its limit at one known step: a calendar of departures.
@@ -48,6 +49,15 @@ class DecodeCalendar:
         self._crossing[-offset % self._block_size].add(slot)
         self._departing.setdefault(last_position - offset + 1, set()).add(slot)
 
+    def advance(self, slot: int, num_positions: int) -> None:
+        """A decoding slot is further by so many positions, at every step; not beyond its last."""
+        last_position = self._last_step[slot] + self._offset[slot]
+        self._strike(slot)
+        self._offset[slot] += num_positions
+        self._last_step[slot] = last_position - self._offset[slot]
+        self._crossing[-self._offset[slot] % self._block_size].add(slot)
+        self._departing.setdefault(self._last_step[slot] + 1, set()).add(slot)
+
     def leave(self, slot: int) -> None:
         """The slot decodes no more; nothing happens if it did not."""
         if not self._decoding[slot]:
@@ -55,6 +65,10 @@ class DecodeCalendar:
         self._decoding[slot] = False
         self._num_decoding -= 1
         self._changed = True
+        self._strike(slot)
+
+    def _strike(self, slot: int) -> None:
+        """Out of its bucket and its departure."""
         self._crossing[-self._offset[slot] % self._block_size].discard(slot)
         departure = self._last_step[slot] + 1
         departing = self._departing[departure]

@@ -66,6 +66,9 @@ class Request:
     tenant: str = ""
     """On whose behalf: tenants get even shares. Empty: nobody's in particular, which is a tenant
     like any other."""
+    can_draft: bool = False
+    """What may come at a position depends on no token before it but by the model, so that a worker
+    may suppose several and sample after each."""
     resubmitted: bool = False
     """It was accepted before, by a scheduler that is gone, so it is not refused for load. Output
     in `token_ids` says the same."""
@@ -98,6 +101,8 @@ class Capacity:
     model_revision: str = ""
     graph_buckets: tuple[int, ...] = ()
     """Numbers of decode rows that the replica has a captured step for, ascending."""
+    max_draft_tokens: int = 0
+    """Tokens that a slot may draft in a step; 0: the replica drafts none."""
 
     def graph_bucket(self, num_decodes: int) -> int:
         """Rows of the smallest captured step that holds so many decode rows; 0 if there is none."""
@@ -124,8 +129,9 @@ _NO_FINISH = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a plan produced: one entry per live row that sampled, one per vector, and one per run of
-    prompt tokens that it scored."""
+    """What a plan produced: one entry per live row that sampled, and after that of a slot that
+    drafted one more for each accepted token; one per vector, and one per run of prompt tokens that
+    it scored."""
 
     step_id: int
     slot: Int32Column
@@ -144,6 +150,8 @@ class StepResult:
     score_start: Int32Column = field(default_factory=lambda: _NO_SLOT)
     """Index in the prompt of the run's first token."""
     score_length: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    drafted: Int32Column = field(default_factory=lambda: _NO_SLOT)
+    """Tokens drafted; shares an index with the plan's `draft_slot`."""
 
 
 class WrongResult(ValueError):

@@ -18,7 +18,7 @@ _NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class Sent:
     """A plan on its way."""
 
     step: int
@@ -26,7 +26,12 @@ class _Sent:
     """Slots that get a token."""
     vectors: Int32Column
     """Slots that get a vector."""
+    draft_slot: Int32Column
+    """Slots that may draft, and so may get more tokens than one."""
+    draft_length: Int32Column
+    """How many tokens each of them may draft."""
     num_tokens: int
+    """Without drafts."""
     at: float
 
 
@@ -38,7 +43,7 @@ class InFlight:
         self.limbo = Limbo()
         self.throughput = Throughput()
         self._replica = replica
-        self._plans: deque[_Sent] = deque()
+        self._plans: deque[Sent] = deque()
         self._decoding = _NONE
         self._retiring: list[int] = []
         self._last_result_at = 0.0
@@ -56,32 +61,35 @@ class InFlight:
         decoding: Int32Column | None,
         first: Int32Column | None,
         vectors: Int32Column,
+        drafts: tuple[Int32Column, Int32Column],
         num_tokens: int,
         now: float,
     ) -> tuple[int, Int32Column]:
         """The next step's number, and the slots it retires. It samples for the slots that decode
         (None: those of the step before), for those that get their `first` token in it, if any,
-        and completes the prompts of those that want `vectors`."""
+        and completes the prompts of those that want `vectors`; `drafts` are slots that may draft,
+        and how much."""
         step = self.next_step
         self.next_step += 1
         if decoding is not None:
             self._decoding = decoding
         tokens = self._decoding if first is None else np.append(self._decoding, first)
-        self._plans.append(_Sent(step, tokens, vectors, num_tokens, now))
+        self._plans.append(Sent(step, tokens, vectors, *drafts, num_tokens, now))
         retire = np.array(self._retiring, np.int32) if self._retiring else _NONE
         self._retiring.clear()
         return step, retire
 
-    def settle(self, step: int, now: float) -> tuple[Int32Column, Int32Column]:
-        """The result of the oldest plan came. Returns the slots that it sampled a token for, and
-        those whose vector it made. Raises WrongResult if it is not the oldest's."""
+    def settle(self, step: int, num_accepted: int, now: float) -> Sent:
+        """The result of the oldest plan came, with so many tokens that were drafted. Returns that
+        plan. Raises WrongResult if it is not the oldest's."""
         if not self._plans or self._plans[0].step != step:
             expected = f"step {self._plans[0].step}" if self._plans else "none"
             raise WrongResult(f"result of step {step} of {self._replica} came; expected {expected}")
         plan = self._plans.popleft()
-        self.throughput.observe(plan.num_tokens, now - max(plan.at, self._last_result_at))
+        seconds = now - max(plan.at, self._last_result_at)
+        self.throughput.observe(plan.num_tokens + num_accepted, seconds)
         self._last_result_at = now
-        return plan.tokens, plan.vectors
+        return plan
 
     def leave(self, remains: Remains) -> bool:
         """A sequence has left its slot, which the next plan retires. Tells whether what remains of

@@ -35,6 +35,7 @@ def check_replica(replica: Replica) -> None:
     replica.slots.check_integrity([remains.slot for remains in replica.in_flight.limbo])
     replica.queue.check_integrity()
     replica.calendar.check_integrity()
+    replica.speculation.check_integrity(replica.calendar)
     assert all(s.status is Status.WAITING for s in replica.queue), "a waiting sequence runs"
     assert len(replica.in_flight) or not list(replica.in_flight.limbo), (
         "limbo waits for a result that never comes"
@@ -48,7 +49,8 @@ def _check_running(replica: Replica, sequence: Sequence) -> None:
     assert sequence.replica == replica.name, "a tenant belongs elsewhere"
     computed = replica.num_computed(sequence)
     confirmed = int(replica.slots.num_tokens[sequence.slot])
-    assert len(sequence.blocks) == replica.num_blocks_for(computed), "a block table is off"
+    reserved = max(computed, replica.speculation.num_reserved(sequence.slot))
+    assert len(sequence.blocks) == replica.num_blocks_for(reserved), "a block table is off"
     limit = sequence.num_positions
     assert computed <= limit, "computed beyond the limit"
     assert sequence.num_known_tokens <= confirmed <= limit, "tokens are off"

@@ -3,6 +3,7 @@
     1. the decode set   one token each, never paused; who has no block left preempts (preemption.py)
     2. prefills         running sequences with known tokens to compute, in policy order
     3. admissions       from the queue, in policy order, while tokens, slots and blocks last
+    4. drafts           what decoding slots may suppose, while that costs nothing (speculation.py)
 
 The budget is spent in that order, so a long prompt never delays a sequence that is already
 streaming. Prompts are cut into chunks by whatever is left of it.
@@ -40,6 +41,8 @@ class _Draft:
         self.chunk_slot: list[int] = []
         self.chunk_start: list[int] = []
         self.chunk_length: list[int] = []
+        self.draft_slot: list[int] = []
+        self.draft_length: list[int] = []
 
     def append(self, slot: int, index: int, blocks: list[int]) -> None:
         """Blocks that join a slot's table from `index` on."""
@@ -87,7 +90,9 @@ class Planner:
         num_decodes = len(replica.calendar)
         if num_decodes == 0 and not self._draft.chunk_slot:
             return None
-        return self._send(num_decodes)
+        num_tokens = num_decodes + sum(self._draft.chunk_length)
+        self._let_draft(num_tokens)
+        return self._send(num_decodes, num_tokens)
 
     def _share_evenly(self) -> None:
         """What comes first in the queue may have a claim to a slot or blocks of another tenant.
@@ -106,7 +111,7 @@ class Planner:
     def _grow_decodes(self) -> bool:
         """A block for each decoding slot that enters a new one; False: they are still in limbo."""
         replica = self._replica
-        slots = replica.calendar.crossing(replica.next_step)
+        slots = replica.short_of_blocks()
         if len(slots) > replica.pool.num_available:
             crossers = make_room_to_decode(replica, [replica.slots.tenant(slot) for slot in slots])
             if len(crossers) > replica.pool.num_available:
@@ -209,15 +214,31 @@ class Planner:
         replica = self._replica
         return replica.watermark_blocks if replica.slots.num_running else 0
 
-    def _send(self, num_decodes: int) -> Plan:
+    def _let_draft(self, num_tokens: int) -> None:
+        """Drafts take blocks that nobody waits for, and none from who is running."""
+        replica, budget, draft = self._replica, self._budget, self._draft
+        shares = replica.speculation.shares(replica.next_step, num_tokens, budget.tokens)
+        for slot, length in shares:
+            spare = replica.pool.num_available - replica.watermark_blocks
+            num_blocks = 0 if len(replica.queue) else max(0, spare)
+            held = len(replica.slots.tenant(slot).blocks)
+            granted, gained = replica.draft(slot, length, num_blocks)
+            if granted:
+                budget.spend(tokens=granted)
+                draft.append(slot, held, gained)
+                draft.draft_slot.append(slot)
+                draft.draft_length.append(granted)
+
+    def _send(self, num_decodes: int, num_tokens: int) -> Plan:
+        """`num_tokens` without drafts."""
         replica, draft = self._replica, self._draft
         # Whoever caught up with its known tokens in this step decodes from the next one on, so the
         # decode set is read first.
         decode = replica.calendar.take_change()
         caught_up = replica.catch_up()
-        num_tokens = num_decodes + sum(draft.chunk_length)
         named, unnamed = replica.pool.take_changes()
-        step_id, retire = replica.send(decode, caught_up, num_tokens, self._now)
+        drafts = _column(draft.draft_slot), _column(draft.draft_length)
+        step_id, retire = replica.send(decode, caught_up, drafts, num_tokens, self._now)
         return Plan(
             step_id=step_id,
             retire=retire,
@@ -229,9 +250,11 @@ class Planner:
             chunk_slot=_column(draft.chunk_slot),
             chunk_start=_column(draft.chunk_start),
             chunk_length=_column(draft.chunk_length),
-            num_tokens=num_tokens,
+            num_tokens=num_tokens + sum(draft.draft_length),
             named_block=_column(list(named)),
             block_name=b"".join(named.values()),
             unnamed_block=_column(unnamed),
+            draft_slot=drafts[0],
+            draft_length=drafts[1],
             graph_bucket=0 if draft.chunk_slot else replica.capacity.graph_bucket(num_decodes),
         )

@@ -4,11 +4,14 @@ Who owns what while a sequence is here:
 
     waiting   queue                       nothing of the replica
     running   slots, prefilling/calendar  its slot, one reference to each of its blocks
+              and perhaps speculation     blocks that it may draft into
     left      limbo                       the same slot and references, until the fence
 
 `planner.py` decides what a step does and `results.py` applies what it produced; both work through
 the methods here, so that every change of hands is in this file.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,11 +22,12 @@ from scheduler.core.decisions import Admission
 from scheduler.core.decode_calendar import DecodeCalendar
 from scheduler.core.events import Capacity, Int32Column, Inventory, Request
 from scheduler.core.fairness import CHARGE_EVERY, Accounts
-from scheduler.core.in_flight import InFlight
+from scheduler.core.in_flight import InFlight, Sent
 from scheduler.core.limbo import Remains
 from scheduler.core.prefixes import Prefixes
 from scheduler.core.sequence import Sequence, Status
 from scheduler.core.slots import SlotTable
+from scheduler.core.speculation import Speculation
 from scheduler.core.state import Counters
 from scheduler.core.waiting import WaitingQueue
 
@@ -58,6 +62,10 @@ class Replica:
             among_requests=config.enable_prefix_caching and self.keeps_kv,
         )
         self.calendar = DecodeCalendar(num_slots, self.block_size)
+        self.speculation = Speculation(
+            min(config.max_draft_tokens, capacity.max_draft_tokens),
+            step_tokens=1 + config.max_draft_tokens,
+        )
         self.in_flight = InFlight(name)
         self.queue = WaitingQueue()
         self.counters = Counters()
@@ -103,10 +111,25 @@ class Replica:
         )
 
     def num_computed(self, sequence: Sequence) -> int:
-        """Positions that sent plans compute for a running sequence."""
-        if sequence.slot in self.calendar:
-            return self.calendar.position(sequence.slot, self.next_step)
+        """Positions that sent plans compute for a running sequence, if all is accepted that they
+        let it draft."""
+        slot = sequence.slot
+        if slot in self.calendar:
+            furthest = self.calendar.position(slot, self.next_step)
+            return min(furthest + self.speculation.num_ahead(slot), sequence.num_positions)
         return sequence.num_computed_tokens
+
+    def short_of_blocks(self) -> list[int]:
+        """Decoding slots that need one block more for `next_step`, in slot order."""
+        slots = self.calendar.crossing(self.next_step)
+        if self.speculation.is_idle:
+            return slots
+        return sorted(filter(self._is_short, self.speculation.ahead.union(slots)))
+
+    def _is_short(self, slot: int) -> bool:
+        sequence = self.slots.tenant(slot)
+        num_positions = min(self.num_computed(sequence) + 1, sequence.num_positions)
+        return len(sequence.blocks) < self.num_blocks_for(num_positions)
 
     # ---- changes of hands
 
@@ -186,7 +209,48 @@ class Replica:
                     position=position,
                     last_position=last_position,
                 )
+                if sequence.request.can_draft:
+                    self.speculation.enter(sequence.slot)
         return caught_up
+
+    def draft(self, slot: int, num_tokens: int, num_blocks: int) -> tuple[int, list[int]]:
+        """Let a decoding slot draft up to so many tokens in `next_step`, in the blocks it has and
+        up to `num_blocks` more. Returns how many tokens, and the blocks it gained."""
+        sequence = self.slots.tenant(slot)
+        newest = self.num_computed(sequence)
+        room = (len(sequence.blocks) + num_blocks) * self.block_size
+        granted = min(num_tokens, min(room, sequence.num_positions) - newest - 1)
+        if granted <= 0:
+            return 0, []
+        end = newest + 1 + granted
+        gained = self.pool.allocate(max(0, self.num_blocks_for(end) - len(sequence.blocks)))
+        sequence.blocks += gained
+        self.speculation.plan(slot, granted)
+        return granted, gained
+
+    def settle_draft(self, slot: int, *, planned: int, drafted: int, accepted: int) -> None:
+        """What became of what a plan let a slot draft: it is further by what was accepted."""
+        self.counters.num_drafts += drafted > 0
+        self.counters.num_draft_tokens += drafted
+        self.counters.num_accepted_tokens += accepted
+        if slot not in self.calendar:
+            return
+        sequence = self.slots.tenant(slot)
+        self.speculation.settle(
+            slot,
+            planned=planned,
+            drafted=drafted,
+            accepted=accepted,
+            next_step=self.next_step,
+            num_reserved=self.num_computed(sequence),
+        )
+        position = self.calendar.position(slot, self.next_step) + accepted
+        if not accepted:
+            return
+        if position < sequence.num_positions:
+            self.calendar.advance(slot, accepted)
+        else:
+            self.depart(slot)  # plans without a result compute all that is left
 
     def depart(self, slot: int) -> None:
         """A decoding slot reached its limit: only its results are missing."""
@@ -194,6 +258,7 @@ class Replica:
         sequence.num_computed_tokens = sequence.num_positions
         sequence.last_step = self.next_step - 1
         self.calendar.leave(slot)
+        self.speculation.leave(slot)
 
     def close_blocks(self, slots: Int32Column, num_tokens: Int32Column) -> None:
         """Each slot's tail holds a full block of confirmed tokens whose KV is written: keep and
@@ -226,6 +291,7 @@ class Replica:
         num_planned = self.num_computed(sequence)
         slot = self._vacate(sequence)
         self.calendar.leave(slot)
+        self.speculation.leave(slot)
         self.prefilling.pop(slot, None)
         remains = Remains(self.next_step - 1, slot, sequence.blocks, sequence, num_planned)
         sequence.blocks = []
@@ -266,33 +332,38 @@ class Replica:
         self,
         decoding: Int32Column | None,
         caught_up: list[Sequence],
+        drafts: tuple[Int32Column, Int32Column],
         num_tokens: int,
         now: float,
     ) -> tuple[int, Int32Column]:
         """The next step's number, and the slots it retires; it counts as sent from here on. It
         samples for the slots that decode (None: those of the step before) and for those that
-        catch up in it, unless they want a vector."""
+        catch up in it, unless they want a vector; `drafts` are slots that may draft, and how much,
+        beside the `num_tokens` that it computes."""
         first, vectors = None, _NONE
         if caught_up:
             first = np.array([s.slot for s in caught_up if s.request.max_tokens > 0], np.int32)
             whole = [s.slot for s in caught_up if s.request.max_tokens == 0]
             vectors = np.array(whole, np.int32)
-        return self.in_flight.send(decoding, first, vectors, num_tokens, now)
+        return self.in_flight.send(decoding, first, vectors, drafts, num_tokens, now)
 
-    def settle(self, step: int, now: float) -> tuple[Int32Column, Int32Column]:
-        """The result of the oldest plan came: what was fenced by it is free. Returns the slots that
-        must have a token in it and those that must have a vector. Raises WrongResult."""
-        tokens, vectors = self.in_flight.settle(step, now)
+    def settle(self, step: int, num_accepted: int, now: float) -> Sent:
+        """The result of the oldest plan came, with so many tokens that were drafted: what was
+        fenced by it is free. Returns the plan, as far as its slots must have a token in the result
+        or a vector. Raises WrongResult."""
+        plan = self.in_flight.settle(step, num_accepted, now)
         if step % CHARGE_EVERY == 0:
             self.charge_outputs()
         for remains in self.in_flight.limbo.take(step):
             self._set_free(remains)
         # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.
         held = self.slots.held
-        still = held[tokens]
+        still = held[plan.tokens]
         if not still.all():
-            tokens = tokens[still]
-        return tokens, vectors[held[vectors]] if vectors.size else vectors
+            plan = replace(plan, tokens=plan.tokens[still])
+        if plan.vectors.size:
+            plan = replace(plan, vectors=plan.vectors[held[plan.vectors]])
+        return plan
 
     def _set_free(self, remains: Remains) -> None:
         self.pool.release(remains.blocks)

@@ -56,12 +56,5 @@ def _replica_state(replica: Replica) -> ReplicaState:
             for s in running
             if replica.keeps_kv
         ),
-        num_prefix_query_tokens=replica.counters.num_prefix_query_tokens,
-        num_prefix_hit_tokens=replica.counters.num_prefix_hit_tokens,
-        num_preemptions=replica.counters.num_preemptions,
-        num_overrun_tokens=replica.counters.num_overrun_tokens,
-        num_replays=replica.counters.num_replays,
-        num_distrusted=replica.counters.num_distrusted,
-        num_generated_tokens=replica.counters.num_generated_tokens,
-        num_vectors=replica.counters.num_vectors,
+        **asdict(replica.counters),
     )

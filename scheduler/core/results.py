@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.events import FinishReason, Int32Column, StepResult, WrongResult
+from scheduler.core.events import (
+    BoolColumn,
+    FinishReason,
+    Int32Column,
+    StepResult,
+    WrongResult,
+)
+from scheduler.core.in_flight import Sent
 from scheduler.core.replica import Replica
 from scheduler.core.sequence import Sequence
 
@@ -43,20 +50,24 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
             raise WrongResult(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
-    due_tokens, due_vectors = replica.settle(result.step_id, now)
+    again = _follows(result.slot)
+    plan = replica.settle(result.step_id, int(np.count_nonzero(again)), now)
     live = slots.are_held(result.slot, result.generation)
-    _check_complete(result.step_id, "token", due_tokens, result.slot[live])
+    _check_complete(result.step_id, "token", plan.tokens, result.slot[live & ~again])
+    _check_drafts(plan, result, again)
     embedded = _NONE
-    if result.vector_slot.size or due_vectors.size:
+    if result.vector_slot.size or plan.vectors.size:
         held = slots.are_held(result.vector_slot, result.vector_generation)
-        _check_complete(result.step_id, "vector", due_vectors, result.vector_slot[held])
+        _check_complete(result.step_id, "vector", plan.vectors, result.vector_slot[held])
         embedded = np.flatnonzero(held).astype(np.int32)
     score_run = _confirm_scores(replica, result)
     score_slot = result.score_slot[score_run]
     # Rows whose logits were not finite have no token.
     row = np.flatnonzero(live & (result.finish != _ERROR))
     slot, token, finish = result.slot[row], result.token_id[row], result.finish[row]
-    num_tokens = _append(replica, slot, token)
+    num_tokens = _append(replica, slot, token, again[row])
+    if plan.draft_slot.size:
+        _settle_drafts(replica, plan, result.drafted, slot[again[row]])
     for first in slot[slots.awaits_first_token[slot]].tolist():
         slots.awaits_first_token[first] = False
         slots.tenant(first).first_token_at = now
@@ -89,8 +100,55 @@ def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Colum
         return  # as a rule they come in the plan's order
     if not np.array_equal(np.sort(due), np.sort(answered)):
         missing, unasked = np.setdiff1d(due, answered), np.setdiff1d(answered, due)
+        if not len(missing) + len(unasked):
+            raise WrongResult(f"the result of step {step} names a slot twice")
         slot, wrong = (missing[0], "no") if len(missing) else (unasked[0], "an unasked")
         raise WrongResult(f"the result of step {step} has {wrong} {what} for slot {slot}")
+
+
+def _follows(slot: Int32Column) -> BoolColumn:
+    """Which rows have the slot of the row before: they were drafted, and accepted."""
+    again = np.zeros(slot.size, np.bool_)
+    if slot.size > 1:
+        np.equal(slot[1:], slot[:-1], out=again[1:])
+    return again
+
+
+def _check_drafts(plan: Sent, result: StepResult, again: BoolColumn) -> None:
+    """Raises WrongResult unless the plan let each slot draft what the result says it has, no more
+    was accepted than that, and nothing came after an end."""
+    drafted, allowed = result.drafted, plan.draft_length
+    step = result.step_id
+    if drafted.size != allowed.size:
+        raise WrongResult(
+            f"the result of step {step} tells of {drafted.size} drafts; its plan has {allowed.size}"
+        )
+    if ((drafted < 0) | (drafted > allowed)).any():
+        raise WrongResult(f"the result of step {step} has drafts that its plan does not allow")
+    if not again.any():
+        return
+    slot, num_accepted = np.unique(result.slot[again], return_counts=True)
+    for one, count in zip(slot.tolist(), num_accepted.tolist(), strict=True):
+        if count > drafted[plan.draft_slot == one].sum():
+            raise WrongResult(
+                f"the result of step {step} has more tokens for slot {one} than it drafted"
+            )
+    follower = np.flatnonzero(again)
+    if result.finish[follower - 1].any():
+        raise WrongResult(f"the result of step {step} has a token after an end")
+    if (result.generation[follower] != result.generation[follower - 1]).any():
+        raise WrongResult(f"the result of step {step} gives a slot to two sequences")
+
+
+def _settle_drafts(
+    replica: Replica, plan: Sent, drafted: Int32Column, accepted: Int32Column
+) -> None:
+    """Tell who may draft what became of it; `accepted` has a slot for each token that counts."""
+    columns = (plan.draft_slot, plan.draft_length, drafted)
+    for slot, planned, count in zip(*(column.tolist() for column in columns), strict=True):
+        if replica.slots.held[slot]:
+            num_accepted = int(np.count_nonzero(accepted == slot))
+            replica.settle_draft(slot, planned=planned, drafted=count, accepted=num_accepted)
 
 
 def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
@@ -117,7 +175,23 @@ def _confirm_vectors(
     return list(zip(tenants, reasons, row.tolist(), strict=True))
 
 
-def _append(replica: Replica, slot: Int32Column, token: Int32Column) -> Int32Column:
+def _append(
+    replica: Replica, slot: Int32Column, token: Int32Column, again: BoolColumn
+) -> Int32Column:
+    """Confirmed tokens to their slots, one to each unless some come `again`; returns how many
+    tokens the slot has with each."""
+    if not again.any():
+        return _append_one(replica, slot, token)
+    first = np.flatnonzero(~again)
+    turn = np.arange(slot.size) - np.repeat(first, np.diff(first, append=slot.size))
+    num_tokens = np.empty_like(slot)
+    for number in range(int(turn.max()) + 1):
+        rows = turn == number
+        num_tokens[rows] = _append_one(replica, slot[rows], token[rows])
+    return num_tokens
+
+
+def _append_one(replica: Replica, slot: Int32Column, token: Int32Column) -> Int32Column:
     """One confirmed token to each slot; returns how many tokens each has now."""
     slots = replica.slots
     position = slots.num_tokens[slot]

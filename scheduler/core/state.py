@@ -23,6 +23,12 @@ class Counters:
     """Confirmed output tokens."""
     num_vectors: int = 0
     """Confirmed vectors of prompts."""
+    num_drafts: int = 0
+    """Times that a sequence drafted."""
+    num_draft_tokens: int = 0
+    """Tokens drafted."""
+    num_accepted_tokens: int = 0
+    """Of those, confirmed."""
 
     def add(self, other: "Counters") -> None:
         """Add every total of `other`."""
@@ -67,6 +73,9 @@ class ReplicaState:
     num_distrusted: int
     num_generated_tokens: int
     num_vectors: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +106,6 @@ class CoreState:
     num_distrusted: int
     num_generated_tokens: int
     num_vectors: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int

@@ -93,7 +93,20 @@ def decode_submit(submit: scheduler_pb2.Submit, *, router: int, model: ModelCard
         tenant=submit.tenant,
         deadline_s=_deadline_s(submit),
         resubmitted=submit.resubmitted,
+        can_draft=_can_draft(sampling),
         needs_every_position=submit.max_tokens == 0 and model.pooling is Pooling.MEAN,
+    )
+
+
+def _can_draft(sampling: sampling_pb2.SamplingParams) -> bool:
+    """Whether no rule or penalty makes what may come depend on the tokens just before it."""
+    return not (
+        sampling.grammar
+        or sampling.allowed_token_id
+        or sampling.bad_word_length
+        or sampling.repetition_penalty != 1
+        or sampling.presence_penalty
+        or sampling.frequency_penalty
     )
 
 

@@ -41,6 +41,7 @@ _DEVICE_FINISHES[[0, FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR]
 
 _NAME_BYTES = 16
 _MAX_SEED_BYTES = 64
+_MAX_DRAFT_TOKENS = 1024
 _MAX_VECTOR_BYTES = 48 * 2**20
 """Of one step's result, within the largest message that is received."""
 
@@ -70,6 +71,7 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
     _hello_range("max_num_batched_tokens", hello.max_num_batched_tokens, 1, 2**24)
     _hello_range("model.max_model_len", card.max_model_len, 1, 2**26)
     _hello_range("model.vocab_size", card.vocab_size, 1, MAX_INT32)
+    _hello_range("max_draft_tokens", hello.max_draft_tokens, 0, _MAX_DRAFT_TOKENS)
     pooling = _pooling(card)
     most_dims = _MAX_VECTOR_BYTES // (4 * hello.max_num_seqs) if pooling else 0
     _hello_range("model.embedding_dim", card.embedding_dim, 1 if pooling else 0, most_dims)
@@ -96,6 +98,7 @@ def decode_hello(hello: worker_pb2.Hello) -> WorkerHello:
             max_model_len=card.max_model_len,
             model_revision=card.revision[:MAX_NAME_LENGTH],
             graph_buckets=_graph_buckets(hello),
+            max_draft_tokens=hello.max_draft_tokens,
         ),
         pid=hello.pid,
         device=hello.device[:MAX_NAME_LENGTH],
@@ -163,7 +166,8 @@ def decode_result(
         token_id[finish != FinishReason.ERROR], vocab_size
     ):
         raise Malformed(f"a step result has a token that is not below {vocab_size}")
-    if slot.size and int(np.bincount(slot).max()) > 1:
+    drafted = int32_column("drafted", result.drafted)
+    if not drafted.size and slot.size and int(np.bincount(slot).max()) > 1:
         raise Malformed("a step result names a slot twice")
     if not _DEVICE_FINISHES[finish].all():
         raise Malformed("a step result has a finish that no device decides")
@@ -187,6 +191,7 @@ def decode_result(
             score_generation=score_generation,
             score_start=scores.start,
             score_length=scores.length,
+            drafted=drafted,
         ),
         logprobs=(
             _decode_logprobs(
@@ -329,4 +334,7 @@ def encode_plan(plan: Plan, epoch: int) -> bytes:
         message.block_name = plan.block_name
     if plan.unnamed_block.size:
         message.unnamed_block = plan.unnamed_block.tobytes()
+    if plan.draft_slot.size:
+        message.draft_slot = plan.draft_slot.tobytes()
+        message.draft_length = plan.draft_length.tobytes()
     return response.SerializeToString()

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class Cell:
         max_model_len: int = 48,
         model_revision: str = "",
         graph_buckets: tuple[int, ...] = (),
+        max_draft_tokens: int = 0,
     ) -> None:
         capacity = Capacity(
             num_blocks,
@@ -86,6 +88,7 @@ class Cell:
             max_model_len,
             model_revision,
             graph_buckets,
+            max_draft_tokens,
         )
         self.crashed.pop(name, None)
         self.scheduler.attach(name, capacity)
@@ -161,6 +164,7 @@ class Cell:
         deadline_s: float = 0.0,
         resubmitted: bool = False,
         tenant: str = "",
+        can_draft: bool = True,
     ) -> Key:
         """Accept a request; returns the key of its first sample. Raises Refused."""
         self._num_requests += 1
@@ -189,6 +193,7 @@ class Cell:
             deadline_s=deadline_s,
             resubmitted=resubmitted,
             tenant=tenant,
+            can_draft=can_draft,
         )
         outputs = self.scheduler.accept(request, self._tick())
         for sample in range(num_samples):
@@ -346,7 +351,8 @@ class Cell:
         """Check the news against what the fake model says when it is alone."""
         self.scheduler.check_integrity()
         ids = outputs.sequence_id.view(np.uint32).tolist()
-        assert len(set(zip(outputs.router.tolist(), ids, strict=True))) == len(ids)
+        keys = list(zip(outputs.router.tolist(), ids, strict=True))
+        assert len(set(keys)) == len(list(groupby(keys))), "its tokens do not come together"
         for router, sequence_id, token in zip(
             outputs.router.tolist(), ids, outputs.token_id.tolist(), strict=True
         ):

@@ -64,6 +64,18 @@ def next_token(sampling: FakeSampling, seed: int, prefix: int) -> int:
     return 1 + (draw >> 8) % 5
 
 
+def suppose(sampling: FakeSampling, seed: int, prefix: int, most: int) -> list[int]:
+    """What may follow a prefix: up to `most` tokens, each of which is wrong one time in four."""
+    supposed: list[int] = []
+    for _ in range(hash((seed, prefix)) % (most + 1)):
+        token = next_token(sampling, seed, prefix)
+        if hash((prefix, seed, 5)) % 4 == 0:
+            token += 1
+        supposed.append(token)
+        prefix = extend(prefix, token)
+    return supposed
+
+
 def embed_alone(request: Request) -> int:
     """What stands for the vector of a prompt: the name of its prefix."""
     assert isinstance(request.sampling, FakeSampling)
@@ -101,6 +113,9 @@ class Tenant:
     table: list[int]
     num_computed: int
     done: bool = False
+    supposed: list[int] = field(default_factory=list)
+    """Tokens that this step drafts."""
+    has_drafted: bool = False
 
     @property
     def wants_vector(self) -> bool:
@@ -130,7 +145,10 @@ class FakeWorker:
         assert plan.step_id == self.num_steps, "a plan is missing"
         self._mirror(plan)
         rows = self._rows(plan)
-        assert sum(len(span) for _, span in rows) == plan.num_tokens
+        num_drafts = int(plan.draft_length.sum())
+        assert sum(len(span) for _, span in rows) == plan.num_tokens - num_drafts
+        rows = self._suppose(plan, rows)
+        drafted = [len(self.tenants[slot].supposed) for slot in plan.draft_slot.tolist()]
         assert 0 < plan.num_tokens <= self.capacity.max_num_batched_tokens
         assert len({slot for slot, _ in rows}) == len(rows), "a slot has two rows"
         for slot, span in rows:
@@ -141,7 +159,7 @@ class FakeWorker:
         for slot, span in rows:
             self._attend(self.tenants[slot], span)
         scored = [(slot, run) for slot, span in rows if (run := self._score(slot, span))]
-        sampled = [(slot, *news) for slot, span in rows if (news := self._sample(slot, span))]
+        sampled = [(slot, *news) for slot, span in rows for news in self._sample_all(slot, span)]
         embedded = [(slot, *news) for slot, span in rows if (news := self._embed(slot, span))]
         self.vectors = [vector for _, vector, _ in embedded]
         whole = [slot for slot, _, _ in embedded]
@@ -164,6 +182,7 @@ class FakeWorker:
             ),
             score_start=np.array([run.start for _, run in scored], np.int32),
             score_length=np.array([len(run) for _, run in scored], np.int32),
+            drafted=np.array(drafted, np.int32),
         )
 
     def _name(self, plan: Plan) -> None:
@@ -229,7 +248,9 @@ class FakeWorker:
         for slot in self.decode_set:
             tenant = self.tenants[slot]
             position = tenant.num_computed
-            assert position < tenant.admission.max_total_tokens - 1, "planned beyond the limit"
+            # A plan that was made before may not know that drafts have brought it to its end.
+            if not (tenant.done and tenant.has_drafted):
+                assert position < tenant.admission.max_total_tokens - 1, "planned beyond the limit"
             assert tenant.done or position == len(tenant.tokens) - 1, "decodes an unknown token"
             rows.append((slot, range(position, position + 1)))
         chunks = (plan.chunk_slot, plan.chunk_start, plan.chunk_length)
@@ -243,6 +264,26 @@ class FakeWorker:
             self.tenants[slot].num_computed = span.stop
         return rows
 
+    def _suppose(self, plan: Plan, rows: list[tuple[int, range]]) -> list[tuple[int, range]]:
+        """The rows, longer by what is supposed to follow in those that may draft."""
+        assert len(set(plan.draft_slot.tolist())) == len(plan.draft_slot)
+        spans = dict(rows)
+        for tenant in self.tenants.values():
+            tenant.supposed = []
+        for slot, most in zip(plan.draft_slot.tolist(), plan.draft_length.tolist(), strict=True):
+            tenant, start = self.tenants[slot], spans[slot].start
+            assert 1 <= most <= self.capacity.max_draft_tokens
+            assert slot in self.decode_set
+            if tenant.done:
+                continue
+            assert start + most < tenant.admission.max_total_tokens - 1, "drafts beyond the limit"
+            assert start + most < len(tenant.table) * self.capacity.block_size, "no block"
+            seed = tenant.admission.seed
+            tenant.supposed = suppose(tenant.sampling, seed, tenant.prefixes[-1], most)
+            tenant.has_drafted = True
+            spans[slot] = range(start, start + 1 + len(tenant.supposed))
+        return list(spans.items())
+
     def _place(self, tenant: Tenant, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self.capacity.block_size)
         return tenant.table[index], offset
@@ -252,12 +293,21 @@ class FakeWorker:
             assert span == range(len(tenant.tokens)), "a prompt is not computed whole"
         elif not tenant.done:
             for position in span:
-                self.kv[self._place(tenant, position)] = tenant.prefixes[position]
+                self.kv[self._place(tenant, position)] = self._prefixes(tenant)[position]
 
     def _attend(self, tenant: Tenant, span: range) -> None:
         if not tenant.done and self.capacity.num_blocks:
             held = [self.kv.get(self._place(tenant, position)) for position in range(span.stop)]
-            assert held == tenant.prefixes[: span.stop], "attends to somebody else's KV"
+            prefixes = self._prefixes(tenant)[: span.stop]
+            assert held == prefixes, "attends to somebody else's KV"
+
+    @staticmethod
+    def _prefixes(tenant: Tenant) -> list[int]:
+        """With those that end at what is supposed."""
+        prefixes = list(tenant.prefixes)
+        for token in tenant.supposed:
+            prefixes.append(extend(prefixes[-1], token))
+        return prefixes
 
     def _score(self, slot: int, span: range) -> range:
         """The prompt's tokens that these positions score, of those that are wanted."""
@@ -268,6 +318,20 @@ class FakeWorker:
         assert admission.score_from > admission.num_computed, "what is cached is not scored"
         end = min(span.stop + 1, admission.num_prompt_tokens)
         return range(max(span.start + 1, admission.score_from), end)
+
+    def _sample_all(self, slot: int, span: range) -> list[tuple[int, int]]:
+        """(token, finish) of each position that follows from the ones before."""
+        tenant, news = self.tenants[slot], []
+        end = span.stop - len(tenant.supposed)
+        for token in [*tenant.supposed, None]:
+            sampled = self._sample(slot, range(span.start, end))
+            if sampled is not None:
+                news.append(sampled)
+            if sampled is None or sampled[1] or sampled[0] != token:
+                break
+            end += 1
+            tenant.num_computed = end
+        return news
 
     def _sample(self, slot: int, span: range) -> tuple[int, int] | None:
         """(token, finish) if the row computes the newest known token."""

@@ -26,6 +26,7 @@ class CoreMachine(RuleBasedStateMachine):
         keeps_kv=st.sampled_from([True, True, True, False]),
         block_size=st.sampled_from([1, 4]),
         budget=st.integers(3, 24),
+        max_draft_tokens=st.sampled_from([0, 3, 15]),
     )
     def start(
         self,
@@ -36,6 +37,7 @@ class CoreMachine(RuleBasedStateMachine):
         keeps_kv: bool,
         block_size: int,
         budget: int,
+        max_draft_tokens: int,
     ) -> None:
         self.cell = Cell(
             policy=policy,
@@ -51,6 +53,7 @@ class CoreMachine(RuleBasedStateMachine):
             max_num_batched_tokens=budget,
             max_num_seqs=6,
             max_model_len=40,
+            max_draft_tokens=max_draft_tokens,
         )
         self._attach("a")
 
@@ -72,6 +75,7 @@ class CoreMachine(RuleBasedStateMachine):
         score_from=st.sampled_from([None, None, 1]),
         tenant=st.sampled_from(["", "", "x", "y"]),
         deadline_s=st.sampled_from([0.0, 0.0, 0.02, 1000.0]),
+        can_draft=st.sampled_from([True, True, False]),
         fault=st.sampled_from([None] * 7 + ["broken_at", "crashes_at"]),
         fault_after=st.integers(1, 4),
     )
