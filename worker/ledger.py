@@ -222,7 +222,7 @@ def _workspace_bytes(loaded: LoadedModel, sizes: Sizes) -> int:
     # Residual, normed, gate and up side by side, their product; and two copies of the logits.
     width = 2 * config.hidden_size + 3 * config.intermediate_size
     activations = loaded.dtype.itemsize * sizes.max_num_batched_tokens * width
-    sampled = max(sizes.max_num_seqs, 1 + MAX_DRAFT_TOKENS)
+    sampled = sizes.max_num_seqs + MAX_DRAFT_TOKENS
     logits = 2 * 4 * sampled * config.vocab_size
     penalties = PenaltyTables.num_bytes(sizes.max_num_seqs, config.vocab_size)
     return tables + activations + logits + penalties

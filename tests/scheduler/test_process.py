@@ -237,6 +237,7 @@ def test_a_taken_address_is_one_clear_line(kind: str, tmp_path: Path) -> None:
         (("--priority-aging", "0"), "priority-aging"),
         (("--priority-aging", "inf"), "error: --priority-aging is 'inf'; it must be a number"),
         (("--max-losses", "-1"), "max-losses"),
+        (("--speculative-ngram", "on"), "error: --speculative-ngram is 'on'; it must be auto, off"),
         (("--listen", "nowhere:at:all", "--metrics-port", "0"), "nowhere:at:all"),
     ],
 )
