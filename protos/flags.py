@@ -125,6 +125,26 @@ MAX_LOSSES = Flag(
     whole(1),
     2,
 )
+MAX_DRAFT_TOKENS = 64
+
+
+def _draft_tokens(text: str) -> str:
+    if text in ("auto", "off"):
+        return text
+    try:
+        return str(whole(1, MAX_DRAFT_TOKENS)(text))
+    except ValueError as error:
+        raise ValueError(f"auto, off or {error}") from None
+
+
+SPECULATIVE_NGRAM = Flag(
+    "speculative_ngram",
+    "Tokens that a small step may suppose, looked up in the sequence's own text, and verify at "
+    "once; less one for each token that it computes anyway. auto: as many as cost little.",
+    "auto|off|N",
+    _draft_tokens,
+    "auto",
+)
 STEP_TIMEOUT = Flag(
     "step_timeout",
     "A worker whose step takes longer than this, and far longer than steps of its size, is given "

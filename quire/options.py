@@ -68,6 +68,8 @@ class StackOptions:
     max_queued: int | None = None
     max_queued_tokens: int | None = None
     max_losses: int | None = None
+    speculative_ngram: int | str | None = None
+    """"auto", "off", or the most tokens that a step may suppose and verify."""
 
     served_model_name: str | None = None
     chat_template: str | None = None
@@ -176,6 +178,7 @@ _TAKES = {
         "max_queued",
         "max_queued_tokens",
         "max_losses",
+        "speculative_ngram",
         "drain_timeout",
     ),
     "worker": (
@@ -226,7 +229,7 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),
-        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_LOSSES),
+        *(flags.WATERMARK, flags.STEP_TIMEOUT, flags.MAX_LOSSES, flags.SPECULATIVE_NGRAM),
         *(flags.MAX_QUEUED, flags.MAX_QUEUED_TOKENS),
         *(flags.SERVED_MODEL_NAME, CHAT_TEMPLATE, TOOL_CALL_PARSER, REASONING_PARSER),
         *(flags.MAX_BODY_BYTES, flags.MAX_IN_FLIGHT, flags.SEED, flags.MAX_STORED_BYTES),

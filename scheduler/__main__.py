@@ -47,6 +47,9 @@ def main(
     max_queued: Annotated[int, flags.MAX_QUEUED.typer()] = _CORE.max_queued,
     max_queued_tokens: Annotated[int, flags.MAX_QUEUED_TOKENS.typer()] = _CORE.max_queued_tokens,
     max_losses: Annotated[int, flags.MAX_LOSSES.typer()] = _CORE.max_losses,
+    speculative_ngram: Annotated[
+        str, flags.SPECULATIVE_NGRAM.typer()
+    ] = flags.SPECULATIVE_NGRAM.default,
     step_timeout: Annotated[float, flags.STEP_TIMEOUT.typer()] = flags.STEP_TIMEOUT.default,
     drain_timeout: Annotated[float, flags.DRAIN_TIMEOUT.typer()] = flags.DRAIN_TIMEOUT.default,
     cluster_token_file: Annotated[str | None, flags.CLUSTER_TOKEN_FILE.typer()] = None,
@@ -87,6 +90,7 @@ def main(
                 max_queued=max_queued,
                 max_queued_tokens=max_queued_tokens,
                 max_losses=max_losses,
+                max_draft_tokens=_max_draft_tokens(speculative_ngram),
             ),
             step_timeout_s=step_timeout,
             trust=Trust.read(token_file=cluster_token_file, cert=tls_cert, key=tls_key, ca=tls_ca),
@@ -97,6 +101,12 @@ def main(
         uvloop.run(run(config))
     except PortTaken as error:
         _refuse(error)
+
+
+def _max_draft_tokens(speculative_ngram: str) -> int:
+    if speculative_ngram == "auto":
+        return _CORE.max_draft_tokens
+    return 0 if speculative_ngram == "off" else int(speculative_ngram)
 
 
 def _refuse(error: Exception) -> NoReturn:

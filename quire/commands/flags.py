@@ -110,6 +110,7 @@ StepTimeout = Annotated[float | None, _scheduler(flags.STEP_TIMEOUT)]
 MaxQueued = Annotated[int | None, _scheduler(flags.MAX_QUEUED)]
 MaxQueuedTokens = Annotated[int | None, _scheduler(flags.MAX_QUEUED_TOKENS)]
 MaxLosses = Annotated[int | None, _scheduler(flags.MAX_LOSSES)]
+SpeculativeNgram = Annotated[str | None, _scheduler(flags.SPECULATIVE_NGRAM)]
 
 Host = Annotated[str, _router(flags.HOST)]
 Port = Annotated[int, _router(flags.STACK_PORT)]

@@ -78,6 +78,7 @@ def serve(
     max_queued: flags.MaxQueued = None,
     max_queued_tokens: flags.MaxQueuedTokens = None,
     max_losses: flags.MaxLosses = None,
+    speculative_ngram: flags.SpeculativeNgram = None,
     metrics_port: flags.MetricsPort = None,
     drain_timeout: flags.DrainTimeout = DRAIN_TIMEOUT.default,
     hang_timeout: flags.HangTimeout = HANG_TIMEOUT.default,
