@@ -46,6 +46,8 @@ async def fetch_state(
         "prefix_hit_tokens": state.num_prefix_hit_tokens,
         "overrun_tokens": state.num_overrun_tokens,
         "replays": state.num_replays,
+        "draft_tokens": state.num_draft_tokens,
+        "accepted_tokens": state.num_accepted_tokens,
         "uptime_s": state.uptime_s,
         "replicas": replicas,
     }

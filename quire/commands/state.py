@@ -69,6 +69,11 @@ def _print_state(totals: dict[str, Any]) -> None:
     looked_up, hit = totals["prefix_query_tokens"], totals["prefix_hit_tokens"]
     share = f"{hit / looked_up:.0%}" if looked_up else "-"
     console.print(f"  prefix cache hit {share} of {looked_up} prompt tokens")
+    if drafted := totals["draft_tokens"]:
+        console.print(
+            f"  {totals['accepted_tokens'] / drafted:.0%} accepted of "
+            f"{counted(drafted, 'drafted token')}"
+        )
     console.print(_replica_table(totals["replicas"]))
 
 

@@ -173,4 +173,6 @@ def state_of(view: CellView, state: CoreState) -> scheduler_pb2.GetStateResponse
         num_convicted=state.num_convicted,
         num_expired=state.num_expired,
         num_distrusted=state.num_distrusted,
+        num_draft_tokens=state.num_draft_tokens,
+        num_accepted_tokens=state.num_accepted_tokens,
     )

@@ -237,7 +237,7 @@ class GetStateRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStateResponse(_message.Message):
-    __slots__ = ("status", "incarnation", "num_routers", "uptime_s", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_overrun_tokens", "num_replays", "num_suspects", "num_convicted", "num_expired", "num_distrusted")
+    __slots__ = ("status", "incarnation", "num_routers", "uptime_s", "num_preemptions", "num_prefix_query_tokens", "num_prefix_hit_tokens", "num_overrun_tokens", "num_replays", "num_suspects", "num_convicted", "num_expired", "num_distrusted", "num_draft_tokens", "num_accepted_tokens")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     NUM_ROUTERS_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +251,8 @@ class GetStateResponse(_message.Message):
     NUM_CONVICTED_FIELD_NUMBER: _ClassVar[int]
     NUM_EXPIRED_FIELD_NUMBER: _ClassVar[int]
     NUM_DISTRUSTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     status: CellStatus
     incarnation: int
     num_routers: int
@@ -264,4 +266,6 @@ class GetStateResponse(_message.Message):
     num_convicted: int
     num_expired: int
     num_distrusted: int
-    def __init__(self, status: _Optional[_Union[CellStatus, _Mapping]] = ..., incarnation: _Optional[int] = ..., num_routers: _Optional[int] = ..., uptime_s: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_overrun_tokens: _Optional[int] = ..., num_replays: _Optional[int] = ..., num_suspects: _Optional[int] = ..., num_convicted: _Optional[int] = ..., num_expired: _Optional[int] = ..., num_distrusted: _Optional[int] = ...) -> None: ...
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    def __init__(self, status: _Optional[_Union[CellStatus, _Mapping]] = ..., incarnation: _Optional[int] = ..., num_routers: _Optional[int] = ..., uptime_s: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., num_prefix_query_tokens: _Optional[int] = ..., num_prefix_hit_tokens: _Optional[int] = ..., num_overrun_tokens: _Optional[int] = ..., num_replays: _Optional[int] = ..., num_suspects: _Optional[int] = ..., num_convicted: _Optional[int] = ..., num_expired: _Optional[int] = ..., num_distrusted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ...) -> None: ...
