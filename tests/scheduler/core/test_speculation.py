@@ -307,7 +307,7 @@ def test_more_tokens_for_who_does_not_draft_are_refused() -> None:
     cell.step()
     plan = cell.plan()
     result = cell.links["a"].worker.execute(plan)
-    twice = {
+    twice: dict[str, Any] = {
         name: np.repeat(getattr(result, name), 2)
         for name in ("slot", "generation", "token_id", "finish")
     }
