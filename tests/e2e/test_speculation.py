@@ -36,11 +36,11 @@ def serve(model_dir: Path, drafts: str) -> LLM:
 
 @pytest.fixture(scope="module")
 def plain(model_dir: Path) -> dict[str, RequestOutput]:
-    """Each answer alone, without drafts."""
+    """Each answer, without drafts."""
     with serve(model_dir, "off") as llm:
-        answers = {name: answer(llm, params) for name, params in PARAMS.items()}
+        outputs = llm.chat([AGAIN] * len(PARAMS), list(PARAMS.values()), use_tqdm=False)
         assert llm.state()["draft_tokens"] == 0
-    return answers
+    return dict(zip(PARAMS, outputs, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,7 @@ def test_so_are_all_of_them_at_once(drafting: LLM, plain: dict[str, RequestOutpu
         check(output, expected)
 
 
+@pytest.mark.slow
 def test_preemption_amid_drafts_changes_nothing(
     model_dir: Path, plain: dict[str, RequestOutput]
 ) -> None:
