@@ -55,7 +55,7 @@ class SentPlan:
 
     step_id: int
     num_tokens: int
-    num_draft_tokens: int
+    max_draft_tokens: int
     """Of those, what may be drafted; the worker may find fewer."""
     sent_at: float
     prepares: bool
@@ -114,7 +114,7 @@ class Attachment:
     def send(self, plan: Plan, message: bytes, now: float) -> None:
         """Writes a plan's bytes to every rank."""
         prepares = workers.brings_grammar(plan)
-        sent = SentPlan(plan.step_id, plan.num_tokens, plan.num_draft_tokens, now, prepares)
+        sent = SentPlan(plan.step_id, plan.num_tokens, plan.max_draft_tokens, now, prepares)
         self.in_flight.append(sent)
         for rank in self.ranks:
             rank.stream.send(message)
@@ -126,7 +126,7 @@ class Attachment:
         assert since is not None
         plan = self.in_flight.popleft()
         seconds = now - since
-        num_tokens = plan.num_tokens - plan.num_draft_tokens + num_drafted
+        num_tokens = plan.num_tokens - plan.max_draft_tokens + num_drafted
         self.pace.observe(seconds, num_tokens)
         self.last_result_at = self.last_seen = now
         self.num_steps += 1

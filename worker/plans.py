@@ -133,6 +133,10 @@ class BatchPlan:
     """Slots of the decode set that may draft (`worker.drafts`)."""
     draft_length: Int32Column = field(default_factory=lambda: np.empty(0, np.int32))
     """Tokens each of them may draft, at least 1."""
+    max_draft_tokens: int = 0
+    """Tokens that all of them together may draft."""
+    min_draft_tokens: int = 0
+    """Who would draft fewer drafts none."""
 
 
 @dataclass(frozen=True, slots=True)

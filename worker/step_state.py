@@ -228,21 +228,26 @@ class StepState:
         """What is supposed, which becomes part of the token table: beyond what is known, and so
         read by nobody else. And how many tokens that is for each slot that may draft."""
         drafted = np.zeros(len(plan.draft_slot), np.int32)
-        slots, positions, supposed = [], [], []
+        supposed = []
         for index, position, most in self._counts.drafting(plan):
             slot = int(plan.draft_slot[index])
-            known = self._token_table[slot, : position + 1].cpu().numpy()
-            tokens = continuation(known, most) if self._can_draft[slot] else known[:0]
-            if len(tokens):
-                drafted[index] = len(tokens)
-                end = position + 1 + len(tokens)
-                self._token_table[slot, position + 1 : end] = self._upload(tokens)
-                slots.append(slot)
-                positions.append(position)
-                supposed.append(tokens)
-        if not slots:
+            if self._can_draft[slot]:
+                known = self._token_table[slot, : position + 1].cpu().numpy()
+                supposed.append((index, position, continuation(known, most)))
+        chosen, left = [], plan.max_draft_tokens
+        for index, position, tokens in sorted(supposed, key=lambda one: -len(one[2])):
+            tokens = tokens[:left]
+            if not len(tokens) or len(tokens) < plan.min_draft_tokens:
+                break
+            left -= len(tokens)
+            drafted[index] = len(tokens)
+            slot, end = int(plan.draft_slot[index]), position + 1 + len(tokens)
+            self._token_table[slot, position + 1 : end] = self._upload(tokens)
+            chosen.append((slot, position, tokens))
+        if not chosen:
             return None, drafted
-        return Drafts(np.array(slots), np.array(positions), tuple(supposed)), drafted
+        slots, positions, tokens = zip(*chosen, strict=True)
+        return Drafts(np.array(slots), np.array(positions), tokens), drafted
 
     def _decode_batch(
         self, decode: _DecodeRows, drafted: Int32Column

@@ -143,6 +143,8 @@ def _plan(plan: worker_pb2.BatchPlan) -> BatchPlan:
         unnamed=_int32(plan.unnamed_block),
         draft_slot=_int32(plan.draft_slot),
         draft_length=_int32(plan.draft_length),
+        max_draft_tokens=plan.max_draft_tokens,
+        min_draft_tokens=plan.min_draft_tokens,
     )
 
 

@@ -59,11 +59,11 @@ class Plan:
     """Decoding slots that may draft in this step (speculation.py)."""
     draft_length: Int32Column = field(default_factory=lambda: _EMPTY)
     """Tokens that each of them may draft."""
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """Of `num_tokens`, those that may be drafted; the worker may find fewer."""
-        return int(self.draft_length.sum())
+    max_draft_tokens: int = 0
+    """Tokens that all of them together may draft, which are part of `num_tokens`; the worker may
+    find fewer."""
+    min_draft_tokens: int = 0
+    """Who would draft fewer drafts none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class Sent:
     """Slots that may draft, and so may get more tokens than one."""
     draft_length: Int32Column
     """How many tokens each of them may draft."""
+    max_draft_tokens: int
+    """How many all of them together may."""
     num_tokens: int
     """Without drafts."""
     at: float
@@ -61,14 +63,14 @@ class InFlight:
         decoding: Int32Column | None,
         first: Int32Column | None,
         vectors: Int32Column,
-        drafts: tuple[Int32Column, Int32Column],
+        drafts: tuple[Int32Column, Int32Column, int],
         num_tokens: int,
         now: float,
     ) -> tuple[int, Int32Column]:
         """The next step's number, and the slots it retires. It samples for the slots that decode
         (None: those of the step before), for those that get their `first` token in it, if any,
         and completes the prompts of those that want `vectors`; `drafts` are slots that may draft,
-        and how much."""
+        how much each, and how much together."""
         step = self.next_step
         self.next_step += 1
         if decoding is not None:

@@ -43,6 +43,8 @@ class _Draft:
         self.chunk_length: list[int] = []
         self.draft_slot: list[int] = []
         self.draft_length: list[int] = []
+        self.max_draft_tokens = 0
+        self.min_draft_tokens = 0
 
     def append(self, slot: int, index: int, blocks: list[int]) -> None:
         """Blocks that join a slot's table from `index` on."""
@@ -217,17 +219,21 @@ class Planner:
     def _let_draft(self, num_tokens: int) -> None:
         """Drafts take blocks that nobody waits for, and none from who is running."""
         replica, budget, draft = self._replica, self._budget, self._draft
-        shares = replica.speculation.shares(replica.next_step, num_tokens, budget.tokens)
-        for slot, length in shares:
+        allowance = replica.speculation.allow(replica.next_step, num_tokens, budget.tokens)
+        if allowance is None:
+            return
+        for slot, length in allowance.lengths:
             spare = replica.pool.num_available - replica.watermark_blocks
             num_blocks = 0 if len(replica.queue) else max(0, spare)
             held = len(replica.slots.tenant(slot).blocks)
-            granted, gained = replica.draft(slot, length, num_blocks)
+            granted, gained = replica.draft(slot, length, num_blocks, at_least=allowance.least)
             if granted:
-                budget.spend(tokens=granted)
                 draft.append(slot, held, gained)
                 draft.draft_slot.append(slot)
                 draft.draft_length.append(granted)
+        draft.max_draft_tokens = min(allowance.most, sum(draft.draft_length))
+        draft.min_draft_tokens = allowance.least
+        budget.spend(tokens=draft.max_draft_tokens)
 
     def _send(self, num_decodes: int, num_tokens: int) -> Plan:
         """`num_tokens` without drafts."""
@@ -237,7 +243,8 @@ class Planner:
         decode = replica.calendar.take_change()
         caught_up = replica.catch_up()
         named, unnamed = replica.pool.take_changes()
-        drafts = _column(draft.draft_slot), _column(draft.draft_length)
+        most = draft.max_draft_tokens
+        drafts = _column(draft.draft_slot), _column(draft.draft_length), most
         step_id, retire = replica.send(decode, caught_up, drafts, num_tokens, self._now)
         return Plan(
             step_id=step_id,
@@ -250,11 +257,13 @@ class Planner:
             chunk_slot=_column(draft.chunk_slot),
             chunk_start=_column(draft.chunk_start),
             chunk_length=_column(draft.chunk_length),
-            num_tokens=num_tokens + sum(draft.draft_length),
+            num_tokens=num_tokens + most,
             named_block=_column(list(named)),
             block_name=b"".join(named.values()),
             unnamed_block=_column(unnamed),
             draft_slot=drafts[0],
             draft_length=drafts[1],
+            max_draft_tokens=most,
+            min_draft_tokens=draft.min_draft_tokens if most else 0,
             graph_bucket=0 if draft.chunk_slot else replica.capacity.graph_bucket(num_decodes),
         )

@@ -213,14 +213,17 @@ class Replica:
                     self.speculation.enter(sequence.slot)
         return caught_up
 
-    def draft(self, slot: int, num_tokens: int, num_blocks: int) -> tuple[int, list[int]]:
+    def draft(
+        self, slot: int, num_tokens: int, num_blocks: int, *, at_least: int
+    ) -> tuple[int, list[int]]:
         """Let a decoding slot draft up to so many tokens in `next_step`, in the blocks it has and
-        up to `num_blocks` more. Returns how many tokens, and the blocks it gained."""
+        up to `num_blocks` more. Returns how many tokens, and the blocks it gained; none if that
+        would be less than `at_least`."""
         sequence = self.slots.tenant(slot)
         newest = self.num_computed(sequence)
         room = (len(sequence.blocks) + num_blocks) * self.block_size
         granted = min(num_tokens, min(room, sequence.num_positions) - newest - 1)
-        if granted <= 0:
+        if granted < at_least:
             return 0, []
         end = newest + 1 + granted
         gained = self.pool.allocate(max(0, self.num_blocks_for(end) - len(sequence.blocks)))
@@ -332,14 +335,14 @@ class Replica:
         self,
         decoding: Int32Column | None,
         caught_up: list[Sequence],
-        drafts: tuple[Int32Column, Int32Column],
+        drafts: tuple[Int32Column, Int32Column, int],
         num_tokens: int,
         now: float,
     ) -> tuple[int, Int32Column]:
         """The next step's number, and the slots it retires; it counts as sent from here on. It
         samples for the slots that decode (None: those of the step before) and for those that
-        catch up in it, unless they want a vector; `drafts` are slots that may draft, and how much,
-        beside the `num_tokens` that it computes."""
+        catch up in it, unless they want a vector; `drafts` are slots that may draft, how much each
+        and how much together, beside the `num_tokens` that it computes."""
         first, vectors = None, _NONE
         if caught_up:
             first = np.array([s.slot for s in caught_up if s.request.max_tokens > 0], np.int32)

@@ -1,8 +1,10 @@
-"""Who may draft how much: tokens that a worker supposes, and that cost next to nothing if wrong.
+"""Who may draft how much: tokens that a worker supposes, and that cost little if they are wrong.
 
 A step that computes few tokens takes as long as it takes to read the weights; a few tokens more
 come almost for nothing. So decoding slots may draft what is left up to that point, after prompts
-have had theirs: it is shared evenly among them, and as the batch grows nothing is left.
+have had theirs: all of them together so many, and those first of which the worker supposes most.
+A row that drafts costs something in itself, and what it wins is a smaller part of a larger step; so
+the more a step computes, the more a slot must have to say. As the batch grows nobody drafts.
 
 The worker looks up what it supposes and verifies it; here is decided, for each slot, how much that
 may be, from what became of it before:
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from scheduler.core.decode_calendar import DecodeCalendar
 
 _FIRST_LENGTH = 4
+_LEAST_LENGTH = 2
+"""Tokens that are worth a row, where it is the only one."""
 _LONGEST_PAUSE = 64
 """Steps."""
 
@@ -39,6 +43,18 @@ class _Record:
     """Tokens that plans without a result let it draft."""
     num_reserved: int = 0
     """Positions that there are blocks for, as it might have got so far by drafts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one step may draft."""
+
+    lengths: list[tuple[int, int]]
+    """Slots, and the most that each may."""
+    most: int
+    """All of them together."""
+    least: int
+    """Who would draft less drafts nothing."""
 
 
 class Speculation:
@@ -85,24 +101,24 @@ class Speculation:
         """Slots that may be further than the calendar has them."""
         return frozenset(self._ahead)
 
-    def shares(self, step: int, num_tokens: int, budget: int) -> list[tuple[int, int]]:
-        """Slots that should draft in `step`, and how much each: (slot, tokens).
+    def allow(self, step: int, num_tokens: int, budget: int) -> Allowance | None:
+        """What `step` may draft; None: nothing.
 
         Args:
             step: which is planned.
             num_tokens: that it computes anyway.
             budget: tokens that are left of it.
         """
-        left = min(self._step_tokens - num_tokens, budget)
-        if left <= 0 or not self._records:
-            return []
-        wishes = [
-            (slot, record.length)
+        most = min(self._step_tokens - num_tokens, budget)
+        least = _LEAST_LENGTH + num_tokens // 2
+        if most < least:
+            return None
+        lengths = [
+            (slot, min(max(record.length, least), most, self._most))
             for slot, record in self._records.items()
             if record.resumes_at <= step
         ]
-        share = left // len(wishes) if wishes else 0
-        return [(slot, min(length, share)) for slot, length in wishes] if share else []
+        return Allowance(lengths, most, least) if lengths else None
 
     def plan(self, slot: int, num_tokens: int) -> None:
         """A plan lets the slot draft so many."""
@@ -132,7 +148,7 @@ class Speculation:
             record.length = min(grown, self._most)
         elif drafted:
             record.num_misses += 1
-            record.length = max(1, record.length // 2)
+            record.length = max(_LEAST_LENGTH, record.length // 2)
             record.resumes_at = next_step + min(1 << record.num_misses, _LONGEST_PAUSE)
 
     def check_integrity(self, decoding: DecodeCalendar) -> None:

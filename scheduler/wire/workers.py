@@ -337,4 +337,6 @@ def encode_plan(plan: Plan, epoch: int) -> bytes:
     if plan.draft_slot.size:
         message.draft_slot = plan.draft_slot.tobytes()
         message.draft_length = plan.draft_length.tobytes()
+        message.max_draft_tokens = plan.max_draft_tokens
+        message.min_draft_tokens = plan.min_draft_tokens
     return response.SerializeToString()

@@ -56,10 +56,12 @@ def plan(
     decode: Sequence[int] | None = None,
     chunks: Sequence[tuple[int, int, int]] = (),
     drafts: Sequence[tuple[int, int]] = (),
+    together: int | None = None,
+    at_least: int = 1,
     graph_bucket: int = 0,
 ) -> BatchPlan:
     """A plan; `append` has (slot, index, block), `chunks` (slot, start, length) and `drafts` (slot,
-    length)."""
+    length), `together` so many tokens, and `at_least` so many each."""
     append_slot, append_index, append_block = zip(*append, strict=True) if append else ((), (), ())
     chunk_slot, chunk_start, chunk_length = zip(*chunks, strict=True) if chunks else ((), (), ())
     return BatchPlan(
@@ -77,6 +79,8 @@ def plan(
         graph_bucket=graph_bucket,
         draft_slot=column([slot for slot, _ in drafts]),
         draft_length=column([length for _, length in drafts]),
+        max_draft_tokens=sum(length for _, length in drafts) if together is None else together,
+        min_draft_tokens=at_least,
     )
 
 

@@ -251,6 +251,39 @@ def test_plans_that_were_made_before_the_end_was_known_yield_nothing(
         assert (len(result.slot), result.drafted.tolist()) == (0, [0])
 
 
+def test_who_has_most_to_say_drafts_first_and_who_has_too_little_not_at_all(
+    tiny_model: LoadedModel,
+) -> None:
+    runner = make_host_runner(tiny_model)
+    each = -(-MAX_MODEL_LEN // BLOCK_SIZE)
+    # The last token is sampled: 5, whatever came before. So 2, 4 and 6 tokens agree.
+    sampling = Sampling(bias_token_ids=(5,), bias=(100.0,))
+    admitted = [
+        admission(
+            slot,
+            [*range(20, 19 + agreeing), 5, *range(60, 70), *range(20, 19 + agreeing)],
+            range(1 + slot * each, 1 + (slot + 1) * each),
+            sampling=sampling,
+        )
+        for slot, agreeing in enumerate((2, 4, 6))
+    ]
+    chunks = [(one.slot, 0, len(one.token_ids)) for one in admitted]
+    for together, at_least, expected in (
+        (30, 1, [2, 4, 6]),
+        (30, 3, [0, 4, 6]),
+        (8, 1, [0, 2, 6]),
+        (8, 3, [0, 0, 6]),
+        (3, 4, [0, 0, 0]),
+    ):
+        runner.reset()
+        runner.step(plan(1, admit=admitted, chunks=chunks))
+        drafts = [(0, 15), (1, 15), (2, 15)]
+        result = runner.step(
+            plan(2, decode=[0, 1, 2], drafts=drafts, together=together, at_least=at_least)
+        )
+        assert result.drafted.tolist() == expected
+
+
 def test_a_slot_that_has_ended_makes_room_for_one_that_drafts(tiny_model: LoadedModel) -> None:
     runner = make_host_runner(tiny_model)
     again = sequences(FEW)

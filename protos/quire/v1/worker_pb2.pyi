@@ -118,7 +118,7 @@ class Drain(_message.Message):
     def __init__(self) -> None: ...
 
 class BatchPlan(_message.Message):
-    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket", "named_block", "block_name", "unnamed_block", "draft_slot", "draft_length")
+    __slots__ = ("epoch", "step_id", "retire_slot", "admit", "append_slot", "append_index", "append_block", "decode_slot", "chunk_slot", "chunk_start", "chunk_length", "graph_bucket", "named_block", "block_name", "unnamed_block", "draft_slot", "draft_length", "max_draft_tokens", "min_draft_tokens")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     RETIRE_SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,8 @@ class BatchPlan(_message.Message):
     UNNAMED_BLOCK_FIELD_NUMBER: _ClassVar[int]
     DRAFT_SLOT_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step_id: int
     retire_slot: bytes
@@ -153,7 +155,9 @@ class BatchPlan(_message.Message):
     unnamed_block: bytes
     draft_slot: bytes
     draft_length: bytes
-    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ..., unnamed_block: _Optional[bytes] = ..., draft_slot: _Optional[bytes] = ..., draft_length: _Optional[bytes] = ...) -> None: ...
+    max_draft_tokens: int
+    min_draft_tokens: int
+    def __init__(self, epoch: _Optional[int] = ..., step_id: _Optional[int] = ..., retire_slot: _Optional[bytes] = ..., admit: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., append_slot: _Optional[bytes] = ..., append_index: _Optional[bytes] = ..., append_block: _Optional[bytes] = ..., decode_slot: _Optional[bytes] = ..., chunk_slot: _Optional[bytes] = ..., chunk_start: _Optional[bytes] = ..., chunk_length: _Optional[bytes] = ..., graph_bucket: _Optional[int] = ..., named_block: _Optional[bytes] = ..., block_name: _Optional[bytes] = ..., unnamed_block: _Optional[bytes] = ..., draft_slot: _Optional[bytes] = ..., draft_length: _Optional[bytes] = ..., max_draft_tokens: _Optional[int] = ..., min_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("slot", "generation", "token_id", "num_prompt_tokens", "max_total_tokens", "block", "num_computed", "seed", "sampling", "score_from")

@@ -145,8 +145,7 @@ class FakeWorker:
         assert plan.step_id == self.num_steps, "a plan is missing"
         self._mirror(plan)
         rows = self._rows(plan)
-        num_drafts = int(plan.draft_length.sum())
-        assert sum(len(span) for _, span in rows) == plan.num_tokens - num_drafts
+        assert sum(len(span) for _, span in rows) == plan.num_tokens - plan.max_draft_tokens
         rows = self._suppose(plan, rows)
         drafted = [len(self.tenants[slot].supposed) for slot in plan.draft_slot.tolist()]
         assert 0 < plan.num_tokens <= self.capacity.max_num_batched_tokens
@@ -267,7 +266,7 @@ class FakeWorker:
     def _suppose(self, plan: Plan, rows: list[tuple[int, range]]) -> list[tuple[int, range]]:
         """The rows, longer by what is supposed to follow in those that may draft."""
         assert len(set(plan.draft_slot.tolist())) == len(plan.draft_slot)
-        spans = dict(rows)
+        spans, left = dict(rows), plan.max_draft_tokens
         for tenant in self.tenants.values():
             tenant.supposed = []
         for slot, most in zip(plan.draft_slot.tolist(), plan.draft_length.tolist(), strict=True):
@@ -278,8 +277,14 @@ class FakeWorker:
                 continue
             assert start + most < tenant.admission.max_total_tokens - 1, "drafts beyond the limit"
             assert start + most < len(tenant.table) * self.capacity.block_size, "no block"
+            assert plan.min_draft_tokens <= most
+            most = min(most, left)
             seed = tenant.admission.seed
             tenant.supposed = suppose(tenant.sampling, seed, tenant.prefixes[-1], most)
+            if len(tenant.supposed) < plan.min_draft_tokens:
+                tenant.supposed = []
+                continue
+            left -= len(tenant.supposed)
             tenant.has_drafted = True
             spans[slot] = range(start, start + 1 + len(tenant.supposed))
         return list(spans.items())

@@ -47,13 +47,13 @@ def test_prompts_leave_nothing_of_a_large_step() -> None:
     cell.submit([1, 2, 3], 60)
     cell.step()
     assert drafts(cell.step())
-    cell.submit(list(range(1, 15)), 4)
+    cell.submit(list(range(1, 9)), 4)
     plan = cell.step()
-    assert plan.chunk_length.tolist() == [14]
-    assert drafts(plan) == {0: 1}, "16 tokens are a small step"
-    cell.submit(list(range(20, 36)), 4)
+    assert plan.chunk_length.tolist() == [8]
+    assert drafts(plan) == {0: 6}, "9 tokens are a small step"
+    cell.submit(list(range(20, 30)), 4)
     plan = cell.step()
-    assert plan.chunk_length.tolist() == [16]
+    assert plan.chunk_length.tolist() == [10]
     assert not drafts(plan)
 
 
@@ -68,16 +68,31 @@ def test_prompts_have_the_budget_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_sequences", "each"), [(1, 4), (2, 4), (4, 3), (5, 2), (8, 1), (9, 0), (16, 0)]
+    ("num_sequences", "each", "least"), [(1, 4, 2), (2, 4, 3), (4, 4, 4), (8, 6, 6), (9, 6, 6)]
 )
-def test_what_is_left_is_shared_evenly(num_sequences: int, each: int) -> None:
+def test_the_larger_a_step_the_less_is_left_and_the_more_it_takes(
+    num_sequences: int, each: int, least: int
+) -> None:
     cell = drafting_cell(max_num_seqs=20, max_num_batched_tokens=64)
     for i in range(num_sequences):
         cell.submit([1 + i], 40)
     cell.step()
     plan = cell.step()
-    assert plan.num_tokens == num_sequences * (1 + each) <= 16
-    assert set(drafts(plan).values()) == ({each} if each else set())
+    assert set(drafts(plan).values()) == {each}
+    assert len(drafts(plan)) == num_sequences
+    assert plan.max_draft_tokens == min(16 - num_sequences, num_sequences * each)
+    assert plan.min_draft_tokens == least
+    assert plan.num_tokens == num_sequences + plan.max_draft_tokens
+
+
+@pytest.mark.parametrize("num_sequences", [10, 15, 16, 17])
+def test_many_sequences_draft_nothing(num_sequences: int) -> None:
+    cell = drafting_cell(max_num_seqs=20, max_num_batched_tokens=64)
+    for i in range(num_sequences):
+        cell.submit([1 + i], 40)
+    cell.step()
+    plan = cell.step()
+    assert (drafts(plan), plan.num_tokens) == ({}, num_sequences)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +122,7 @@ def test_no_draft_takes_a_block_that_somebody_waits_for() -> None:
             held[slot] = max(held.get(slot, 0), index + 1)
         if not plan.admit:
             confirmed = 3 + len(cell.output(first))
-            furthest = confirmed + plan.num_draft_tokens
+            furthest = confirmed + plan.max_draft_tokens
             assert held[0] <= -(-furthest // 4)
             assert held[0] == -(-confirmed // 4), "only its own next token needs a block"
         cell.deliver()
@@ -120,7 +135,9 @@ def test_success_makes_drafts_longer_and_failure_pauses_them() -> None:
     speculation.enter(3)
 
     def settle(drafted: int, accepted: int, next_step: int) -> None:
-        [(slot, planned)] = speculation.shares(next_step - 1, 1, 100)
+        allowance = speculation.allow(next_step - 1, 1, 100)
+        assert allowance is not None
+        [(slot, planned)] = allowance.lengths
         speculation.plan(slot, planned)
         speculation.settle(
             slot,
@@ -132,7 +149,8 @@ def test_success_makes_drafts_longer_and_failure_pauses_them() -> None:
         )
 
     def length(step: int) -> int:
-        return dict(speculation.shares(step, 1, 100)).get(3, 0)
+        allowance = speculation.allow(step, 1, 100)
+        return 0 if allowance is None else dict(allowance.lengths)[3]
 
     assert length(1) == 4
     settle(drafted=4, accepted=4, next_step=2)
@@ -148,12 +166,12 @@ def test_success_makes_drafts_longer_and_failure_pauses_them() -> None:
     settle(drafted=6, accepted=0, next_step=10)
     assert [length(step) for step in (10, 11, 12)] == [0, 0, 3]
     settle(drafted=3, accepted=0, next_step=20)
-    assert [length(step) for step in (23, 24)] == [0, 1]
+    assert [length(step) for step in (23, 24)] == [0, 2]
     for _ in range(10):
         settle(drafted=1, accepted=0, next_step=10**6)
         speculation._records[3].resumes_at -= 10**6
     speculation._records[3].resumes_at += 10**6
-    assert [length(10**6 + step) for step in (63, 64)] == [0, 1]
+    assert [length(10**6 + step) for step in (63, 64)] == [0, 2]
 
 
 # --- that nobody can tell ------------------------------------------------------------------------
