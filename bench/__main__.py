@@ -31,6 +31,7 @@ def main(
             "the served path, what bounds it and what a user would try first",
             ["--threads", str(threads), "--rounds", str(rounds)],
         ),
+        "speculation": ("what drafts are worth", ["--threads", str(threads)]),
         "structured": ("what structured outputs cost", ["--threads", str(threads)]),
     }
     for name, (title, arguments) in stages.items():

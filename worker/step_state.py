@@ -246,8 +246,9 @@ class StepState:
             chosen.append((slot, position, tokens))
         if not chosen:
             return None, drafted
-        slots, positions, tokens = zip(*chosen, strict=True)
-        return Drafts(np.array(slots), np.array(positions), tokens), drafted
+        slots = np.array([slot for slot, _, _ in chosen])
+        positions = np.array([position for _, position, _ in chosen])
+        return Drafts(slots, positions, tuple(tokens for _, _, tokens in chosen)), drafted
 
     def _decode_batch(
         self, decode: _DecodeRows, drafted: Int32Column

@@ -4,7 +4,7 @@ A step that computes few tokens takes as long as it takes to read the weights; a
 come almost for nothing. So decoding slots may draft what is left up to that point, after prompts
 have had theirs: all of them together so many, and those first of which the worker supposes most.
 A row that drafts costs something in itself, and what it wins is a smaller part of a larger step; so
-the more a step computes, the more a slot must have to say. As the batch grows nobody drafts.
+a slot must have more to say than the step computes anyway. As the batch grows nobody drafts.
 
 The worker looks up what it supposes and verifies it; here is decided, for each slot, how much that
 may be, from what became of it before:
@@ -24,7 +24,6 @@ from scheduler.core.decode_calendar import DecodeCalendar
 
 _FIRST_LENGTH = 4
 _LEAST_LENGTH = 2
-"""Tokens that are worth a row, where it is the only one."""
 _LONGEST_PAUSE = 64
 """Steps."""
 
@@ -110,7 +109,7 @@ class Speculation:
             budget: tokens that are left of it.
         """
         most = min(self._step_tokens - num_tokens, budget)
-        least = _LEAST_LENGTH + num_tokens // 2
+        least = max(_LEAST_LENGTH, num_tokens + 1)
         if most < least:
             return None
         lengths = [
