@@ -123,9 +123,10 @@ def _check_drafts(plan: Sent, result: StepResult, again: BoolColumn) -> None:
         raise WrongResult(
             f"the result of step {step} tells of {drafted.size} drafts; its plan has {allowed.size}"
         )
-    is_possible = ((drafted >= 0) & (drafted <= allowed)).all()
-    if not is_possible or drafted.sum() > plan.max_draft_tokens:
-        raise WrongResult(f"the result of step {step} has drafts that its plan does not allow")
+    if drafted.size:
+        is_possible = ((drafted >= 0) & (drafted <= allowed)).all()
+        if not is_possible or drafted.sum() > plan.max_draft_tokens:
+            raise WrongResult(f"the result of step {step} has drafts that its plan does not allow")
     if not again.any():
         return
     slot, num_accepted = np.unique(result.slot[again], return_counts=True)
