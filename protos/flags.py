@@ -12,6 +12,7 @@ from typing import Literal
 
 from protos import blocks
 from protos.flag import Flag, number, one_of, readable_file, size, text, whole
+from protos.limits import MAX_DRAFT_TOKENS
 
 _PORT = whole(0, 65535)
 
@@ -125,7 +126,6 @@ MAX_LOSSES = Flag(
     whole(1),
     2,
 )
-MAX_DRAFT_TOKENS = 64
 
 
 def _draft_tokens(text: str) -> str:

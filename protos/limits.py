@@ -11,3 +11,5 @@ MAX_BIASED_TOKENS = 1024
 MAX_BAD_WORD_TOKENS = 16_384
 """Of all words that must not come together, in each of their spellings."""
 MAX_REPETITION_PENALTY = 100
+MAX_DRAFT_TOKENS = 15
+"""Tokens that a sequence may suppose, and have verified, in one step."""

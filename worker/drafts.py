@@ -20,10 +20,6 @@ import numpy as np
 from worker.plans import Int32Column
 from worker.slot_counts import BoolColumn, Int64Column
 
-MAX_DRAFT_TOKENS = 15
-"""Of one slot in one step. A step that computes 16 tokens reads the weights as often as one that
-computes a single one; on a CPU not many more fit into the time that takes."""
-
 _LEAST_AGREEING, _MOST_AGREEING = 2, 16
 
 

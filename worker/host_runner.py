@@ -5,8 +5,8 @@ import time
 import torch
 
 from kernels.batch import AttentionBatch
+from protos.limits import MAX_DRAFT_TOKENS
 from worker.constraints import Constraints
-from worker.drafts import MAX_DRAFT_TOKENS
 from worker.executor import DirectRunner, Model
 from worker.kv_cache import KVCache
 from worker.plans import BatchPlan, Scores, StepResult, Timing, Vectors

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kernels.sampling_inputs import PenaltyTables
-from worker.drafts import MAX_DRAFT_TOKENS
+from protos.limits import MAX_DRAFT_TOKENS
 from worker.encoder_loader import OpenedEncoder
 from worker.kv_cache import KVCache
 from worker.loader import LoadedModel, OpenedModel

@@ -25,7 +25,7 @@ class CoreConfig:
     """The same of an output token."""
     watermark: float = 0.01
     """Share of a replica's blocks that admission leaves free for the sequences already running."""
-    max_draft_tokens: int = 15
+    max_draft_tokens: int = 8
     """Tokens that may be drafted in one step of one replica, less one for each token beyond the
     first that it computes anyway (speculation.py); 0: none."""
     max_losses: int = 2

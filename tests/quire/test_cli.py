@@ -142,7 +142,7 @@ def test_a_port_that_does_not_exist_is_refused(command: str, port: str) -> None:
         ("--max-model-len", "-5", "at least 1"),
         ("--block-size", "0", "1 to 1024"),
         ("--watermark", "1.5", "0 to 0.99"),
-        ("--speculative-ngram", "65", "auto, off or 1 to 64"),
+        ("--speculative-ngram", "16", "auto, off or 1 to 15"),
         ("--replicas", "0", "at least 1"),
         ("--max-body-bytes", "5", "at least 1024"),
     ],

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from protos.limits import MAX_DRAFT_TOKENS
 from tests.worker.builders import MAX_MODEL_LEN, admission, column, plan
 from tests.worker.runners import BLOCK_SIZE, make_device_runner, make_host_runner
-from worker.drafts import MAX_DRAFT_TOKENS, Drafts, continuation
+from worker.drafts import Drafts, continuation
 from worker.host_runner import HostRunner
 from worker.loader import LoadedModel
 from worker.plans import Admission, FinishReason, PlanError, Sampling, StepResult

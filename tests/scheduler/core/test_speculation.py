@@ -15,7 +15,7 @@ from tests.scheduler.core.fake_worker import token_column
 
 def drafting_cell(**capacity: Any) -> Cell:
     """One replica that drafts."""
-    cell = Cell(watermark=0.0)
+    cell = Cell(watermark=0.0, max_draft_tokens=15)
     cell.attach(**{"num_blocks": 64, "max_draft_tokens": 15, "max_model_len": 200} | capacity)
     return cell
 
