@@ -201,22 +201,27 @@ class SlotCounts:
         """Slots of the decode set that may draft, when that has been advanced: (index in the
         plan's columns, position that the slot computes, tokens it may draft behind that), without
         those that have ended. Raises `PlanError` as `advance_decodes`."""
-        slots, length = plan.draft_slot.astype(np.int64), plan.draft_length.astype(np.int64)
-        self._check_admitted("draft_slot", slots)
-        self._check_once("draft_slot", slots)
-        if not np.isin(slots, self.decode_slots).all():
-            raise PlanError("a slot drafts that does not decode")
-        computed = self._num_computed[slots] - 1
-        end, goes_on = computed + length, ~self._ended[slots]
-        if (length < 1).any():
-            raise PlanError("a slot drafts less than a token")
-        if (goes_on & (end >= self._num_allocated[slots] * self._block_size)).any():
-            raise PlanError("a slot drafts at a position that has no block")
-        if (goes_on & (end + 1 >= self._max_total[slots])).any():
-            raise PlanError("a slot drafts beyond max_total_tokens")
-        index = np.flatnonzero(goes_on)
-        columns = (index, computed[index], length[index])
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+        found, seen = [], set()
+        columns = (plan.draft_slot.tolist(), plan.draft_length.tolist())
+        for index, (slot, length) in enumerate(zip(*columns, strict=True)):
+            if not (0 <= slot < len(self._admitted) and self._admitted[slot]):
+                raise PlanError("draft_slot names a slot that holds no sequence")
+            if slot in seen:
+                raise PlanError("draft_slot names a slot twice")
+            seen.add(slot)
+            if slot not in self.decode_slots:
+                raise PlanError("a slot drafts that does not decode")
+            if length < 1:
+                raise PlanError("a slot drafts less than a token")
+            if self._ended[slot]:
+                continue
+            position = int(self._num_computed[slot]) - 1
+            if position + length >= self._num_allocated[slot] * self._block_size:
+                raise PlanError("a slot drafts at a position that has no block")
+            if position + length + 1 >= self._max_total[slot]:
+                raise PlanError("a slot drafts beyond max_total_tokens")
+            found.append((index, position, length))
+        return found
 
     def accept(self, slots: Int64Column, num_tokens: Int64Column) -> None:
         """Counts tokens that were drafted and accepted, of slots that go on."""
