@@ -14,16 +14,18 @@ from quire.outputs import RequestOutput
 LIST = "1. Alexandria, Egypt\n2. Barcelona, Spain\n3. Copenhagen, Denmark\n4. Florence, Italy"
 AGAIN = [{"role": "user", "content": f"Say this list again:\n\n{LIST}"}]
 
-FEW = (28, 198, 253)
+FEW = dict.fromkeys((28, 198, 253), 90.0)
 
 PARAMS = {
     "greedy": SamplingParams(temperature=0, max_tokens=60),
     "goes on": SamplingParams(temperature=0, max_tokens=90, ignore_eos=True),
-    # Drawn from three tokens, whatever the model's numbers: so it says again what it has said.
+    # Drawn from few tokens, whatever the model's numbers: so they say again what they have said.
     "drawn": SamplingParams(
-        temperature=1.0, seed=4, max_tokens=60, ignore_eos=True, logit_bias=dict.fromkeys(FEW, 90.0)
+        temperature=1.0, seed=4, max_tokens=60, ignore_eos=True, logit_bias=FEW
     ),
-    "top-p": SamplingParams(temperature=0.7, top_p=0.3, min_p=0.02, seed=7, max_tokens=60, n=2),
+    "top-p": SamplingParams(
+        temperature=0.7, top_p=0.8, min_p=0.02, seed=7, max_tokens=60, n=2, logit_bias=FEW
+    ),
     "logprobs": SamplingParams(temperature=0, max_tokens=40, logprobs=3),
     "stop string": SamplingParams(temperature=0, max_tokens=60, stop="Denmark"),
     "biased": SamplingParams(temperature=0, max_tokens=40, logit_bias={198: 2.0}, min_tokens=30),
