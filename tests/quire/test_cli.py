@@ -325,6 +325,7 @@ def test_one_thing_is_no_several(capsys: pytest.CaptureFixture[str]) -> None:
 _TOTALS = (
     *("uptime_s", "running", "waiting", "routers", "preemptions", "replays"),
     *("generated_tokens", "overrun_tokens", "prefix_query_tokens", "prefix_hit_tokens"),
+    *("draft_tokens", "accepted_tokens"),
 )
 
 
