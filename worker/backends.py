@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -10,9 +11,11 @@ import torch
 
 from kernels import ops
 from kernels.jit import one_compiles
+from kernels.linear import pack_parts
 from kernels.native import library
 from kernels.native.build import Instructions, NativeUnavailableError, built, choose
 from kernels.native.packing import LANES, PackedLinear
+from kernels.quantized import Matrix
 from kernels.warm_up import warm_up
 from protos.blocks import BLOCK_SIZE
 from worker.executor import Model
@@ -45,6 +48,10 @@ class Backend(Protocol):
     @property
     def kv_dtype(self) -> torch.dtype:
         """Number format of keys and values."""
+        ...
+
+    def pack(self, matrices: Sequence[Matrix]) -> torch.Tensor | PackedLinear:
+        """Lays out the matrices of a linear map, which are one above the other."""
         ...
 
     @property
@@ -96,12 +103,16 @@ class TorchBackend:
         """`Backend.kv_dtype`: as the weights."""
         return self.dtype
 
+    def pack(self, matrices: Sequence[Matrix]) -> torch.Tensor | PackedLinear:
+        """`Backend.pack`."""
+        return pack_parts(matrices)
+
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
     ) -> Decoder:
         """`Backend.read`."""
         kernels = ops.select(self.device, self.dtype)
-        return build_model(config, Weights(read, group), kernels, max_model_len)
+        return build_model(config, Weights(read, group, pack=self.pack), kernels, max_model_len)
 
     def footprint(self, decoder: Decoder) -> int:
         """`Backend.footprint`."""
@@ -149,11 +160,15 @@ class NativeBackend:
         """`Backend.name`."""
         return f"native {self.instructions.name}"
 
+    def pack(self, matrices: Sequence[Matrix]) -> torch.Tensor | PackedLinear:
+        """`Backend.pack`."""
+        return PackedLinear.of(matrices)
+
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
     ) -> Decoder:
         """`Backend.read`; a matrix is packed as it comes."""
-        weights = Weights(read, group, pack=PackedLinear.of)
+        weights = Weights(read, group, pack=self.pack)
         return build_model(config, weights, ops.REFERENCE, max_model_len=1)
 
     def footprint(self, decoder: Decoder) -> int:

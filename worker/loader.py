@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from kernels import ops
-from kernels.native.packing import PackedLinear
 from kernels.quantized import Matrix
 from worker.backends import WITH_TORCH, Backend, Computed, Wishes, choose_backend
 from worker.checkpoint import Checkpoint, CheckpointError
@@ -171,7 +170,7 @@ class OpenedModel(Opened):
     @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
-        weights = Weights(self.shape, self.group, pack=PackedLinear.of)
+        weights = Weights(self.shape, self.group, pack=self.backend.pack)
         read = build_model(self.config, weights, ops.REFERENCE, max_model_len=1)
         return self.backend.footprint(read)
 

@@ -34,6 +34,10 @@ class ReadTensor(Protocol):
         ...
 
 
+Pack = Callable[[Sequence[Matrix]], torch.Tensor | PackedLinear]
+"""Lays out the matrices of a linear map, which are one above the other."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """The tensors under one prefix of the checkpoint's names.
@@ -48,7 +52,7 @@ class Weights:
     read: ReadTensor
     group: Group = ALONE
     prefix: str = ""
-    pack: Callable[[Sequence[Matrix]], torch.Tensor | PackedLinear] = pack_parts
+    pack: Pack = pack_parts
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""
