@@ -203,11 +203,16 @@ class Pass {
         bool rounds = false;
         for (int64_t part = 0; part < linear.count; ++part)
             rounds |= has_codes(linear.parts[part]);
-        team_.each((int)count, [&](int row) {
-            float* out = floats_ + row * columns;
-            make(row, out);
+        const int each = rounds ? QUAD : 1;
+        team_.each((int)((count + each - 1) / each), [&](int item) {
+            const int64_t first = item * each, rows = std::min<int64_t>(each, count - first);
+            float* made[QUAD];
+            for (int64_t r = 0; r < rows; ++r) {
+                made[r] = floats_ + (first + r) * columns;
+                make(first + r, made[r]);
+            }
             if (rounds)
-                round_row(out, row, input(columns));
+                round_quad(made, (int)rows, first, input(columns));
         });
     }
 

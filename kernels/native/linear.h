@@ -73,28 +73,56 @@ INLINE bool has_codes(const QuireMatrix& matrix) {
 
 INLINE int64_t panels_of(const QuireMatrix& matrix) { return (matrix.rows + LANES - 1) / LANES; }
 
-// Rounds one row to whole numbers.
-inline void round_row(const float* row, int64_t at, const Activations& into) {
+// Sixteen pairs of four rows, each in a vector, as they lie in memory: four rows of the first pair,
+// four of the second, ...
+INLINE void store_quad(int16_t* to, const Ints (&rows)[QUAD]) {
+    using Longs = int64_t __attribute__((vector_size(64)));
+    const auto low = [](Ints a, Ints b) {
+        return (Longs)__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
+                                              7, 23);
+    };
+    const auto high = [](Ints a, Ints b) {
+        return (Longs)__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
+                                              14, 30, 15, 31);
+    };
+    const Longs halves[2][2] = {{low(rows[0], rows[1]), low(rows[2], rows[3])},
+                                {high(rows[0], rows[1]), high(rows[2], rows[3])}};
+    for (int half = 0; half < 2; ++half, to += 4 * LANES) {
+        const Longs *ab = &halves[half][0], *cd = &halves[half][1];
+        const Longs first = __builtin_shufflevector(*ab, *cd, 0, 8, 1, 9, 2, 10, 3, 11);
+        const Longs second = __builtin_shufflevector(*ab, *cd, 4, 12, 5, 13, 6, 14, 7, 15);
+        std::memcpy(to, &first, sizeof first);
+        std::memcpy(to + 2 * LANES, &second, sizeof second);
+    }
+}
+
+// Rounds four rows to whole numbers, or as many as there are.
+inline void round_quad(const float* const* rows, int count, int64_t at, const Activations& into) {
+    using Narrow = int16_t __attribute__((vector_size(32)));
+    const Ints ones = broadcast(0x00010001);
     int16_t* codes = into.codes_of(at);
-    Span* spans = into.spans_of(at);
-    for (int64_t start = 0; start < into.columns; start += SPAN, ++spans) {
-        const Floats parts[2] = {load(row + start), load(row + start + LANES)};
-        const float most = greatest(maximum(magnitude(parts[0]), magnitude(parts[1])));
-        const float inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
-        const float scale = most / 32767.0f;
-        for (int part = 0; part < 2; ++part) {
-            const Ints whole = rounded(parts[part] * inverse);
-            spans->half_sum[part][at % QUAD] = scale * sum(to_floats(whole));
-            using Narrow = int16_t __attribute__((vector_size(32)));
-            using Pairs = int32_t __attribute__((vector_size(32)));
-            const Pairs pairs = (Pairs) __builtin_convertvector(whole, Narrow);
-            for (int pair = 0; pair < LANES / 2; ++pair, codes += 2 * QUAD) {
-                const int32_t both = pairs[pair];
-                std::memcpy(codes, &both, sizeof both);
+    Span* span = into.spans_of(at);
+    for (int64_t start = 0; start < into.columns; start += SPAN, ++span, codes += QUAD * SPAN) {
+        Ints pairs[QUAD] = {};
+        for (int r = 0; r < count; ++r) {
+            const Floats low = load(rows[r] + start), high = load(rows[r] + start + LANES);
+            const float most = greatest(maximum(magnitude(low), magnitude(high)));
+            const float scale = most / 32767.0f;
+            const float inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
+            const Narrow narrow[2] = {__builtin_convertvector(rounded(low * inverse), Narrow),
+                                      __builtin_convertvector(rounded(high * inverse), Narrow)};
+            std::memcpy(&pairs[r], narrow, sizeof pairs[r]);
+            const Ints sums = add_dots(Ints{}, pairs[r], ones);
+            span->scale[r] = scale;
+            for (int half = 0; half < 2; ++half) {
+                int32_t total = 0;
+                EACH (lane, LANES / 2)
+                    total += sums[half * LANES / 2 + lane];
+                span->half_sum[half][r] = scale * (float)total;
             }
+            span->sum[r] = span->half_sum[0][r] + span->half_sum[1][r];
         }
-        spans->scale[at % QUAD] = scale;
-        spans->sum[at % QUAD] = spans->half_sum[0][at % QUAD] + spans->half_sum[1][at % QUAD];
+        store_quad(codes, pairs);
     }
 }
 
