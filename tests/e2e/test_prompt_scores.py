@@ -36,7 +36,7 @@ def server(
 ) -> Iterator[Server]:
     """Prompts are computed in chunks of at most so many tokens."""
     runtime_dir = tmp_path_factory.mktemp("run")
-    flags = ["--max-model-len", "2048", "--replicas", "1"]
+    flags = ["--max-model-len", "2048", "--replicas", "1", "--quantization", "none"]
     with serve(MODEL, runtime_dir, *flags, "--max-num-batched-tokens", request.param) as running:
         yield running
 

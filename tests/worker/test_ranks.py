@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -91,7 +92,7 @@ async def test_ranks_attach_alike_and_rank_0_answers(
         code, log = await end_of(process)
         assert code == 0, log
         assert "Traceback" not in log
-        assert "torch" not in log
+        assert not re.search(r"torch(run|\.)", log), "what starts the ranks has nothing to say"
 
 
 async def test_what_a_restart_cannot_cure_has_its_code_and_line(tiny_directory: Path) -> None:
