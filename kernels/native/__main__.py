@@ -1,14 +1,15 @@
-"""Compiles the kernels into the package: python -m kernels.native [NAME ...]
+"""Compiles the kernels into the package: python -m kernels.native [all]
 
-Without names, for the processor that this runs on; an image that is to run anywhere names all.
+For the processor that this runs on; for an image that is to run on any of its kind, `all`.
 """
 
 import sys
 
-from kernels.native.build import IN_PACKAGE, NativeUnavailableError, build, choose
+from kernels.native.build import IN_PACKAGE, NativeUnavailableError, build, choose, of_this_kind
 
 try:
-    for name in sys.argv[1:] or ["auto"]:
-        print(build(choose(name), IN_PACKAGE))
+    wanted = of_this_kind() if sys.argv[1:] == ["all"] else (choose(),)
+    for instructions in wanted:
+        print(build(instructions, IN_PACKAGE))
 except NativeUnavailableError as error:
     print(f"not compiled: {error}; torch will compute on the CPU", file=sys.stderr)

@@ -63,14 +63,18 @@ _ARM = (
     Instructions("neon", frozenset({"asimd"}), ("-march=armv8.2-a+fp16+dotprod",)),
     Instructions("portable", frozenset(), ("-march=armv8-a",)),
 )
-NAMES = tuple(dict.fromkeys(each.name for each in (*_X86, *_ARM)))
+
+
+def of_this_kind() -> tuple[Instructions, ...]:
+    """What processors of this kind may have, the fastest first."""
+    known = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
+    return known.get(platform.machine(), ())
 
 
 def usable() -> tuple[Instructions, ...]:
     """What this processor has, the fastest first."""
-    known = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}
     flags = _processor_flags()
-    return tuple(each for each in known.get(platform.machine(), ()) if each.flags <= flags)
+    return tuple(each for each in of_this_kind() if each.flags <= flags)
 
 
 def choose(isa: str = "auto") -> Instructions:
