@@ -189,8 +189,7 @@ class NativeBackend:
             kv = KVCache(decoder.config, 0, self.block_size, self.kv_dtype, torch.device("cpu"))
             seconds = fastest_threads(model, kv, self.num_threads)
             each = ", ".join(f"{count}: {took * 1e3:.1f} ms" for count, took in seconds.items())
-            best = min(seconds, key=seconds.__getitem__)
-            log.info("%d threads compute; a token takes with %s", best, each)
+            log.info("%d threads compute; a token takes with %s", model.num_threads, each)
         return model
 
 

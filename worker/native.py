@@ -132,12 +132,11 @@ def fastest_threads(
         most: threads that it was made with; powers of two below it, and itself, are tried.
         seconds_each: how long, at least one step.
     """
-    one = torch.ones(1, dtype=torch.int32)
     batch = AttentionBatch(
         token_ids=torch.zeros(1, dtype=torch.int32),
         positions=torch.zeros(1, dtype=torch.int32),
         cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
-        seq_lens=one,
+        seq_lens=torch.ones(1, dtype=torch.int32),
         block_table=torch.zeros(1, 1, dtype=torch.int32),
         num_decodes=1,
         sample_index=torch.zeros(1, dtype=torch.int64),

@@ -107,9 +107,7 @@ class AtLoad:
     def update_digest(self, digest: "hashlib.blake2b") -> None:
         """`WeightSource.update_digest`."""
         self.source.update_digest(digest)
-        digest.update(
-            f"codes of {self.bits} bits, {self._bits(VOCABULARY[0])} at the ends".encode()
-        )
+        digest.update(f"codes of {self.bits} bits".encode())
 
 
 def quantized_as(

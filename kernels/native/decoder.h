@@ -71,7 +71,7 @@ class Workspace {
         std::unique_ptr<std::byte, Free> memory_;
         size_t size_ = 0;
     };
-    Buffer qkv, heads, sublayer, wide, floats, codes, spans, mixes, mixed;
+    Buffer qkv, sublayer, wide, floats, codes, spans, mixes, mixed;
 };
 
 // Calls work(i, width) for every sixteen of `size`, and for what is left.
@@ -130,7 +130,6 @@ class Pass {
         const int64_t attended = heads.query * heads.head_dim;
         const int64_t projected = attended + 2 * heads.kv * heads.head_dim;
         qkv_ = space_.qkv.of<float>(tokens * projected);
-        heads_ = space_.heads.of<float>(tokens * attended);
         sublayer_ = space_.sublayer.of<float>(tokens * decoder_.hidden_size);
         wide_ = space_.wide.of<float>(tokens * 2 * decoder_.intermediate_size);
         reserve(tokens, std::max({decoder_.hidden_size, attended, decoder_.intermediate_size}));
@@ -228,11 +227,9 @@ class Pass {
         multiply_all(team_, layer.qkv, input(size), tokens, {qkv_, layer.qkv.rows, false});
         team_.each((int)tokens,
                    [&](int token) { rotate_and_store(layer, step, token, keys, values); });
-        attend(PagedAttention<Stored>(step, heads, layer.scoring, qkv_, keys, values, heads_),
+        attend(PagedAttention<Stored>(step, heads, layer.scoring, qkv_, keys, values, floats_),
                scratch);
-        prepare(layer.attended, tokens, attended, [&](int64_t row, float* out) {
-            std::memcpy(out, heads_ + row * attended, attended * sizeof(float));
-        });
+        prepare(layer.attended, tokens, attended, [](int64_t, float*) {}); // they are there
         add_product(layer.attended, attended, tokens, layer.attended_norm, stream);
         prepare(layer.gate_up, tokens, size, [&](int64_t row, float* out) {
             norm_row(stream + row * size, layer.mlp_norm, size, out);
@@ -351,7 +348,7 @@ class Pass {
     Mix* mixes_ = nullptr;
     float* mixed_ = nullptr;
     std::vector<int64_t> row_of_;
-    float *qkv_ = nullptr, *heads_ = nullptr, *sublayer_ = nullptr, *wide_ = nullptr;
+    float *qkv_ = nullptr, *sublayer_ = nullptr, *wide_ = nullptr;
     float* floats_ = nullptr;
     int16_t* codes_ = nullptr;
     Span* spans_ = nullptr;
