@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import openai
@@ -96,13 +95,16 @@ def test_the_ports_are_still_refused_to_others(server: Server) -> None:
 
 @pytest.mark.chaos
 async def test_a_killed_router_takes_only_its_own_clients_along(server: Server) -> None:
-    streams = [await Stream.begin(server) for _ in range(10)]
     killed = min(routers(server))
+    worker = next(row["pid"] for row in server.rows() if row["role"] == "worker")
+    streams = await asyncio.gather(*(Stream.begin(server, 200) for _ in range(10)))
+    os.kill(worker, signal.SIGSTOP)  # or a stream could be at its end before its router is
     its_ports = ports_connected_to(killed)
     its_streams = [stream for stream in streams if stream.local_port in its_ports]
     others = [stream for stream in streams if stream.local_port not in its_ports]
     assert others, "all on one side: a chance of 1 in 1024"
     os.kill(killed, signal.SIGKILL)
+    os.kill(worker, signal.SIGCONT)
     assert await asyncio.gather(*(stream.rest() for stream in others)) == [True] * len(others)
     assert not any(await asyncio.gather(*(stream.rest() for stream in its_streams)))
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
@@ -159,10 +161,10 @@ class Stream:
         self.local_port = int(writer.get_extra_info("sockname")[1])
 
     @classmethod
-    async def begin(cls, server: Server) -> "Stream":
+    async def begin(cls, server: Server, max_tokens: int = 80) -> "Stream":
         """Returns with its first event."""
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        body: dict[str, Any] = {"model": MODEL, "prompt": "Once", "max_tokens": 80, "stream": True}
+        body = {"model": MODEL, "prompt": "Once", "max_tokens": max_tokens, "stream": True}
         content = json.dumps(body | LONG).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n"
         writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + content)
