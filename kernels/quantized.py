@@ -117,10 +117,8 @@ def _joined(above: Matrix, below: Matrix) -> Matrix | None:
 
 
 def quantize(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatrix:
-    """The nearest codes, group by group, of a matrix of floats.
-
-    Eight bits are symmetric about zero; four use the whole range from the least weight of the group
-    to the greatest.
+    """The nearest codes, group by group, of a matrix of floats; they use the whole range from the
+    least weight of the group to the greatest.
 
     Args:
         matrix: [rows, columns]; `group_size` divides the columns.
@@ -129,14 +127,14 @@ def quantize(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatri
     """
     rows, columns = matrix.shape
     groups = matrix.float().reshape(rows, columns // group_size, group_size)
-    if bits == 8:
-        scale = groups.abs().amax(-1) / 127
-        codes = (groups / _nonzero(scale)[:, :, None]).round().to(torch.int8)
-        return QuantizedMatrix(codes.view(rows, columns), scale)
     low, high = groups.amin(-1), groups.amax(-1)
-    scale = (high - low) / 15
-    codes = ((groups - low[:, :, None]) / _nonzero(scale)[:, :, None]).round().clamp(0, 15)
-    return QuantizedMatrix(packed(codes.to(torch.uint8).view(rows, columns)), scale, offset=low)
+    most = 2**bits - 1
+    scale = (high - low) / most
+    codes = ((groups - low[:, :, None]) / _nonzero(scale)[:, :, None]).round().clamp(0, most)
+    codes = codes.view(rows, columns)
+    if bits == 4:
+        return QuantizedMatrix(packed(codes.to(torch.uint8)), scale, offset=low)
+    return QuantizedMatrix((codes - 128).to(torch.int8), scale, offset=low + 128 * scale)
 
 
 def packed(codes: torch.Tensor) -> torch.Tensor:

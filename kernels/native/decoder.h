@@ -190,7 +190,7 @@ class Pass {
     void reserve(int64_t rows, int64_t columns) {
         floats_ = space_.floats.of<float>(rows * columns);
         const int64_t quads = (rows + QUAD - 1) / QUAD;
-        codes_ = space_.codes.of<int16_t>(quads * QUAD * columns);
+        codes_ = space_.codes.of<int8_t>(quads * QUAD * columns);
         spans_ = space_.spans.of<Span>(quads * (columns / SPAN));
     }
 
@@ -350,7 +350,7 @@ class Pass {
     std::vector<int64_t> row_of_;
     float *qkv_ = nullptr, *sublayer_ = nullptr, *wide_ = nullptr;
     float* floats_ = nullptr;
-    int16_t* codes_ = nullptr;
+    int8_t* codes_ = nullptr;
     Span* spans_ = nullptr;
 };
 

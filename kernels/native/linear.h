@@ -5,9 +5,9 @@
 // order of K alone, however many rows of activations there are: a row's result does not depend on
 // its neighbours, bit by bit.
 //
-// Codes meet activations of sixteen bits: x ≈ scale · q with one scale for 32 columns of one row.
-// Sums within these columns are whole numbers, and exact; what rounding costs, 1 / 65534 of the
-// greatest of 32, is less than what sixteen bits of a float lose anywhere else.
+// Codes meet activations of eight bits: x ≈ scale · q with one scale for 32 columns of one row.
+// Sums within these columns are whole numbers, and exact; what rounding costs, at most 1 / 254 of
+// the greatest of 32, `bench.perplexity` measures.
 #pragma once
 
 #include "simd.h"
@@ -47,22 +47,25 @@ struct QuireLinear {
 // Rows of activations lie four together, so that a tile needs few addresses.
 constexpr int QUAD = 4;
 
+// Which columns of a span are meant: sixteen of them, or all.
+enum Part { FIRST, LAST, WHOLE, PARTS };
+
 // What turns whole numbers back, for 32 columns of four rows.
 struct Span {
     float scale[QUAD];
-    float sum[QUAD];         // of the rounded values
-    float half_sum[2][QUAD]; // of the first and of the last sixteen
+    int32_t total[PARTS][QUAD]; // of the whole numbers
+    float sum[PARTS][QUAD];     // of what they stand for
 };
 
 // What products read of some rows of activations. Floats meet floats, codes meet codes.
 struct Activations {
     int64_t columns = 0;
     const float* floats = nullptr; // [rows][columns]
-    int16_t* codes = nullptr;      // [rows / 4][columns / 2][4][2]
+    int8_t* codes = nullptr;       // [rows / 4][columns / 4][4][4]
     Span* spans = nullptr;         // [rows / 4][columns / 32]
 
-    int16_t* codes_of(int64_t row) const {
-        return codes + row / QUAD * columns * QUAD + row % QUAD * 2;
+    int8_t* codes_of(int64_t row) const {
+        return codes + row / QUAD * columns * QUAD + row % QUAD * QUAD;
     }
     Span* spans_of(int64_t row) const { return spans + row / QUAD * (columns / SPAN); }
 };
@@ -73,56 +76,43 @@ INLINE bool has_codes(const QuireMatrix& matrix) {
 
 INLINE int64_t panels_of(const QuireMatrix& matrix) { return (matrix.rows + LANES - 1) / LANES; }
 
-// Sixteen pairs of four rows, each in a vector, as they lie in memory: four rows of the first pair,
-// four of the second, ...
-INLINE void store_quad(int16_t* to, const Ints (&rows)[QUAD]) {
-    using Longs = int64_t __attribute__((vector_size(64)));
-    const auto low = [](Ints a, Ints b) {
-        return (Longs)__builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22,
-                                              7, 23);
-    };
-    const auto high = [](Ints a, Ints b) {
-        return (Longs)__builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
-                                              14, 30, 15, 31);
-    };
-    const Longs halves[2][2] = {{low(rows[0], rows[1]), low(rows[2], rows[3])},
-                                {high(rows[0], rows[1]), high(rows[2], rows[3])}};
-    for (int half = 0; half < 2; ++half, to += 4 * LANES) {
-        const Longs *ab = &halves[half][0], *cd = &halves[half][1];
-        const Longs first = __builtin_shufflevector(*ab, *cd, 0, 8, 1, 9, 2, 10, 3, 11);
-        const Longs second = __builtin_shufflevector(*ab, *cd, 4, 12, 5, 13, 6, 14, 7, 15);
-        std::memcpy(to, &first, sizeof first);
-        std::memcpy(to + 2 * LANES, &second, sizeof second);
-    }
-}
-
 // Rounds four rows to whole numbers, or as many as there are.
 inline void round_quad(const float* const* rows, int count, int64_t at, const Activations& into) {
-    using Narrow = int16_t __attribute__((vector_size(32)));
-    const Ints ones = broadcast(0x00010001);
-    int16_t* codes = into.codes_of(at);
+    int8_t* codes = into.codes_of(at);
     Span* span = into.spans_of(at);
-    for (int64_t start = 0; start < into.columns; start += SPAN, ++span, codes += QUAD * SPAN) {
-        Ints pairs[QUAD] = {};
-        for (int r = 0; r < count; ++r) {
-            const Floats low = load(rows[r] + start), high = load(rows[r] + start + LANES);
-            const float most = greatest(maximum(magnitude(low), magnitude(high)));
-            const float scale = most / 32767.0f;
-            const float inverse = most > 1e-30f ? 32767.0f / most : 0.0f;
-            const Narrow narrow[2] = {__builtin_convertvector(rounded(low * inverse), Narrow),
-                                      __builtin_convertvector(rounded(high * inverse), Narrow)};
-            std::memcpy(&pairs[r], narrow, sizeof pairs[r]);
-            const Ints sums = add_dots(Ints{}, pairs[r], ones);
-            span->scale[r] = scale;
-            for (int half = 0; half < 2; ++half) {
-                int32_t total = 0;
-                EACH (lane, LANES / 2)
-                    total += sums[half * LANES / 2 + lane];
-                span->half_sum[half][r] = scale * (float)total;
-            }
-            span->sum[r] = span->half_sum[0][r] + span->half_sum[1][r];
+    for (int64_t start = 0; start < into.columns; start += SPAN, ++span) {
+        Four most = {};
+        for (int r = 0; r < count; ++r)
+            most[r] = greatest(maximum(magnitude(load(rows[r] + start)),
+                                       magnitude(load(rows[r] + start + LANES))));
+        const Four scale = most / 127.0f;
+        const Four inverse = most > 1e-30f ? 127.0f / most : Four{};
+        Bytes rounds[QUAD][2] = {};
+        for (int r = 0; r < count; ++r)
+            for (int half = 0; half < 2; ++half)
+                rounds[r][half] = __builtin_convertvector(
+                    rounded(load(rows[r] + start + half * LANES) * inverse[r]), Bytes);
+        // Words of four columns: first of all rows the first one, then the second, ...
+        const Ints ab = load_vector<Ints>(rounds[0]), cd = load_vector<Ints>(rounds[2]);
+        const Ints halves[2] = {__builtin_shufflevector(ab, cd, 0, 8, 16, 24, 1, 9, 17, 25, 2, 10,
+                                                        18, 26, 3, 11, 19, 27),
+                                __builtin_shufflevector(ab, cd, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14,
+                                                        22, 30, 7, 15, 23, 31)};
+        FourInts totals[PARTS];
+        for (int half = 0; half < 2; ++half, codes += sizeof(Ints)) {
+            std::memcpy(codes, &halves[half], sizeof halves[half]);
+            const Ints fours = add_dots<4>(Ints{}, broadcast(0x01010101), halves[half]);
+            FourInts parts[4];
+            std::memcpy(parts, &fours, sizeof parts);
+            totals[half] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
         }
-        store_quad(codes, pairs);
+        totals[WHOLE] = totals[FIRST] + totals[LAST];
+        std::memcpy(span->scale, &scale, sizeof scale);
+        std::memcpy(span->total, totals, sizeof totals);
+        for (int part = 0; part < PARTS; ++part) {
+            const Four sum = scale * __builtin_convertvector(totals[part], Four);
+            std::memcpy(span->sum[part], &sum, sizeof sum);
+        }
     }
 }
 
@@ -151,36 +141,37 @@ INLINE Floats load_scale(const void* scales, int64_t at, int64_t next, bool halv
                   : load((const float*)scales + at * LANES);
 }
 
-// A word holds eight codes of four bits or four of eight, in pairs: the first of a pair in the low
-// half, the second in the high half, so that one shift brings a pair where it is multiplied.
-template <int BITS> INLINE Ints pair_of(Ints word, int pair) {
-    if constexpr (BITS == 4) {
-        return (word >> (4 * pair)) & 0x000f000f;
-    } else {
-        const Shorts halves = (Shorts)word;
-        return (Ints)(pair == 0 ? (halves << 8) >> 8 : halves >> 8);
-    }
+// A word holds eight codes of four bits, the last four above the first four, or four of eight bits.
+template <int BITS> INLINE Ints quad_of(Ints word, int quad) {
+    return BITS == 4 ? (word >> (4 * quad)) & 0x0f0f0f0f : raised(word);
 }
 
 template <int BITS, int GROUP, int ROWS, int PANELS>
 INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activations& input,
                            int64_t row, Tile<ROWS, PANELS>& tile) {
-    constexpr int PER_WORD = 32 / BITS, WORDS = GROUP / PER_WORD, PAIRS = PER_WORD / 2;
+    constexpr int PER_WORD = 32 / BITS, WORDS = GROUP / PER_WORD, QUADS = PER_WORD / QUAD;
     // One row alone is a chain of sums, each waiting for the last: several chains keep it busy.
-    constexpr int CHAINS = ROWS == 1 ? 2 : 1;
-    constexpr int QUADS = (ROWS + QUAD - 1) / QUAD;
+    constexpr int CHAINS = ROWS == 1 ? QUADS : 1;
+    constexpr int ROW_QUADS = (ROWS + QUAD - 1) / QUAD;
     const int64_t columns = matrix.columns, groups = columns / GROUP, words = columns / PER_WORD;
     const int32_t* values = (const int32_t*)matrix.values + panel * words * LANES;
     const bool halved = matrix.scales_halved;
     const int64_t lane = ROWS < QUAD ? row % QUAD : 0;
-    const int16_t* x[QUADS];
-    const Span* spans[QUADS];
-    EACH (q, QUADS) {
+    const int8_t* x[ROW_QUADS];
+    const Span* spans[ROW_QUADS];
+    EACH (q, ROW_QUADS) {
         x[q] = input.codes_of(row + q * QUAD);
         spans[q] = input.spans_of(row + q * QUAD);
     }
     for (int64_t group = 0; group < groups; ++group) {
+        const int64_t span = group * GROUP / SPAN;
+        const int part = GROUP == SPAN ? WHOLE : (int)(group % 2);
         Ints dots[ROWS][PANELS][CHAINS] = {};
+        if constexpr (BITS == 8 && RAISED != 0)
+            EACH (r, ROWS)
+                EACH (p, PANELS)
+                    dots[r][p][0] =
+                        broadcast(-RAISED * spans[r / QUAD][span].total[part][lane + r % QUAD]);
         for (int w = 0; w < WORDS; ++w) {
             Ints packed[PANELS];
             EACH (p, PANELS) {
@@ -189,23 +180,22 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
                 __builtin_prefetch(values + (p + PANELS) * words * LANES);
             }
             values += LANES;
-            EACH (pair, PAIRS) {
-                Ints weights[PANELS];
+            EACH (quad, QUADS) {
+                Ints codes[PANELS];
                 EACH (p, PANELS)
-                    weights[p] = pair_of<BITS>(packed[p], pair);
+                    codes[p] = quad_of<BITS>(packed[p], quad);
                 EACH (r, ROWS) {
-                    int32_t both;
-                    std::memcpy(&both, x[r / QUAD] + (pair * QUAD + r % QUAD) * 2, sizeof both);
+                    int32_t four;
+                    std::memcpy(&four, x[r / QUAD] + (quad * QUAD + r % QUAD) * QUAD, sizeof four);
                     EACH (p, PANELS) {
-                        Ints& sums = dots[r][p][pair % CHAINS];
-                        sums = add_dots(sums, broadcast(both), weights[p]);
+                        Ints& sums = dots[r][p][quad % CHAINS];
+                        sums = add_dots<BITS>(sums, codes[p], broadcast(four));
                     }
                 }
             }
-            EACH (q, QUADS)
-                x[q] += PAIRS * QUAD * 2;
+            EACH (q, ROW_QUADS)
+                x[q] += PER_WORD * QUAD;
         }
-        const int64_t span = group * GROUP / SPAN;
         EACH (p, PANELS) {
             const int64_t at = (panel + p) * groups + group, next = at + PANELS * groups;
             const Floats scale = load_scale(matrix.scales, at, next, halved);
@@ -219,11 +209,8 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
             if (matrix.offsets == nullptr)
                 continue;
             const Floats offset = load_scale(matrix.offsets, at, next, halved);
-            EACH (r, ROWS) {
-                const Span& of_row = spans[r / QUAD][span];
-                const float* sums = GROUP == SPAN ? of_row.sum : of_row.half_sum[group % 2];
-                tile[r][p] += offset * sums[lane + r % QUAD];
-            }
+            EACH (r, ROWS)
+                tile[r][p] += offset * spans[r / QUAD][span].sum[part][lane + r % QUAD];
         }
     }
 }
@@ -268,8 +255,7 @@ inline void unpack_row(const QuireMatrix& matrix, int64_t row, float factor, flo
     };
     for (int64_t k = 0; k < columns; ++k) {
         const int32_t word = words[k / per_word * LANES + lane];
-        // Where `pair_of` finds it: pair by pair, odd columns in the high half.
-        const int shift = (int)(k % per_word) / 2 * bits + (k % 2) * 16;
+        const int shift = (int)(k % QUAD * 8 + k % per_word / QUAD * 4); // where `quad_of` looks
         const int32_t code = bits == 4 ? word >> shift & 15 : (int8_t)(word >> shift);
         const int64_t group = (panel * (columns / matrix.group) + k / matrix.group) * LANES + lane;
         const float offset = matrix.offsets == nullptr ? 0.0f : scale_at(matrix.offsets, group);
@@ -339,9 +325,9 @@ inline void multiply_all(Team& team, const QuireLinear& linear, const Activation
     for (int64_t part = 0; part < linear.count; ++part) {
         const QuireMatrix& matrix = linear.parts[part];
         const int64_t panels = panels_of(matrix);
-        // Long runs of panels, for the next to be on its way; some more than members, to be fair.
-        const int64_t share = panels / (4 * team.size());
-        const int64_t panels_each = std::max<int64_t>(4, share / 4 * 4);
+        // One run of panels each: the next tile's weights are on their way to whom they are for.
+        const int64_t share = (panels + team.size() - 1) / team.size();
+        const int64_t panels_each = (share + 1) / 2 * 2;
         const int64_t across = (panels + panels_each - 1) / panels_each;
         const int64_t down = (num_rows + ROWS_EACH - 1) / ROWS_EACH;
         team.each((int)(across * down), [&](int item) {

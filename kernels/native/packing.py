@@ -101,7 +101,7 @@ def _pack_codes(matrix: QuantizedMatrix) -> PackedMatrix:
         offset = scale * -matrix.zero
     if offset is not None and offset.dtype != scale.dtype:
         scale, offset = scale.float(), offset.float()
-    words = _words_of_four(matrix.codes) if matrix.bits == 4 else _words_of_eight(matrix.codes)
+    words = _words_of_four(matrix.codes) if matrix.bits == 4 else matrix.codes.view(torch.int32)
     repeats = max(1, matrix.group_size // SPAN)
     return PackedMatrix(
         matrix.shape,
@@ -113,26 +113,11 @@ def _pack_codes(matrix: QuantizedMatrix) -> PackedMatrix:
     )
 
 
-def _words_of_eight(codes: torch.Tensor) -> torch.Tensor:
-    """[rows, columns] int8 to [rows, columns / 4] int32: columns 0, 2, 1, 3 byte by byte."""
-    words = codes.view(torch.int32)
-    swapped = ((words & 0xFF00) << 8) | ((words >> 8) & 0xFF00)
-    return (words & ~0xFFFF00) | swapped
-
-
 def _words_of_four(codes: torch.Tensor) -> torch.Tensor:
-    """[rows, columns / 2] uint8 to [rows, columns / 8] int32: even columns in the low half, odd
-    ones in the high, four bits each."""
-    words = codes.view(torch.int32)
-    even = words & 0x0F0F0F0F
-    odd = (words >> 4) & 0x0F0F0F0F
-    return _gathered(even) | (_gathered(odd) << 16)
-
-
-def _gathered(words: torch.Tensor) -> torch.Tensor:
-    """The low four bits of each byte, next to each other in the low half of the word."""
-    pairs = (words | (words >> 4)) & 0x00FF00FF
-    return (pairs | (pairs >> 8)) & 0xFFFF
+    """[rows, columns / 2] uint8, even columns in the low bits, to [rows, columns / 8] int32: bytes
+    of the first four columns, the last four above them."""
+    each = torch.stack((codes & 15, codes >> 4), -1).view(len(codes), -1, 2, 4)
+    return (each[:, :, 0] | each[:, :, 1] << 4).view(len(codes), -1).view(torch.int32)
 
 
 def _panels(rows: torch.Tensor) -> torch.Tensor:

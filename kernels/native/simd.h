@@ -22,7 +22,9 @@ constexpr int LANES = 16;
 
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
-using Shorts = int16_t __attribute__((vector_size(64)));
+using Bytes = int8_t __attribute__((vector_size(LANES)));
+using Four = float __attribute__((vector_size(16)));
+using FourInts = int32_t __attribute__((vector_size(16)));
 
 // Floats of sixteen bits, as they lie in memory.
 struct Half {
@@ -162,24 +164,46 @@ INLINE Ints rounded(Floats x) {
 #endif
 }
 
-// sums[lane] + a[2 · lane] · b[2 · lane] + a[2 · lane + 1] · b[2 · lane + 1]; exact.
-INLINE Ints add_dots(Ints sums, Ints a, Ints b) {
+// x86 multiplies unsigned bytes by signed ones: signed codes are raised by so much before.
+#if defined(__AVX2__)
+constexpr int RAISED = 128;
+INLINE Ints raised(Ints codes) { return codes ^ (int32_t)0x80808080; }
+#else
+constexpr int RAISED = 0;
+INLINE Ints raised(Ints codes) { return codes; }
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// Of bytes, unsigned and signed, in 32 lanes; exact, though pairs of eight bits exceed sixteen.
+template <int BITS> INLINE __m256i quad_dots(__m256i a, __m256i b) {
+    if constexpr (BITS == 4)
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)),
+                                           _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    return _mm256_add_epi32(even,
+                            _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8)));
+}
+#endif
+
+// sums[lane] + the products of four neighbouring bytes, codes of so many bits (of eight: `raised`)
+// with signed numbers; exact.
+template <int BITS> INLINE Ints add_dots(Ints sums, Ints codes, Ints x) {
 #if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512BW__)
-    return sums + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)x);
 #elif defined(__AVX2__)
     Ints dots;
     for (int part = 0; part < 2; ++part) {
-        __m256i first, second;
-        std::memcpy(&first, (const int32_t*)&a + 8 * part, sizeof first);
-        std::memcpy(&second, (const int32_t*)&b + 8 * part, sizeof second);
-        const __m256i products = _mm256_madd_epi16(first, second);
+        __m256i a, b;
+        std::memcpy(&a, (const int32_t*)&codes + 8 * part, sizeof a);
+        std::memcpy(&b, (const int32_t*)&x + 8 * part, sizeof b);
+        const __m256i products = quad_dots<BITS>(a, b);
         std::memcpy((int32_t*)&dots + 8 * part, &products, sizeof products);
     }
     return sums + dots;
 #else
-    return sums + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+    for (int byte = 0; byte < 32; byte += 8)
+        sums += ((codes << (24 - byte)) >> 24) * ((x << (24 - byte)) >> 24);
+    return sums;
 #endif
 }
 

@@ -52,14 +52,14 @@ class Team {
         work();
         // What `work` refers to must outlive whoever is still inside.
         doors_.fetch_sub(OPEN, std::memory_order_acq_rel);
-        while (doors_.load(std::memory_order_acquire) != 0)
-            relax();
+        for (int look = 0; doors_.load(std::memory_order_acquire) != 0;)
+            await(look);
     }
 
     // In `work`, by every member with the same count: item(i) once for each i below it.
     template <class Item> void each(int count, const Item& item) {
         const uint32_t phase = phase_++;
-        for (;;) {
+        for (int look = 0;;) {
             uint64_t seen = ticket_.load(std::memory_order_acquire);
             const Ticket ticket = Ticket::of(seen);
             if (ticket.phase != phase)
@@ -67,7 +67,7 @@ class Team {
             if ((int)ticket.item >= count) {
                 if (count == 0)
                     ticket_.compare_exchange_strong(seen, Ticket{phase + 1, 0}.packed());
-                relax();
+                await(look);
                 continue;
             }
             if (!ticket_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel))
@@ -81,6 +81,7 @@ class Team {
   private:
     // How often a member looks for work before it sleeps, and somebody else gets its core.
     static constexpr int LOOKS = 4000;
+    static constexpr int PATIENCE = 500;
     static constexpr int OPEN = 1 << 20;
 
     // The phase that everybody is in, and its next item.
@@ -118,6 +119,14 @@ class Team {
             (*work_)();
             doors_.fetch_sub(1, std::memory_order_acq_rel);
         }
+    }
+
+    // Another member has to end what it does; it may be waiting for this very core.
+    static void await(int& look) {
+        if (++look % PATIENCE == 0)
+            std::this_thread::yield();
+        else
+            relax();
     }
 
     static void relax() {

@@ -7,22 +7,28 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from kernels.quantized import QuantizedMatrix, dense, quantize
+from kernels.quantized import QuantizedMatrix, dense, packed, quantize
 from worker.checkpoint import CODES, OFFSET, SCALE
 
 Kind = Callable[[torch.Tensor], QuantizedMatrix]
 
 
-def four_bits_about_zero(matrix: torch.Tensor) -> QuantizedMatrix:
-    """As Q4_0 has them."""
-    found = quantize(matrix, 4, 32)
-    return QuantizedMatrix(found.codes, found.scale.half())
+def about_zero(matrix: torch.Tensor, bits: int) -> QuantizedMatrix:
+    """Without offsets, as Q4_0 and Q8_0 have them."""
+    rows, columns = matrix.shape
+    groups = matrix.reshape(rows, -1, 32)
+    scale = groups.abs().amax(-1) / (2 ** (bits - 1) - 1)
+    codes = (groups / scale[:, :, None]).round().view(rows, columns)
+    if bits == 8:
+        return QuantizedMatrix(codes.to(torch.int8), scale.half())
+    return QuantizedMatrix(packed((codes + 8).to(torch.uint8)), scale.half())
 
 
 KINDS: dict[str, Kind] = {
     "eight bits": lambda matrix: quantize(matrix, 8, 32),
     "four bits": lambda matrix: quantize(matrix, 4, 32),
-    "four bits about zero": four_bits_about_zero,
+    "eight bits about zero": lambda matrix: about_zero(matrix, 8),
+    "four bits about zero": lambda matrix: about_zero(matrix, 4),
     "eight bits in small groups": lambda matrix: quantize(matrix, 8, 16),
 }
 

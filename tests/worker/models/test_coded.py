@@ -71,11 +71,11 @@ def test_torch_computes_with_what_they_say(directory: Path, expected: torch.Tens
 def test_native_kernels_compute_with_the_same_values(
     directory: Path, expected: torch.Tensor, isa: str
 ) -> None:
-    """But for sixteen bits of what they are multiplied with, and of keys and values."""
+    """But for eight bits of what they are multiplied with, layer after layer."""
     for kv_cache_dtype in ("float32", "float16"):
         wishes = replace(NATIVE, cpu_isa=isa, kv_cache_dtype=kv_cache_dtype)
         got = steps_of(directory, wishes)((0, 0, NUM_TOKENS))
-        assert (got - expected).norm() < 3e-3 * expected.norm()
+        assert (got - expected).norm() < 6e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("isa", ISAS)
