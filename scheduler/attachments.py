@@ -75,8 +75,8 @@ class Attachment:
     """When it attached, before the first."""
     pace: Pace = field(default_factory=Pace)
     in_flight: deque[SentPlan] = field(default_factory=deque)
-    is_starting: bool = False
-    """It idled until a moment ago, and more of what woke it may be under way."""
+    is_held: bool = False
+    """No plan goes ahead of its results for a moment: what belongs into it may be under way."""
     num_steps: int = 0
 
     @property
@@ -104,6 +104,12 @@ class Attachment:
         if not self.in_flight:
             return None
         return max(self.in_flight[0].sent_at, self.last_result_at)
+
+    @property
+    def ahead_at(self) -> float:
+        """From when on plans may go ahead of the one now executing, if there is one."""
+        since = self.oldest_since
+        return 0.0 if since is None else since + self.pace.hold_s(self.in_flight[0].num_tokens)
 
     def welcome(self, hash_seed: bytes, *, keeps_names: bool) -> None:
         """Opens the epoch at every rank."""

@@ -1,4 +1,4 @@
-"""Plans go out: each replica gets as many ahead of its results as its pace asks for."""
+"""Plans go out: each replica gets as many ahead of its results as its pace asks for, and when."""
 
 from collections.abc import Callable
 
@@ -58,13 +58,14 @@ class Feeder:
         for attachment in self._attachments:
             if not attachment.in_flight:
                 self._start(attachment)
-            elif not attachment.is_starting:
-                self._send(attachment, attachment.pace.depth)
+            else:
+                self._send_ahead(attachment)
         self._feed_others()
 
     def feed(self, attachment: Attachment) -> None:
         """It has answered; others may have something to do by that."""
-        self._send(attachment, attachment.pace.depth)
+        self._send(attachment, 1)
+        self._send_ahead(attachment)
         self._feed_others()
 
     def _feed_others(self) -> None:
@@ -76,13 +77,27 @@ class Feeder:
         plan goes at once, the ones ahead of it a moment later, with the rest of the burst."""
         self._send(attachment, 1)
         if attachment.in_flight:
-            attachment.is_starting = True
-            self._guard.call_later(BURST_S, lambda: self._send_ahead(attachment))
+            self._hold(attachment, BURST_S)
 
     def _send_ahead(self, attachment: Attachment) -> None:
-        attachment.is_starting = False
-        if self._attachments.get(attachment.replica_id) is attachment:
+        """Plans go ahead of the one that is executing when that is near its end: what comes until
+        then is part of them."""
+        if attachment.is_held or not attachment.in_flight:
+            return
+        wait_s = attachment.ahead_at - self._clock()
+        if wait_s > 0:
+            self._hold(attachment, wait_s)
+        else:
             self._send(attachment, attachment.pace.depth)
+
+    def _hold(self, attachment: Attachment, seconds: float) -> None:
+        attachment.is_held = True
+        self._guard.call_later(seconds, lambda: self._release(attachment))
+
+    def _release(self, attachment: Attachment) -> None:
+        attachment.is_held = False
+        if self._attachments.get(attachment.replica_id) is attachment:
+            self._send_ahead(attachment)
 
     def _send(self, attachment: Attachment, depth: int) -> None:
         """Sends plans until this many are in flight or nothing is left to compute."""

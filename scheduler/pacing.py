@@ -11,6 +11,10 @@ from collections.abc import Callable
 
 _KEEP = 0.8  # weight of the past in the averages
 _SHORT_STEP_S = 0.003
+_LONG_STEP_S = 0.06
+_LEAD_S = 0.04
+"""Before a long step ends the next one's plan should be there; on a machine that is busy itself
+everybody may have to wait for a core that long."""
 _DEADLINE_FACTOR = 20.0
 _LONG_STEP_FACTOR = 4.0
 _GRACE_S = 1.0
@@ -37,6 +41,12 @@ class Pace:
         Never more: a new prompt waits behind every plan that was sent.
         """
         return 3 if self.step_s is not None and self.step_s <= _SHORT_STEP_S else 2
+
+    def hold_s(self, num_tokens: int) -> float:
+        """How long a step of this many tokens should execute before plans go ahead of it. A short
+        one leaves no time for that; during a long one much may come that need not wait for two."""
+        expected = self.expected_s(num_tokens)
+        return expected - _LEAD_S if expected >= _LONG_STEP_S else 0.0
 
     def observe(self, seconds: float, num_tokens: int) -> None:
         """Learns from a step that took this long for this many tokens."""

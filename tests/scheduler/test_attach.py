@@ -98,6 +98,18 @@ async def test_the_rest_of_a_burst_is_admitted_together(
     assert len((await rank.plan()).admit) == 3
 
 
+async def test_who_comes_during_a_long_step_is_part_of_the_next(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3])
+    first, _ = await rank.plan(), await rank.plan()
+    await asyncio.sleep(0.5)
+    await rank.answer(first)
+    await router.frame()
+    served.cell.submit(request(2, length=5))
+    assert len((await rank.plan()).admit) == 1
+
+
 async def test_a_whole_answer_and_its_one_end(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)

@@ -18,6 +18,15 @@ def test_short_steps_are_planned_two_ahead() -> None:
     assert pace.depth == 2
 
 
+def test_plans_go_ahead_of_a_long_step_when_it_is_near_its_end() -> None:
+    pace = Pace()
+    assert pace.hold_s(100) == 0
+    pace.observe(0.1, 100)
+    pace.observe(0.02, 4)
+    assert pace.hold_s(100) == pytest.approx(0.06)
+    assert pace.hold_s(4) == 0
+
+
 def test_patience_grows_with_what_a_step_has_to_compute() -> None:
     pace = Pace()
     assert pace.patience_s(10_000, floor_s=60) == 60
