@@ -119,15 +119,16 @@ template <class Stored> class PagedHead {
 // Products of QUERIES queries with SETS times sixteen keys.
 template <class Stored, int QUERIES, int SETS>
 INLINE void score_tile(const PagedHead<Stored>& head, const QuireHeads& heads,
-                       const Queries& queries, int64_t query, int64_t position, int64_t end,
-                       float* scores) {
+                       const Queries& queries, int64_t query, int64_t start, int64_t position,
+                       int64_t end, float* scores) {
     const Stored *keys[SETS], *next[SETS];
     const float* q[QUERIES];
     EACH (s, SETS) {
         keys[s] = head.keys_at(position + s * LANES);
-        // Blocks lie anywhere: the processor cannot guess the next, the table knows it.
-        const int64_t later = position + (SETS + s) * LANES;
-        next[s] = head.keys_at(later < end ? later : position);
+        // Blocks lie anywhere: the processor cannot guess the next, the table knows it. After the
+        // last keys come the first values.
+        const int64_t later = position + (SETS + s) * LANES, first = start + s * LANES;
+        next[s] = later < end ? head.keys_at(later) : head.values_at(first < end ? first : start);
     }
     EACH (i, QUERIES)
         q[i] = queries.at(query + i, heads.head_dim);
@@ -136,7 +137,8 @@ INLINE void score_tile(const PagedHead<Stored>& head, const QuireHeads& heads,
         Floats key[SETS];
         EACH (s, SETS) {
             key[s] = load(keys[s] + d * heads.block_size);
-            __builtin_prefetch(next[s] + d * heads.block_size);
+            if (sizeof(Stored) == sizeof(float) || d % 2 == 0)
+                __builtin_prefetch(next[s] + d * heads.block_size);
         }
         EACH (i, QUERIES)
             EACH (s, SETS)
@@ -152,9 +154,11 @@ inline void score(const PagedHead<Stored>& head, const QuireHeads& heads, const 
                   int64_t query, int64_t start, int64_t end, float* scores) {
     int64_t at = start;
     for (; end - at > 3 * LANES; at += 4 * LANES)
-        score_tile<Stored, QUERIES, 4>(head, heads, queries, query, at, end, scores + at - start);
+        score_tile<Stored, QUERIES, 4>(head, heads, queries, query, start, at, end,
+                                       scores + at - start);
     for (; at < end; at += LANES)
-        score_tile<Stored, QUERIES, 1>(head, heads, queries, query, at, end, scores + at - start);
+        score_tile<Stored, QUERIES, 1>(head, heads, queries, query, start, at, end,
+                                       scores + at - start);
 }
 
 // Scores to weights, within one stretch; positions that the query does not see weigh nothing.
@@ -195,16 +199,18 @@ inline Mix weigh(float* scores, int64_t start, int64_t end, int64_t position,
 template <class Stored, int QUERIES, int CHUNKS>
 INLINE void mix_tile(const PagedHead<Stored>& head, int64_t head_dim, int64_t start, int64_t end,
                      const float* weights, int64_t from, float* mixed) {
+    constexpr int64_t AHEAD = 3 * LANES; // the first of them were fetched with the keys
     Floats sums[QUERIES][CHUNKS] = {};
     for (int64_t at = start; at < end; at += LANES) {
         const Stored* values = head.values_at(at) + from;
-        const Stored* next = head.values_at(at + LANES < end ? at + LANES : at) + from;
+        const Stored* next = head.values_at(at + AHEAD < end ? at + AHEAD : at) + from;
         const int64_t tokens = std::min<int64_t>(LANES, end - at);
         for (int64_t token = 0; token < tokens; ++token) {
             Floats value[CHUNKS];
             EACH (c, CHUNKS) {
                 value[c] = load(values + token * head_dim + c * LANES);
-                __builtin_prefetch(next + token * head_dim + c * LANES);
+                if (c * LANES * sizeof(Stored) % 64 == 0)
+                    __builtin_prefetch(next + token * head_dim + c * LANES);
             }
             EACH (i, QUERIES)
                 EACH (c, CHUNKS)
