@@ -1,5 +1,6 @@
 """What workers say and are told: hellos and step results in, batch plans out."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,6 @@ from scheduler.core.events import (
     Int32Column,
     Inventory,
     StepResult,
-    UInt8Column,
 )
 from scheduler.messages import (
     LogprobTable,
@@ -36,8 +36,8 @@ from scheduler.wire.columns import (
     int32_column,
 )
 
-_DEVICE_FINISHES = np.zeros(256, np.bool_)
-_DEVICE_FINISHES[[0, FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR]] = True
+_DEVICE_FINISHES = bytes((0, FinishReason.STOP, FinishReason.LENGTH, FinishReason.ERROR))
+_VECTOR_FINISHES = bytes((FinishReason.STOP, FinishReason.ERROR))
 
 _NAME_BYTES = 16
 _MAX_SEED_BYTES = 64
@@ -167,32 +167,20 @@ def decode_result(
     ):
         raise Malformed(f"a step result has a token that is not below {vocab_size}")
     drafted = int32_column("drafted", result.drafted)
-    if not drafted.size and slot.size and int(np.bincount(slot).max()) > 1:
+    if not drafted.size and slot.size > 1 and int(np.bincount(slot).max()) > 1:
         raise Malformed("a step result names a slot twice")
-    if not _DEVICE_FINISHES[finish].all():
+    if result.finish.strip(_DEVICE_FINISHES):
         raise Malformed("a step result has a finish that no device decides")
-    vector_slot, vector_generation, vector_finish, vectors = _decode_vectors(
-        result.vectors, num_slots, embedding_dim
-    )
-    score_slot, score_generation, scores = _decode_scores(result.scores, num_slots)
+    step = StepResult(result.step_id, slot, generation, token_id, finish, drafted=drafted)
+    vectors = scores = None
+    if result.HasField("vectors"):
+        step, vectors = _with_vectors(step, result.vectors, num_slots, embedding_dim)
+    if result.HasField("scores"):
+        step, scores = _with_scores(step, result.scores, num_slots)
     timing = result.timing
     return Result(
         epoch=result.epoch,
-        step=StepResult(
-            step_id=result.step_id,
-            slot=slot,
-            generation=generation,
-            token_id=token_id,
-            finish=finish,
-            vector_slot=vector_slot,
-            vector_generation=vector_generation,
-            vector_finish=vector_finish,
-            score_slot=score_slot,
-            score_generation=score_generation,
-            score_start=scores.start,
-            score_length=scores.length,
-            drafted=drafted,
-        ),
+        step=step,
         logprobs=(
             _decode_logprobs(
                 result.logprobs, int32_column("logprobs.row", result.logprobs.row), slot.size
@@ -207,13 +195,13 @@ def decode_result(
             sample_s=timing.sample_us / 1e6,
         ),
         vectors=vectors,
-        scores=scores if score_slot.size else None,
+        scores=scores,
     )
 
 
-def _decode_scores(
-    columns: worker_pb2.ScoreColumns, num_slots: int
-) -> tuple[Int32Column, Int32Column, ScoreTable]:
+def _with_scores(
+    step: StepResult, columns: worker_pb2.ScoreColumns, num_slots: int
+) -> tuple[StepResult, ScoreTable]:
     slot = int32_column("scores.slot", columns.slot)
     generation = int32_column("scores.generation", columns.generation)
     start = int32_column("scores.start", columns.start)
@@ -229,12 +217,19 @@ def _decode_scores(
         raise Malformed(f"scores have {num_rows} rows; their runs have {length.sum()} tokens")
     rows = np.arange(num_rows, dtype=np.int32)
     table = ScoreTable(start, length, _decode_logprobs(columns.logprobs, rows, num_rows))
-    return slot, generation, table
+    scored = replace(
+        step,
+        score_slot=slot,
+        score_generation=generation,
+        score_start=start,
+        score_length=length,
+    )
+    return scored, table
 
 
-def _decode_vectors(
-    columns: worker_pb2.VectorColumns, num_slots: int, embedding_dim: int
-) -> tuple[Int32Column, Int32Column, UInt8Column, VectorTable]:
+def _with_vectors(
+    step: StepResult, columns: worker_pb2.VectorColumns, num_slots: int, embedding_dim: int
+) -> tuple[StepResult, VectorTable]:
     slot = int32_column("vectors.slot", columns.slot)
     generation = int32_column("vectors.generation", columns.generation)
     finish = np.frombuffer(columns.finish, np.uint8)
@@ -249,9 +244,10 @@ def _decode_vectors(
         raise Malformed(f"vectors name a slot that is not below {num_slots}")
     if slot.size and int(np.bincount(slot).max()) > 1:
         raise Malformed("vectors name a slot twice")
-    if not np.isin(finish, (FinishReason.STOP, FinishReason.ERROR)).all():
+    if columns.finish.strip(_VECTOR_FINISHES):
         raise Malformed("a vector has a finish that is neither stop nor error")
-    return slot, generation, finish, value.reshape(slot.size, embedding_dim)
+    embedded = replace(step, vector_slot=slot, vector_generation=generation, vector_finish=finish)
+    return embedded, value.reshape(slot.size, embedding_dim)
 
 
 def _decode_logprobs(
