@@ -46,28 +46,35 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     for one that leaves out a sequence which its plan computed: that would wait for ever."""
     slots = replica.slots
     for column in (result.slot, result.vector_slot, result.score_slot):
-        if len(column) and not 0 <= column.min() <= column.max() < slots.num_slots:
+        # Read as unsigned, one comparison covers both ends.
+        if column.size and int(np.maximum.reduce(column.view(np.uint32))) >= slots.num_slots:
             raise WrongResult(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
     again = _follows(result.slot)
-    plan = replica.settle(result.step_id, int(np.count_nonzero(again)), now)
+    plan = replica.settle(result.step_id, 0 if again is None else int(again.sum()), now)
     live = slots.are_held(result.slot, result.generation)
-    _check_complete(result.step_id, "token", plan.tokens, result.slot[live & ~again])
+    first = live if again is None else live & ~again
+    _check_complete(result.step_id, "token", plan.tokens, result.slot[first])
     _check_drafts(plan, result, again)
-    embedded = _NONE
+    embedded = []
     if result.vector_slot.size or plan.vectors.size:
-        held = slots.are_held(result.vector_slot, result.vector_generation)
-        _check_complete(result.step_id, "vector", plan.vectors, result.vector_slot[held])
-        embedded = np.flatnonzero(held).astype(np.int32)
-    score_run = _confirm_scores(replica, result)
-    score_slot = result.score_slot[score_run]
+        embedded = _confirm_vectors(replica, plan, result)
+    score_run = score_slot = _NONE
+    if result.score_slot.size:
+        score_run = _confirm_scores(replica, result)
+        score_slot = result.score_slot[score_run]
     # Rows whose logits were not finite have no token.
-    row = np.flatnonzero(live & (result.finish != _ERROR))
+    row = (live & (result.finish != _ERROR)).nonzero()[0]
     slot, token, finish = result.slot[row], result.token_id[row], result.finish[row]
-    num_tokens = _append(replica, slot, token, again[row])
+    accepted = _NONE
+    if again is None:
+        num_tokens = _append_one(replica, slot, token)
+    else:
+        again = again[row]
+        num_tokens, accepted = _append(replica, slot, token, again), slot[again]
     if plan.draft_slot.size:
-        _settle_drafts(replica, plan, result.drafted, slot[again[row]])
+        _settle_drafts(replica, plan, result.drafted, accepted)
     for first in slot[slots.awaits_first_token[slot]].tolist():
         slots.awaits_first_token[first] = False
         slots.tenant(first).first_token_at = now
@@ -76,7 +83,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
 
     ended = []
     full = num_tokens >= slots.max_total_tokens[slot]
-    for i in np.flatnonzero((finish != 0) | full).tolist():
+    for i in np.logical_or(finish, full).nonzero()[0].tolist():
         reason = FinishReason(finish[i]) if finish[i] else FinishReason.LENGTH
         ended.append((slots.tenant(slot[i]), reason))
     if len(row) < len(live):
@@ -88,7 +95,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         token_id=token,
         result_row=row.astype(np.int32),
         ended=ended,
-        embedded=_confirm_vectors(replica, result, embedded),
+        embedded=embedded,
         score_router=slots.router[score_slot],
         score_sequence_id=slots.sequence_id[score_slot],
         score_run=score_run,
@@ -106,15 +113,15 @@ def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Colum
         raise WrongResult(f"the result of step {step} has {wrong} {what} for slot {slot}")
 
 
-def _follows(slot: Int32Column) -> BoolColumn:
-    """Which rows have the slot of the row before: they were drafted, and accepted."""
-    again = np.zeros(slot.size, np.bool_)
-    if slot.size > 1:
-        np.equal(slot[1:], slot[:-1], out=again[1:])
-    return again
+def _follows(slot: Int32Column) -> BoolColumn | None:
+    """Which rows have the slot of the row before: they were drafted, and accepted. None: none."""
+    if slot.size < 2:
+        return None
+    follows = slot[1:] == slot[:-1]
+    return np.append(False, follows) if follows.any() else None
 
 
-def _check_drafts(plan: Sent, result: StepResult, again: BoolColumn) -> None:
+def _check_drafts(plan: Sent, result: StepResult, again: BoolColumn | None) -> None:
     """Raises WrongResult unless the plan let each slot draft what the result says it has, no more
     was accepted than that, and nothing came after an end."""
     drafted, allowed = result.drafted, plan.draft_length
@@ -127,7 +134,7 @@ def _check_drafts(plan: Sent, result: StepResult, again: BoolColumn) -> None:
         is_possible = ((drafted >= 0) & (drafted <= allowed)).all()
         if not is_possible or drafted.sum() > plan.max_draft_tokens:
             raise WrongResult(f"the result of step {step} has drafts that its plan does not allow")
-    if not again.any():
+    if again is None:
         return
     slot, num_accepted = np.unique(result.slot[again], return_counts=True)
     for one, count in zip(slot.tolist(), num_accepted.tolist(), strict=True):
@@ -155,8 +162,6 @@ def _settle_drafts(
 
 def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
     """The runs whose slots still have the tenant that they score."""
-    if not len(result.score_slot):
-        return _NONE
     run = np.flatnonzero(replica.slots.are_held(result.score_slot, result.score_generation))
     for slot, start, length in zip(
         result.score_slot[run].tolist(),
@@ -169,8 +174,11 @@ def _confirm_scores(replica: Replica, result: StepResult) -> Int32Column:
 
 
 def _confirm_vectors(
-    replica: Replica, result: StepResult, row: Int32Column
+    replica: Replica, plan: Sent, result: StepResult
 ) -> list[tuple[Sequence, FinishReason, int]]:
+    held = replica.slots.are_held(result.vector_slot, result.vector_generation)
+    _check_complete(result.step_id, "vector", plan.vectors, result.vector_slot[held])
+    row = np.flatnonzero(held)
     reasons = [FinishReason(finish) for finish in result.vector_finish[row].tolist()]
     replica.counters.num_vectors += reasons.count(FinishReason.STOP)
     tenants = [replica.slots.tenant(slot) for slot in result.vector_slot[row].tolist()]
@@ -198,8 +206,9 @@ def _append_one(replica: Replica, slot: Int32Column, token: Int32Column) -> Int3
     slots = replica.slots
     position = slots.num_tokens[slot]
     place = position % slots.block_size
-    crossing = place == 0
-    replica.close_blocks(slot[crossing], position[crossing])
+    if not place.all():
+        crossing = place == 0
+        replica.close_blocks(slot[crossing], position[crossing])
     slots.tail[slot, place] = token
     num_tokens = position + 1
     slots.num_tokens[slot] = num_tokens
