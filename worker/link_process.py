@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from protos import grpc_environment
 from worker.beats import SILENCE_S, listen
 from worker.pipe import Pipe
 
@@ -64,7 +65,11 @@ class LinkProcess:
             command,
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            env={"GRPC_VERBOSITY": "NONE", **os.environ},  # the link reports gRPC's errors itself
+            env={
+                "GRPC_VERBOSITY": "NONE",  # the link reports gRPC's errors itself
+                grpc_environment.EXPERIMENTS: grpc_environment.WITHOUT_ENGINE,
+                **os.environ,
+            },
         )
         os.close(beats)
         for end in (theirs, *siblings):
