@@ -114,6 +114,8 @@ class Planner:
         """A block for each decoding slot that enters a new one; False: they are still in limbo."""
         replica = self._replica
         slots = replica.short_of_blocks()
+        if not slots:
+            return True
         if len(slots) > replica.pool.num_available:
             crossers = make_room_to_decode(replica, [replica.slots.tenant(slot) for slot in slots])
             if len(crossers) > replica.pool.num_available:
@@ -131,6 +133,8 @@ class Planner:
     def _continue_prefills(self) -> None:
         """In standing order, within what each tenant may have of this step."""
         replica = self._replica
+        if not replica.prefilling:
+            return
         ordered = sorted(replica.prefilling.values(), key=lambda s: s.standing)
         allowed = self._allowances(ordered)
         for sequence in ordered:
@@ -156,7 +160,7 @@ class Planner:
         cannot would keep tokens from those whose end it waits for). The first in standing gets one
         whatever it was served: it alone can always take blocks, so something moves."""
         replica, left = self._replica, self._budget.tokens
-        if not prefilling or replica.accounts.num_active < 2:
+        if replica.accounts.num_active < 2:
             return {sequence.account: left for sequence in prefilling}
         wanted: dict[Account, int] = {}
         if len(replica.queue) and replica.slots.num_free:

@@ -361,8 +361,8 @@ class Replica:
             self._set_free(remains)
         # A slot that somebody left waited in limbo for this result, so it has no new tenant yet.
         held = self.slots.held
-        still = held[plan.tokens]
-        if not still.all():
+        still = held.take(plan.tokens)
+        if np.count_nonzero(still) < still.size:
             plan = replace(plan, tokens=plan.tokens[still])
         if plan.vectors.size:
             plan = replace(plan, vectors=plan.vectors[held[plan.vectors]])

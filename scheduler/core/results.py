@@ -52,7 +52,8 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )
     again = _follows(result.slot)
-    plan = replica.settle(result.step_id, 0 if again is None else int(again.sum()), now)
+    num_accepted = 0 if again is None else int(np.count_nonzero(again))
+    plan = replica.settle(result.step_id, num_accepted, now)
     live = slots.are_held(result.slot, result.generation)
     first = live if again is None else live & ~again
     _check_complete(result.step_id, "token", plan.tokens, result.slot[first])
@@ -65,24 +66,25 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         score_run = _confirm_scores(replica, result)
         score_slot = result.score_slot[score_run]
     # Rows whose logits were not finite have no token.
-    row = (live & (result.finish != _ERROR)).nonzero()[0]
-    slot, token, finish = result.slot[row], result.token_id[row], result.finish[row]
+    counts = live & (result.finish != _ERROR)
+    row = counts.nonzero()[0]
+    slot, token, finish = result.slot[counts], result.token_id[counts], result.finish[counts]
     accepted = _NONE
     if again is None:
         num_tokens = _append_one(replica, slot, token)
     else:
-        again = again[row]
+        again = again[counts]
         num_tokens, accepted = _append(replica, slot, token, again), slot[again]
     if plan.draft_slot.size:
         _settle_drafts(replica, plan, result.drafted, accepted)
-    for first in slot[slots.awaits_first_token[slot]].tolist():
-        slots.awaits_first_token[first] = False
-        slots.tenant(first).first_token_at = now
+    for new in slot[slots.awaits_first_token.take(slot)].tolist():
+        slots.awaits_first_token[new] = False
+        slots.tenant(new).first_token_at = now
     replica.counters.num_generated_tokens += len(row)
     replica.counters.num_overrun_tokens += len(live) - int(np.count_nonzero(live))
 
     ended = []
-    full = num_tokens >= slots.max_total_tokens[slot]
+    full = num_tokens >= slots.max_total_tokens.take(slot)
     for i in np.logical_or(finish, full).nonzero()[0].tolist():
         reason = FinishReason(finish[i]) if finish[i] else FinishReason.LENGTH
         ended.append((slots.tenant(slot[i]), reason))
@@ -90,8 +92,8 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
         broken = result.slot[live & (result.finish == _ERROR)]
         ended += [(slots.tenant(s), FinishReason.ERROR) for s in broken.tolist()]
     return Confirmed(
-        router=slots.router[slot],
-        sequence_id=slots.sequence_id[slot],
+        router=slots.router.take(slot),
+        sequence_id=slots.sequence_id.take(slot),
         token_id=token,
         result_row=row.astype(np.int32),
         ended=ended,
@@ -103,7 +105,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
 
 
 def _check_complete(step: int, what: str, due: Int32Column, answered: Int32Column) -> None:
-    if due.size == answered.size and bool((due == answered).all()):
+    if due.tobytes() == answered.tobytes():
         return  # as a rule they come in the plan's order
     if not np.array_equal(np.sort(due), np.sort(answered)):
         missing, unasked = np.setdiff1d(due, answered), np.setdiff1d(answered, due)
@@ -118,7 +120,7 @@ def _follows(slot: Int32Column) -> BoolColumn | None:
     if slot.size < 2:
         return None
     follows = slot[1:] == slot[:-1]
-    return np.append(False, follows) if follows.any() else None
+    return np.append(False, follows) if np.count_nonzero(follows) else None
 
 
 def _check_drafts(plan: Sent, result: StepResult, again: BoolColumn | None) -> None:
@@ -204,9 +206,9 @@ def _append(
 def _append_one(replica: Replica, slot: Int32Column, token: Int32Column) -> Int32Column:
     """One confirmed token to each slot; returns how many tokens each has now."""
     slots = replica.slots
-    position = slots.num_tokens[slot]
+    position = slots.num_tokens.take(slot)
     place = position % slots.block_size
-    if not place.all():
+    if np.count_nonzero(place) < place.size:
         crossing = place == 0
         replica.close_blocks(slot[crossing], position[crossing])
     slots.tail[slot, place] = token

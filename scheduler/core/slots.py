@@ -74,8 +74,8 @@ class SlotTable:
 
     def are_held(self, slot: Int32Column, generation: Int32Column) -> BoolColumn:
         """Which of these tenancies go on."""
-        same: BoolColumn = self.generation[slot] == generation
-        return same & self.held[slot]
+        same: BoolColumn = self.generation.take(slot) == generation
+        return same & self.held.take(slot)
 
     def take_unpaid(self) -> Int32Column:
         """By slot, confirmed tokens that were not charged for yet; they are from here on."""
