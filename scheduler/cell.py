@@ -202,7 +202,7 @@ class Cell:
             outputs = self._core.apply(attachment.replica_id, result.step, now)
         except WrongResult as error:
             raise Malformed(str(error)) from error
-        num_tokens, seconds = attachment.complete_oldest(int(result.step.drafted.sum()), now)
+        num_tokens, seconds = attachment.complete_oldest(sum(result.step.drafted.tolist()), now)
         self._tell(outputs, result.logprobs, result.vectors, result.scores)
         self._feeder.feed(attachment)
         self.metrics.iteration_tokens.observe(num_tokens)

@@ -47,7 +47,7 @@ def confirm(replica: Replica, result: StepResult, now: float) -> Confirmed:
     slots = replica.slots
     for column in (result.slot, result.vector_slot, result.score_slot):
         # Read as unsigned, one comparison covers both ends.
-        if column.size and int(np.maximum.reduce(column.view(np.uint32))) >= slots.num_slots:
+        if column.size and np.count_nonzero(column.view(np.uint32) >= slots.num_slots):
             raise WrongResult(
                 f"a slot of step {result.step_id} is not in 0 to {slots.num_slots - 1}"
             )

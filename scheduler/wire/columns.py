@@ -33,7 +33,7 @@ def float_column(field: str, data: bytes) -> Float32Column:
 
 def all_below(ids: Int32Column, limit: int) -> bool:
     """Whether 0 <= id < limit for all ids; read as unsigned, one comparison covers both ends."""
-    return not ids.size or int(np.maximum.reduce(ids.view(np.uint32))) < limit
+    return not np.count_nonzero(ids.view(np.uint32) >= limit)
 
 
 def checked_name(field: str, text: str) -> str:

@@ -167,7 +167,7 @@ def decode_result(
     ):
         raise Malformed(f"a step result has a token that is not below {vocab_size}")
     drafted = int32_column("drafted", result.drafted)
-    if not drafted.size and slot.size > 1 and int(np.bincount(slot).max()) > 1:
+    if not drafted.size and np.count_nonzero(np.bincount(slot) > 1):
         raise Malformed("a step result names a slot twice")
     if result.finish.strip(_DEVICE_FINISHES):
         raise Malformed("a step result has a finish that no device decides")
