@@ -69,10 +69,9 @@ class _Loop:
             num_blocks=num_blocks,
             block_size=BLOCK_SIZE,
             vocab_size=vocab_size,
-            device=device,
         )
         kv = KVCache(loaded.config, num_blocks, BLOCK_SIZE, loaded.backend.kv_dtype, device)
-        sampler = Sampler(max_num_seqs=concurrency, vocab_size=vocab_size, device=device)
+        sampler = Sampler(max_num_seqs=concurrency, vocab_size=vocab_size)
         constraints = Constraints(concurrency, vocab_size, None)
         pooler = loaded.pooler(concurrency, device)
         self._runner = HostRunner(loaded.model, kv, state, sampler, constraints, pooler)

@@ -37,12 +37,12 @@ class PenaltyTables:
     output_count: torch.Tensor
 
     @classmethod
-    def empty(cls, num_slots: int, vocab_size: int, device: torch.device) -> "PenaltyTables":
-        """Tables of sequences that have seen nothing."""
+    def empty(cls, num_slots: int, vocab_size: int) -> "PenaltyTables":
+        """Tables of sequences that have seen nothing, on the host."""
         shape = (num_slots, vocab_size)
         return cls(
-            in_prompt=torch.zeros(shape, dtype=torch.bool, device=device),
-            output_count=torch.zeros(shape, dtype=torch.int32, device=device),
+            in_prompt=torch.zeros(shape, dtype=torch.bool),
+            output_count=torch.zeros(shape, dtype=torch.int32),
         )
 
     @staticmethod

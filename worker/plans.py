@@ -65,6 +65,17 @@ class Sampling:
         return bool(self.grammar or self.allowed_token_ids or self.bad_words)
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token comes, and nothing else is asked of the logits."""
+        return not (
+            self.temperature > 0
+            or self.is_penalized
+            or self.bias
+            or self.num_unstoppable
+            or self.num_logprobs is not None
+        )
+
+    @property
     def num_unstoppable(self) -> int:
         """Output tokens before which the sampler bans stop tokens; a grammar sees to it itself."""
         return 0 if self.grammar else self.min_tokens

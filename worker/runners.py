@@ -94,9 +94,8 @@ def _host_runner(
             num_blocks=ledger.num_blocks,
             block_size=sizes.block_size,
             vocab_size=vocab_size,
-            device=device,
         ),
-        Sampler(max_num_seqs=sizes.max_num_seqs, vocab_size=vocab_size, device=device),
+        Sampler(max_num_seqs=sizes.max_num_seqs, vocab_size=vocab_size),
         Constraints(sizes.max_num_seqs, vocab_size, grammars),
         loaded.pooler(sizes.max_num_seqs, device),
     )

@@ -16,8 +16,10 @@ from kernels.sampling import TokenLogprobs
 from kernels.sampling_inputs import DrawParams, PenaltyTables
 from worker.grammars import Words
 from worker.plans import Admission, Float32Column, Logprobs, Sampling
-from worker.slot_counts import Int64Column
+from worker.slot_counts import BoolColumn, Int64Column
 from worker.step_state import SampledColumns, SampledRows
+
+_tensor = torch.from_numpy
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class RowLogprobs:
     Attributes:
         rows: indices among the step's sampled rows, ascending.
         num_top: alternatives that each of them asked for.
-        values: on the device, one row each; as many alternatives as the most asked for.
+        values: one row each; as many alternatives as the most asked for.
     """
 
     rows: Int64Column
@@ -37,17 +39,16 @@ class RowLogprobs:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Tokens of a step's sampled rows, on the device.
+    """Tokens of a step's sampled rows; the columns share an index.
 
     Attributes:
-        token_id: [rows] int64.
-        failed: [rows] bool: the logits were not finite, or nothing may come; the token means
-            nothing.
+        token_id: what comes next.
+        failed: the logits were not finite, or nothing may come; the token means nothing.
         logprobs: of the rows that asked; None when none did.
     """
 
-    token_id: torch.Tensor
-    failed: torch.Tensor
+    token_id: Int64Column
+    failed: BoolColumn
     logprobs: RowLogprobs | None
 
 
@@ -77,25 +78,44 @@ class _Bias:
 class _Ban:
     """Stop tokens banned in a row while its new token's position is below `until`."""
 
-    row: torch.Tensor
-    token_id: torch.Tensor
-    until: torch.Tensor
-    host_rows: Int64Column
-    host_until: Int64Column
+    row: Int64Column
+    token_id: Int64Column
+    until: Int64Column
+
+
+@dataclass(frozen=True)
+class _Penalized:
+    """Rows with penalties: repetition, presence and frequency, [3, rows] float32."""
+
+    rows: Int64Column
+    penalties: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Random:
+    """Rows that draw, and how."""
+
+    rows: Int64Column
+    params: DrawParams
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Rows whose log-probabilities are wanted, each with so many alternatives."""
+
+    rows: Int64Column
+    num_top: Int64Column
 
 
 @dataclass(frozen=True)
 class _Needs:
     """What one set of rows needs beyond an argmax; None where no row needs it."""
 
-    bias: _Bias | None
-    ban: _Ban | None
-    penalized: torch.Tensor | None
-    penalties: torch.Tensor
-    random: torch.Tensor | None
-    draw: DrawParams | None
-    logprob_rows: Int64Column
-    num_top: Int64Column
+    bias: _Bias | None = None
+    ban: _Ban | None = None
+    penalized: _Penalized | None = None
+    random: _Random | None = None
+    scored: _Scored | None = None
 
 
 class Sampler:
@@ -104,14 +124,13 @@ class Sampler:
     Args:
         max_num_seqs: slots.
         vocab_size: columns of the logits.
-        device: where the logits are.
     """
 
-    def __init__(self, *, max_num_seqs: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, *, max_num_seqs: int, vocab_size: int) -> None:
         self._max_num_seqs = max_num_seqs
         self._vocab_size = vocab_size
-        self._device = device
         self._sampling = [Sampling()] * max_num_seqs
+        self._is_greedy = np.ones(max_num_seqs, np.bool_)
         self._temperature = np.zeros(max_num_seqs, np.float32)
         self._top_k = np.zeros(max_num_seqs, np.int64)
         self._top_p = np.ones(max_num_seqs, np.float32)
@@ -132,6 +151,7 @@ class Sampler:
         """Takes the parameters of a slot's new sequence."""
         slot, params = admission.slot, admission.sampling
         self._sampling[slot] = params
+        self._is_greedy[slot] = params.is_greedy
         self._temperature[slot] = params.temperature
         self._top_k[slot] = params.top_k
         self._top_p[slot] = params.top_p
@@ -152,7 +172,7 @@ class Sampler:
 
     def _count_known_tokens(self, admission: Admission) -> None:
         if self._tables is None:
-            self._tables = PenaltyTables.empty(self._max_num_seqs, self._vocab_size, self._device)
+            self._tables = PenaltyTables.empty(self._max_num_seqs, self._vocab_size)
         tokens = admission.token_ids
         in_vocabulary = (tokens >= 0) & (tokens < self._vocab_size)
         tokens = np.where(in_vocabulary, tokens, 0)
@@ -175,30 +195,28 @@ class Sampler:
             masks: what may come; None: anything.
         """
         needs = self._needs_for(rows)
-        token_id = sampling.argmax(logits)
+        token_id = sampling.argmax(logits).numpy()
         # A NaN is what argmax finds first, and an infinity is the largest: one look at the winner
         # tells whether the row is finite where it matters.
-        failed = ~torch.isfinite(logits.gather(1, token_id[:, None])[:, 0])
-        raw = None
-        if len(needs.logprob_rows):
-            raw = logits[self._upload(needs.logprob_rows)]
+        failed = ~np.isfinite(logits.numpy()[np.arange(len(token_id)), token_id])
+        scored, random, penalized = needs.scored, needs.random, needs.penalized
+        raw = logits[_tensor(scored.rows)] if scored is not None else None
         changed = self._adjust(logits, needs, rows)
         if masks is not None:
-            failed[self._upload(masks.rows)] |= self._mask(logits, masks)
+            failed[masks.rows] |= self._mask(logits, masks)
             changed = True
         if changed:
-            token_id = sampling.argmax(logits)
-        if needs.random is not None and needs.draw is not None:
-            token_id[needs.random] = self._draw(logits, needs.random, needs.draw, rows)
-        if needs.penalized is not None and self._tables is not None:
-            live = rows.live[needs.penalized].int()
-            where = (rows.slot[needs.penalized], token_id[needs.penalized])
-            self._tables.output_count.index_put_(where, live, accumulate=True)
+            token_id = sampling.argmax(logits).numpy()
+        if random is not None:
+            token_id[random.rows] = self._draw(logits, random, rows)
+        if penalized is not None and self._tables is not None:
+            where = (rows.slots[penalized.rows], token_id[penalized.rows])
+            np.add.at(self._tables.output_count.numpy(), where, rows.live[penalized.rows])
         logprobs = None
-        if raw is not None:
-            chosen = token_id[self._upload(needs.logprob_rows)]
-            values = sampling.token_logprobs(raw, chosen, int(needs.num_top.max()))
-            logprobs = RowLogprobs(needs.logprob_rows, needs.num_top, values)
+        if scored is not None and raw is not None:
+            chosen = _tensor(token_id[scored.rows])
+            values = sampling.token_logprobs(raw, chosen, int(scored.num_top.max()))
+            logprobs = RowLogprobs(scored.rows, scored.num_top, values)
         return Sampled(token_id, failed, logprobs)
 
     def _adjust(self, logits: torch.Tensor, needs: _Needs, rows: SampledRows) -> bool:
@@ -208,37 +226,38 @@ class Sampler:
             sampling.add_at_(logits, needs.bias.row, needs.bias.token_id, needs.bias.value)
             changed = True
         ban = needs.ban
-        if ban is not None and (rows.positions[ban.host_rows] < ban.host_until).any():
-            value = torch.where(rows.position[ban.row] < ban.until, -torch.inf, 0.0)
-            sampling.add_at_(logits, ban.row, ban.token_id, value)
+        if (
+            ban is not None
+            and (bans := rows.live[ban.row] & (rows.position[ban.row] < ban.until)).any()
+        ):
+            value = np.where(bans, -np.inf, 0.0).astype(np.float32)
+            sampling.add_at_(logits, _tensor(ban.row), _tensor(ban.token_id), _tensor(value))
             changed = True
-        if needs.penalized is not None:
-            assert self._tables is not None
-            slot = rows.slot[needs.penalized]
-            sampling.penalize_(logits, needs.penalized, slot, self._tables, needs.penalties)
+        penalized = needs.penalized
+        if penalized is not None and self._tables is not None:
+            row, slot = _tensor(penalized.rows), _tensor(rows.slots[penalized.rows])
+            sampling.penalize_(logits, row, slot, self._tables, _tensor(penalized.penalties))
             changed = True
         return changed
 
-    def _mask(self, logits: torch.Tensor, masks: RowMasks) -> torch.Tensor:
+    def _mask(self, logits: torch.Tensor, masks: RowMasks) -> BoolColumn:
         """Applies the masks in place; whether nothing is left, for each of their rows.
 
         Such a row keeps one token, so that whatever is drawn from it is a number.
         """
         bits = np.unpackbits(masks.allowed.view(np.uint8), axis=1, bitorder="little")
-        forbidden = self._upload(bits[:, : self._vocab_size] == 0)
-        rows = self._upload(masks.rows)
+        forbidden = _tensor(bits[:, : self._vocab_size] == 0)
+        rows = _tensor(masks.rows)
         masked = logits[rows].masked_fill_(forbidden, -torch.inf)
         nothing = masked.amax(dim=1) == -torch.inf
         masked[nothing, 0] = 0.0
         logits[rows] = masked
-        return nothing
+        return nothing.numpy()
 
-    def _draw(
-        self, logits: torch.Tensor, random: torch.Tensor, draw: DrawParams, rows: SampledRows
-    ) -> torch.Tensor:
-        every_row = len(random) == len(logits)
-        chosen = logits if every_row else logits[random]
-        return sampling.draw(chosen, draw, rows.position[random])
+    def _draw(self, logits: torch.Tensor, random: _Random, rows: SampledRows) -> Int64Column:
+        every_row = len(random.rows) == len(logits)
+        chosen = logits if every_row else logits[_tensor(random.rows)]
+        return sampling.draw(chosen, random.params, _tensor(rows.position[random.rows])).numpy()
 
     def _needs_for(self, rows: SampledRows) -> _Needs:
         if self._needs is None or rows.membership is None or rows.membership != self._needs_of:
@@ -248,29 +267,37 @@ class Sampler:
 
     def _work_out_needs(self, rows: SampledRows) -> _Needs:
         slots = rows.slots
-        random = np.flatnonzero(self._temperature[slots] > 0)
-        penalized = np.flatnonzero(self._is_penalized[slots])
-        logprob_rows = np.flatnonzero(self._wants_logprobs[slots])
-        chosen = slots[random]
-        draw = None
-        if len(random):
-            draw = DrawParams(
-                temperature=self._upload(self._temperature[chosen]),
-                top_k=self._upload(self._top_k[chosen]),
-                top_p=self._upload(self._top_p[chosen]),
-                min_p=self._upload(self._min_p[chosen]),
-                seed=self._upload(self._seed[chosen].view(np.int64)),
-            )
+        if self._is_greedy[slots].all():
+            return _Needs()
         return _Needs(
             bias=self._bias_of(slots),
             ban=self._ban_of(rows),
-            penalized=self._upload(penalized) if len(penalized) else None,
-            penalties=self._upload(self._penalties[:, slots[penalized]]),
-            random=self._upload(random) if len(random) else None,
-            draw=draw,
-            logprob_rows=logprob_rows,
-            num_top=self._num_logprobs[slots[logprob_rows]],
+            penalized=self._penalized_of(slots),
+            random=self._random_of(slots),
+            scored=self._scored_of(slots),
         )
+
+    def _penalized_of(self, slots: Int64Column) -> _Penalized | None:
+        rows = np.flatnonzero(self._is_penalized[slots])
+        return _Penalized(rows, self._penalties[:, slots[rows]]) if len(rows) else None
+
+    def _random_of(self, slots: Int64Column) -> _Random | None:
+        rows = np.flatnonzero(self._temperature[slots] > 0)
+        if not len(rows):
+            return None
+        chosen = slots[rows]
+        params = DrawParams(
+            temperature=_tensor(self._temperature[chosen]),
+            top_k=_tensor(self._top_k[chosen]),
+            top_p=_tensor(self._top_p[chosen]),
+            min_p=_tensor(self._min_p[chosen]),
+            seed=_tensor(self._seed[chosen].view(np.int64)),
+        )
+        return _Random(rows, params)
+
+    def _scored_of(self, slots: Int64Column) -> _Scored | None:
+        rows = np.flatnonzero(self._wants_logprobs[slots])
+        return _Scored(rows, self._num_logprobs[slots[rows]]) if len(rows) else None
 
     def _bias_of(self, slots: Int64Column) -> _Bias | None:
         entries = [
@@ -286,29 +313,21 @@ class Sampler:
         if not entries:
             return None
         row, token, bias = zip(*entries, strict=True)
-        return _Bias(
-            self._upload(np.array(row)),
-            self._upload(np.array(token)),
-            self._upload(np.array(bias, np.float32)),
-        )
+        value = np.array(bias, np.float32)
+        return _Bias(_tensor(np.array(row)), _tensor(np.array(token)), _tensor(value))
 
     def _ban_of(self, rows: SampledRows) -> _Ban | None:
         until = self._ban_until[rows.slots]
         entries = [
             (row, token)
-            for row in np.flatnonzero(rows.positions < until).tolist()
+            for row in np.flatnonzero(rows.live & (rows.position < until)).tolist()
             for token in set(self._sampling[rows.slots[row]].stop_token_ids)
             if 0 <= token < self._vocab_size
         ]
         if not entries:
             return None
         row, token = (np.array(column) for column in zip(*entries, strict=True))
-        return _Ban(
-            self._upload(row), self._upload(token), self._upload(until[row]), row, until[row]
-        )
-
-    def _upload(self, column: npt.NDArray[np.number | np.bool_]) -> torch.Tensor:
-        return torch.from_numpy(column).to(self._device, non_blocking=True)
+        return _Ban(row, token, until[row])
 
 
 def logprob_columns(logprobs: RowLogprobs, columns: SampledColumns) -> Logprobs | None:

@@ -52,6 +52,8 @@ class SlotCounts:
         decode_slots: the decode set, in batch order.
         membership: changes whenever the decode set or what its slots hold may have changed.
         generation: of each slot's sequence.
+        max_total: tokens that each slot's sequence may come to.
+        ended: slots whose sequence has ended, as far as the host knows.
     """
 
     def __init__(
@@ -64,12 +66,13 @@ class SlotCounts:
         self.decode_slots: Int64Column = np.empty(0, np.int64)
         self.membership = 0
         self.generation: Int32Column = np.zeros(max_num_seqs, np.int32)
+        self.max_total: Int64Column = np.zeros(max_num_seqs, np.int64)
+        self.ended: BoolColumn = np.zeros(max_num_seqs, np.bool_)
         self._admitted: BoolColumn = np.zeros(max_num_seqs, np.bool_)
-        self._ended: BoolColumn = np.zeros(max_num_seqs, np.bool_)
         self._num_computed: Int64Column = np.zeros(max_num_seqs, np.int64)
         self._num_known: Int64Column = np.zeros(max_num_seqs, np.int64)
-        self._num_allocated: Int64Column = np.zeros(max_num_seqs, np.int64)
-        self._max_total: Int64Column = np.zeros(max_num_seqs, np.int64)
+        # Positions that have a block.
+        self._room: Int64Column = np.zeros(max_num_seqs, np.int64)
         self._samples_nothing: BoolColumn = np.zeros(max_num_seqs, np.bool_)
         # Its accepted drafts may have ended it sooner than plans made before then could know.
         self._has_drafted: BoolColumn = np.zeros(max_num_seqs, np.bool_)
@@ -77,12 +80,12 @@ class SlotCounts:
     @property
     def num_live(self) -> int:
         """Sequences that hold a slot and have not ended, as far as the host knows."""
-        return int(np.count_nonzero(self._admitted & ~self._ended))
+        return int(np.count_nonzero(self._admitted & ~self.ended))
 
     def reset(self) -> None:
         """Forgets every sequence."""
         self._admitted[:] = False
-        self._ended[:] = False
+        self.ended[:] = False
         self.decode_slots = np.empty(0, np.int64)
         self.membership += 1
 
@@ -96,8 +99,9 @@ class SlotCounts:
 
         News of a generation that has left its slot is dropped.
         """
-        ended = slots[(finish > 0) & (self.generation[slots] == generation)]
-        self._ended[ended] = True
+        if finish.any():
+            ended = slots[(finish > 0) & (self.generation[slots] == generation)]
+            self.ended[ended] = True
 
     # --- what a plan changes ---------------------------------------------------------------------
 
@@ -110,7 +114,7 @@ class SlotCounts:
         if len(plan.retire):
             self._check_admitted("retire_slot", plan.retire)
             self._admitted[plan.retire] = False
-            self._ended[plan.retire] = False
+            self.ended[plan.retire] = False
         for admission in plan.admit:
             self._admit(admission)
         self._append(plan.append_slot, plan.append_index, plan.append_block)
@@ -144,13 +148,13 @@ class SlotCounts:
                 f"results have room for {_MAX_GENERATION}"
             )
         self._admitted[slot] = True
-        self._ended[slot] = False
+        self.ended[slot] = False
         self._has_drafted[slot] = False
         self.generation[slot] = admission.generation
         self._num_computed[slot] = admission.num_computed
         self._num_known[slot] = num_tokens
-        self._num_allocated[slot] = 0
-        self._max_total[slot] = admission.max_total_tokens
+        self._room[slot] = 0
+        self.max_total[slot] = admission.max_total_tokens
         self._samples_nothing[slot] = admission.wants_vector
         index = np.arange(len(admission.blocks), dtype=np.int32)
         self._append(np.full_like(index, slot), index, admission.blocks)
@@ -163,7 +167,7 @@ class SlotCounts:
             raise PlanError(f"a block is appended beyond the {self.max_blocks} a sequence may use")
         if blocks.min() < 1 or blocks.max() > self._num_blocks:
             raise PlanError(f"a block is appended whose id is not 1 to {self._num_blocks}")
-        np.maximum.at(self._num_allocated, slots, index + 1)
+        np.maximum.at(self._room, slots, (index + 1) * self._block_size)
 
     def _check_admitted(self, column: str, slots: npt.NDArray[np.integer]) -> None:
         if not len(slots):
@@ -186,16 +190,22 @@ class SlotCounts:
         """
         slots = self.decode_slots
         computed = self._num_computed[slots]
-        goes_on = ~(self._ended & self._has_drafted)[slots]
-        if (computed != self._num_known[slots] - 1).any():
+        known = computed + 1
+        if (known != self._num_known[slots]).any():
             raise PlanError("a slot decodes before its prompt is computed")
-        if (goes_on & (computed >= self._num_allocated[slots] * self._block_size)).any():
-            raise PlanError("a slot decodes at a position that has no block")
-        if (goes_on & (computed + 1 >= self._max_total[slots])).any():
-            raise PlanError("a slot decodes beyond max_total_tokens")
-        self._num_computed[slots] += 1
-        self._num_known[slots] += 1
+        if (beyond := known > np.minimum(self._room[slots], self.max_total[slots] - 1)).any():
+            self._check_ended_by_drafts(slots[beyond])
+        self._num_computed[slots] = known
+        self._num_known[slots] = known + 1
         return computed
+
+    def _check_ended_by_drafts(self, slots: Int64Column) -> None:
+        """Raises `PlanError` unless these, which decode where they cannot, have all ended so."""
+        going_on = slots[~(self.ended & self._has_drafted)[slots]]
+        if (self._num_computed[going_on] >= self._room[going_on]).any():
+            raise PlanError("a slot decodes at a position that has no block")
+        if len(going_on):
+            raise PlanError("a slot decodes beyond max_total_tokens")
 
     def drafting(self, plan: BatchPlan) -> list[tuple[int, int, int]]:
         """Slots of the decode set that may draft, when that has been advanced: (index in the
@@ -213,12 +223,12 @@ class SlotCounts:
                 raise PlanError("a slot drafts that does not decode")
             if length < 1:
                 raise PlanError("a slot drafts less than a token")
-            if self._ended[slot]:
+            if self.ended[slot]:
                 continue
             position = int(self._num_computed[slot]) - 1
-            if position + length >= self._num_allocated[slot] * self._block_size:
+            if position + length >= self._room[slot]:
                 raise PlanError("a slot drafts at a position that has no block")
-            if position + length + 1 >= self._max_total[slot]:
+            if position + length + 1 >= self.max_total[slot]:
                 raise PlanError("a slot drafts beyond max_total_tokens")
             found.append((index, position, length))
         return found
@@ -226,7 +236,7 @@ class SlotCounts:
     def accept(self, slots: Int64Column, num_tokens: Int64Column) -> None:
         """Counts tokens that were drafted and accepted, of slots that go on."""
         self._has_drafted[slots] |= num_tokens > 0
-        goes_on = ~self._ended[slots]
+        goes_on = ~self.ended[slots]
         self._num_computed[slots[goes_on]] += num_tokens[goes_on]
         self._num_known[slots[goes_on]] += num_tokens[goes_on]
 
@@ -241,7 +251,7 @@ class SlotCounts:
             raise PlanError("a chunk does not start where its sequence's computed tokens end")
         if (end > self._num_known[slots]).any():
             raise PlanError("a chunk reaches beyond its sequence's known tokens")
-        if (end > self._num_allocated[slots] * self._block_size).any():
+        if (end > self._room[slots]).any():
             raise PlanError("a chunk covers positions that have no block")
         samples = (end == self._num_known[slots]) & ~self._samples_nothing[slots]
         self._num_computed[slots] = end

@@ -42,9 +42,8 @@ def make_host_runner(
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             vocab_size=VOCAB_SIZE,
-            device=CPU,
         ),
-        Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE, device=CPU),
+        Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE),
         Constraints(NUM_SLOTS, VOCAB_SIZE, grammars),
         loaded.pooler(NUM_SLOTS, CPU),
     )

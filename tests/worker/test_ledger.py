@@ -59,24 +59,23 @@ def test_by_default_every_slot_has_room(tiny_model: LoadedModel) -> None:
 
 def test_a_slot_more_costs_its_tables_and_its_logits(tiny_model: LoadedModel) -> None:
     vocab_size = tiny_model.config.vocab_size
-    sampler = Sampler(max_num_seqs=1, vocab_size=vocab_size, device=CPU)
+    sampler = Sampler(max_num_seqs=1, vocab_size=vocab_size)
     state = StepState(
         max_num_seqs=1,
         max_model_len=MAX_MODEL_LEN,
         num_blocks=1,
         block_size=BLOCK_SIZE,
         vocab_size=vocab_size,
-        device=CPU,
     )
     sampler.admit(admission(0, [1], [1], sampling=Sampling(presence_penalty=1.0)))
     assert sampler._tables is not None
     tables = (
         *(sampler._tables.in_prompt, sampler._tables.output_count),
-        *(state._token_table[:, :MAX_MODEL_LEN], state._block_table),
+        *(state._token_table, state._block_table),
     )
     two_rows_of_logits = 2 * 4 * vocab_size
     more = settled(tiny_model, slots=11).workspace_bytes - settled(tiny_model).workspace_bytes
-    assert more == sum(table.numel() * table.itemsize for table in tables) + two_rows_of_logits
+    assert more == sum(table.nbytes for table in tables) + two_rows_of_logits
 
 
 def test_the_default_takes_a_quarter_of_what_is_free(

@@ -17,7 +17,7 @@ NUM_SLOTS = 20
 
 
 def make_sampler() -> Sampler:
-    return Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE, device=torch.device("cpu"))
+    return Sampler(max_num_seqs=NUM_SLOTS, vocab_size=VOCAB_SIZE)
 
 
 def rows_of(
@@ -29,10 +29,8 @@ def rows_of(
 ) -> SampledRows:
     return SampledRows(
         slots=np.array(slots),
-        positions=np.array(positions),
-        slot=torch.tensor(slots),
-        position=torch.tensor(positions),
-        live=torch.tensor([slot not in ended for slot in slots]),
+        position=np.array(positions),
+        live=np.array([slot not in ended for slot in slots]),
         membership=membership,
     )
 
@@ -210,7 +208,7 @@ def test_logprobs_are_of_raw_logits_and_only_for_rows_that_asked() -> None:
 
     # Row 2 ended on the device; the result has rows 0, 1 and 3.
     kept = np.array([0, 1, 3])
-    tokens = sampled.token_id.numpy().astype(np.int32)[kept]
+    tokens = sampled.token_id.astype(np.int32)[kept]
     news = SampledColumns(kept, kept, tokens, np.zeros(3, np.uint8), kept)
     columns = logprob_columns(sampled.logprobs, news)
     assert columns is not None

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-import torch
 
 from kernels.batch import AttentionBatch
 from tests.worker.builders import MAX_MODEL_LEN, VOCAB_SIZE, admission, column, plan
@@ -30,7 +29,6 @@ def make_state() -> StepState:
         num_blocks=NUM_BLOCKS,
         block_size=BLOCK_SIZE,
         vocab_size=VOCAB_SIZE,
-        device=torch.device("cpu"),
     )
 
 
@@ -42,9 +40,8 @@ def run(state: StepState, step: BatchPlan) -> tuple[AttentionBatch, SampledRows]
 def commit(
     state: StepState, rows: SampledRows, tokens: list[int], failed: list[bool] | None = None
 ) -> SampledColumns:
-    return state.commit(
-        rows, torch.tensor(tokens), torch.tensor(failed or [False] * len(tokens), dtype=torch.bool)
-    )
+    has_failed = np.array(failed or [False] * len(tokens), np.bool_)
+    return state.commit(rows, np.array(tokens, np.int64), has_failed)
 
 
 def table_of(batch: AttentionBatch, row: int, length: int) -> list[int]:
@@ -107,7 +104,6 @@ def test_decode_rows_come_before_chunks_and_both_sample() -> None:
     assert batch.token_ids.tolist() == [8, 9, 9, 7]
     assert batch.positions.tolist() == [2, 0, 1, 0]
     assert batch.cu_seqlens.tolist() == [0, 1, 3, 4]
-    assert batch.host_cu_seqlens == (0, 1, 3, 4)
     assert batch.seq_lens.tolist() == [3, 2, 1]
     assert batch.block_table.tolist() == [[1], [3], [2]]
     assert batch.sample_index.tolist() == [0, 3]
