@@ -90,15 +90,18 @@ def jit(*, parallel: bool = False, fast: bool = True) -> Callable[[Kernel], Kern
     return compile_kernel
 
 
-def inner(*, fast: bool = True) -> Callable[[Kernel], Kernel]:
+def inner(*, fast: bool = True, inlined: bool = False) -> Callable[[Kernel], Kernel]:
     """Compiles a function that only kernels call, with each of them.
 
     Args:
         fast: sums may be reordered.
+        inlined: it becomes part of its callers at once. LLVM does so by itself in the end, but too
+            late for a loop around the call to become vectors.
     """
 
     def compile_kernel(function: Kernel) -> Kernel:
-        return cast(Kernel, njit(**_options(fast))(function))
+        inline = "always" if inlined else "never"
+        return cast(Kernel, njit(inline=inline, **_options(fast))(function))
 
     return compile_kernel
 

@@ -2,10 +2,10 @@
 
 Noise is drawn only where it can matter.
 
-No filters. The winner so far scores s. A token with z beats it only if its noise exceeds s - z, and
-32-bit noise never exceeds 22.9: most tokens need no random word, and a word needs its two
-logarithms only if it passes a table of bounds at whole numbers. The result is that of the
-specification, exactly.
+No filters. A random word u makes the noise -log(-log u), which is at most -log(1 - u), and the bits
+of a float, read as a whole number, say what its logarithm is at least. So loops that become vectors
+tell the most that each token of a tile can score; the two logarithms are taken where that is enough
+to beat the winner so far. The result is that of the specification, exactly.
 
 Filters. A histogram of z (a quarter wide each bin) tells how far down the ranking top-k and top-p
 can reach; the tokens above that point are sorted, the rest is never looked at again.
@@ -27,11 +27,12 @@ _W0, _W1 = np.uint64(WEYL_0), np.uint64(WEYL_1)
 _WORD = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
-_MOST_NOISE = -math.log(-math.log((2**32 - 0.5) / 2**32))
-# A word that is not above _BOUND[n] makes noise of at most n.
-_BOUND = np.array(
-    [max(0, math.floor(2**32 * math.exp(-math.exp(-n)) - 2)) for n in range(24)], np.uint64
-)
+_TILE = 256
+_HALF = np.float32(0.5)
+# -log(x / 2^32) is at most _LOG_RANGE - _LOG_PER_BIT * (the bits of x), but for the rounding.
+_LOG_RANGE = np.float32(math.log(2) * (127 + 32))
+_LOG_PER_BIT = np.float32(math.log(2) / 2**23)
+_ROUNDING = np.float32(1e-3)
 _BINS = 512
 _BINS_PER_UNIT = 4.0
 
@@ -56,9 +57,11 @@ def penalize_rows(
 
 def draw_rows(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) -> torch.Tensor:
     """`kernels.sampling.draw` for tensors on the CPU; the same arguments and result."""
-    tokens = np.empty(logits.shape[0], np.int64)
+    rows = logits.numpy()
+    tokens = np.empty(len(rows), np.int64)
     _draw_rows(
-        logits.numpy(),
+        rows,
+        rows.argmax(axis=1),
         params.temperature.numpy(),
         params.top_k.numpy(),
         params.top_p.numpy(),
@@ -70,7 +73,7 @@ def draw_rows(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) 
     return torch.from_numpy(tokens)
 
 
-@inner(fast=False)
+@inner(fast=False, inlined=True)
 def _words(key: np.uint64, position: np.uint64, block: np.uint64):  # type: ignore[no-untyped-def]
     k0, k1 = key & _WORD, key >> _32
     c0, c1, c2, c3 = position & _WORD, block, np.uint64(0), np.uint64(0)
@@ -92,25 +95,44 @@ def _noise_of(key: np.uint64, position: np.uint64, token: int) -> float:
 
 
 @inner(fast=False)
-def _draw_from_all(z: npt.NDArray[np.float32], key: np.uint64, position: np.uint64) -> int:
-    winner = int(np.argmax(z))
-    best = np.float64(z[winner]) + _noise_of(key, position, winner)
-    for start in range(0, len(z), 4):
-        end = min(start + 4, len(z))
-        highest = z[start]
-        for token in range(start + 1, end):
-            highest = max(highest, z[token])
-        if best - highest > _MOST_NOISE:
+def _fill(words: npt.NDArray[np.uint32], key: np.uint64, position: np.uint64, first: int) -> None:
+    for block in range(len(words) >> 2):
+        four = _words(key, position, np.uint64((first >> 2) + block))
+        words[4 * block] = four[0]
+        words[4 * block + 1] = four[1]
+        words[4 * block + 2] = four[2]
+        words[4 * block + 3] = four[3]
+
+
+@inner(fast=False)
+def _draw_from_all(  # type: ignore[no-untyped-def]
+    logits, likeliest: int, temperature: np.float32, key: np.uint64, position: np.uint64
+) -> int:
+    largest = logits[likeliest]
+    winner, best = likeliest, _noise_of(key, position, likeliest)
+    words, most = np.empty(_TILE, np.uint32), np.empty(_TILE, np.float32)
+    rest = np.empty(_TILE, np.float32)
+    bits = rest.view(np.int32)
+    for first in range(0, len(logits), _TILE):
+        tile = logits[first : first + _TILE]
+        _fill(words, key, position, first)
+        for i in range(_TILE):
+            rest[i] = np.float32(words[i] ^ np.uint32(_WORD)) + _HALF
+        for i in range(len(tile)):
+            z = (tile[i] - largest) / temperature
+            most[i] = z + (_LOG_RANGE - _LOG_PER_BIT * np.float32(bits[i]))
+        enough = np.float32(best) - _ROUNDING
+        num_promising = 0
+        for i in range(len(tile)):
+            num_promising += most[i] >= enough
+        if num_promising == 0:
             continue
-        words = _words(key, position, np.uint64(start >> 2))
-        for token in range(start, end):
-            need = best - np.float64(z[token])
-            word = words[token - start]
-            if need > _MOST_NOISE or (need >= 0 and word <= _BOUND[int(need)]):
-                continue
-            score = np.float64(z[token]) + _noise(word)
-            if score > best or (score == best and token < winner):
-                best, winner = score, token
+        for i in range(len(tile)):
+            if most[i] >= enough:
+                z = (tile[i] - largest) / temperature
+                score = np.float64(z) + _noise(np.uint64(words[i]))
+                if score > best or (score == best and first + i < winner):
+                    best, winner = score, first + i
     return winner
 
 
@@ -136,13 +158,15 @@ def _ranked(
         last = place
         if got >= wanted or (0 < top_k <= num):
             break
+    lowest = -np.inf if last == _BINS - 1 else -(last + 1) / _BINS_PER_UNIT
     tokens = np.empty(num, np.int64)
     num = 0
     for token in range(len(z)):
-        p = math.exp(z[token])
-        if p > 0.0 and p >= min_p and min(int(-z[token] * _BINS_PER_UNIT), _BINS - 1) <= last:
-            tokens[num] = token
-            num += 1
+        if z[token] > lowest:
+            p = math.exp(z[token])
+            if p > 0.0 and p >= min_p:
+                tokens[num] = token
+                num += 1
     tokens = tokens[np.argsort(-z[tokens], kind="mergesort")]
     if top_k > 0:
         tokens = tokens[:top_k]
@@ -157,18 +181,18 @@ def _ranked(
 
 @jit(parallel=True, fast=False)
 def _draw_rows(  # type: ignore[no-untyped-def]
-    logits, temperature, top_k, top_p, min_p, seed, position, tokens
+    logits, likeliest, temperature, top_k, top_p, min_p, seed, position, tokens
 ) -> None:
     for row in numba.prange(len(logits)):
-        largest = logits[row].max()
+        largest = logits[row, likeliest[row]]
         if not np.isfinite(largest):
             tokens[row] = 0  # no distribution to draw from; the caller ends such rows
             continue
-        z = (logits[row] - largest) / temperature[row]
         key, place = np.uint64(seed[row]), np.uint64(position[row])
         if top_k[row] == 0 and top_p[row] >= 1.0 and min_p[row] <= 0.0:
-            tokens[row] = _draw_from_all(z, key, place)
+            tokens[row] = _draw_from_all(logits[row], likeliest[row], temperature[row], key, place)
             continue
+        z = (logits[row] - largest) / temperature[row]
         best = -np.inf
         for token in _ranked(z, top_k[row], top_p[row], min_p[row]):
             score = np.float64(z[token]) + _noise_of(key, place, token)
