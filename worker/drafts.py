@@ -14,10 +14,11 @@ newest tokens agree, the more is supposed: one chance agreement costs little.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from worker.plans import Int32Column
+from worker.plans import Int32Column, UInt8Column
 from worker.slot_counts import BoolColumn, Int64Column
 
 _LEAST_AGREEING, _MOST_AGREEING = 2, 16
@@ -35,14 +36,13 @@ def continuation(tokens: Int32Column, most: int) -> Int32Column:
     place = np.flatnonzero((tokens[1:-1] == tokens[-1]) & (tokens[:-2] == tokens[-2])) + 1
     if not place.size:
         return tokens[:0]
-    num_agreeing = _LEAST_AGREEING
-    while num_agreeing < _MOST_AGREEING:
-        longer = place[place >= num_agreeing]
-        longer = longer[tokens[longer - num_agreeing] == tokens[-1 - num_agreeing]]
-        if not longer.size:
-            break
-        place, num_agreeing = longer, num_agreeing + 1
-    return np.resize(tokens[place[-1] + 1 :], min(most, num_agreeing))
+    back = np.arange(min(_MOST_AGREEING, len(tokens) - 1))
+    earlier = place[:, None] - back
+    agrees = (tokens[earlier] == tokens[-1 - back]) & (earlier >= 0)
+    num_agreeing = np.logical_and.accumulate(agrees, axis=1).sum(axis=1)
+    longest = int(num_agreeing.max())
+    after = tokens[place[num_agreeing == longest][-1] + 1 :]
+    return after.take(np.arange(min(most, longest)), mode="wrap")
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Drafts:
     position: Int64Column
     tokens: tuple[Int32Column, ...]
 
-    @property
+    @cached_property
     def length(self) -> Int64Column:
         """Tokens that each row computes."""
         return np.array([1 + len(tokens) for tokens in self.tokens], np.int64)
 
-    def kept(self, sampled: Int32Column, finish: Int32Column) -> list[BoolColumn]:
+    def kept(self, sampled: Int32Column, finish: UInt8Column) -> list[BoolColumn]:
         """Which rows count, by slot: each follows from those before it, and none of those ended.
 
         Args:

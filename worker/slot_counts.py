@@ -212,6 +212,7 @@ class SlotCounts:
         plan's columns, position that the slot computes, tokens it may draft behind that), without
         those that have ended. Raises `PlanError` as `advance_decodes`."""
         found, seen = [], set()
+        decoding = set(self.decode_slots.tolist())
         columns = (plan.draft_slot.tolist(), plan.draft_length.tolist())
         for index, (slot, length) in enumerate(zip(*columns, strict=True)):
             if not (0 <= slot < len(self._admitted) and self._admitted[slot]):
@@ -219,7 +220,7 @@ class SlotCounts:
             if slot in seen:
                 raise PlanError("draft_slot names a slot twice")
             seen.add(slot)
-            if slot not in self.decode_slots:
+            if slot not in decoding:
                 raise PlanError("a slot drafts that does not decode")
             if length < 1:
                 raise PlanError("a slot drafts less than a token")

@@ -56,7 +56,8 @@ def test_rows_count_up_to_the_first_that_was_not_sampled_or_ends() -> None:
         np.array([3, 0, 5]), np.array([7, 9, 2]), (column([1, 2, 3]), column([4]), column([6, 7]))
     )
     sampled = column([1, 2, 9, 3, 8, 4, 6, 7, 1])
-    kept = drafts.kept(sampled, column([0, 0, 0, 0, 0, 0, FinishReason.STOP, 0, 0]))
+    finish = np.array([0, 0, 0, 0, 0, 0, FinishReason.STOP, 0, 0], np.uint8)
+    kept = drafts.kept(sampled, finish)
     assert [rows.tolist() for rows in kept] == [
         [True, True, True, False],
         [True, False],
