@@ -80,7 +80,8 @@ class Inventory:
     def hear(self, result: StepResult) -> None:
         """What a step of this epoch made; perhaps before its plan is noted."""
         for rows in (result, result.vectors):
-            if rows is not None and (failed := rows.finish == FinishReason.ERROR).any():
+            if rows is not None and rows.finish.any():
+                failed = rows.finish == FinishReason.ERROR
                 slots, generations = rows.slot[failed], rows.generation[failed]
                 self._doubts.extend(zip(slots.tolist(), generations.tolist(), strict=True))
 

@@ -37,7 +37,8 @@ class StepTotals:
         timing = result.timing
         self.num_steps += 1
         self.num_tokens += len(result.token_id)
-        self.num_failed += int((result.finish == FinishReason.ERROR).sum())
+        if result.finish.any():
+            self.num_failed += int((result.finish == FinishReason.ERROR).sum())
         self.num_live = num_live
         self.wait_us += timing.wait_us
         self.prepare_us += timing.prepare_us

@@ -226,12 +226,12 @@ class StepState:
         of which every token samples."""
         one = np.ones_like(decode_slots)
         parts = [
-            np.stack((decode_slots, decode_position, one, one)),
-            np.stack((chunks.slots, chunks.start, chunks.length, chunks.samples)),
+            (decode_slots, decode_position, one, one),
+            (chunks.slots, chunks.start, chunks.length, chunks.samples),
         ]
         if drafts is not None:
-            parts.append(np.stack((drafts.slots, drafts.position, drafts.length, drafts.length)))
-        slots, start, length, num_sampled = np.concatenate(parts, axis=1)
+            parts.append((drafts.slots, drafts.position, drafts.length, drafts.length))
+        slots, start, length, num_sampled = map(np.concatenate, zip(*parts, strict=True))
         end, live = start + length, ~self._counts.ended[slots]
         positions = _runs(start, length)
         cu_seqlens = np.concatenate(([0], np.cumsum(length)))
@@ -278,7 +278,8 @@ class StepState:
         """
         slots, counts = rows.slots, self._counts
         token = token_id.astype(np.int32)
-        finish = np.where(rows.position + 1 >= counts.max_total[slots], FinishReason.LENGTH, 0)
+        finish = np.zeros(len(slots), np.uint8)
+        finish[rows.position + 1 >= counts.max_total[slots]] = FinishReason.LENGTH
         finish[(token[:, None] == self._stop_table[slots]).any(axis=1)] = FinishReason.STOP
         finish[failed | self._invalid[slots]] = FinishReason.ERROR
         live = rows.live
@@ -294,7 +295,7 @@ class StepState:
             slot=slot.astype(np.int32),
             generation=counts.generation[slot],
             token_id=token,
-            finish=finish[row].astype(np.uint8),
+            finish=finish[row],
             row=row,
         )
         counts.end(slot, columns.generation, columns.finish)

@@ -20,6 +20,9 @@ from worker.plans import (
 )
 
 PROTOCOL_VERSION = 1
+_INT32 = np.dtype("<i4")
+_NO_ENTRIES = np.frombuffer(b"", _INT32)
+"""Most columns of most plans have none."""
 _NOTHING = Held()
 
 FAREWELL = worker_pb2.AttachRequest(farewell=worker_pb2.Farewell()).SerializeToString()
@@ -226,4 +229,4 @@ def _score_columns(scores: Scores) -> worker_pb2.ScoreColumns:
 
 
 def _int32(column: bytes) -> Int32Column:
-    return np.frombuffer(column, "<i4")
+    return np.frombuffer(column, _INT32) if column else _NO_ENTRIES
