@@ -2,14 +2,17 @@
 
 The worker's `HostRunner` (mirror, forward pass, sampler) executes plans that are made here, in one
 process: no scheduler, no gRPC, no text. All requests start together; their prompts are computed in
-as few steps as the token budget allows, then all decode together.
+as few steps as the token budget allows, then all decode together. What a decode step takes before,
+in and after the forward pass is told, too: half of the steps take less.
 
     python -m bench.bare_loop --model DIR --threads 2 --concurrency 8
 """
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +21,7 @@ import typer
 from bench.mixed_requests import uniform_requests
 from worker.constraints import Constraints
 from worker.cores import size_thread_pools
-from worker.plans import Admission, BatchPlan, Int32Column, Sampling
+from worker.plans import Admission, BatchPlan, Int32Column, Sampling, Timing
 from worker.primitive_caches import bound_primitive_caches
 
 BLOCK_SIZE = 16
@@ -26,25 +29,40 @@ TOKEN_BUDGET = 2048
 _NONE = np.empty(0, np.int32)
 
 
-def run(model: Path, concurrency: int, input_len: int, output_len: int) -> dict[str, float]:
+def run(
+    model: Path, concurrency: int, input_len: int, output_len: int, temperature: float
+) -> dict[str, float]:
     """Tokens per second of the better of two rounds, after one to warm up.
 
     Threads are those the process was started with.
     """
-    loop = _Loop(model, concurrency, input_len, output_len)
-    loop.round_s()
-    duration_s = min(loop.round_s() for _ in range(2))
+    loop = _Loop(model, concurrency, input_len, output_len, temperature)
+    loop.round()
+    better = min((loop.round() for _ in range(2)), key=lambda done: done.duration_s)
     return {
         "concurrency": concurrency,
-        "duration_s": duration_s,
-        "output_tokens_per_s": concurrency * output_len / duration_s,
+        "duration_s": better.duration_s,
+        "output_tokens_per_s": concurrency * output_len / better.duration_s,
+        "prepare_us": median(step.prepare_us for step in better.decodes),
+        "forward_us": median(step.forward_us for step in better.decodes),
+        "sample_us": median(step.sample_us for step in better.decodes),
     }
+
+
+@dataclass(frozen=True)
+class _Round:
+    """From the first plan to the last result, and of each decode step in it."""
+
+    duration_s: float
+    decodes: list[Timing]
 
 
 class _Loop:
     """A runner, and the plans of one round."""
 
-    def __init__(self, model: Path, concurrency: int, input_len: int, output_len: int) -> None:
+    def __init__(
+        self, model: Path, concurrency: int, input_len: int, output_len: int, temperature: float
+    ) -> None:
         import torch
 
         from kernels.jit import set_threads
@@ -79,9 +97,10 @@ class _Loop:
             concurrency, input_len=input_len, output_len=output_len, seed=7
         )
         self._input_len, self._output_len = input_len, output_len
+        self._sampling = Sampling(temperature=temperature)
 
-    def round_s(self) -> float:
-        """Seconds from the first plan to the last result."""
+    def round(self) -> _Round:
+        """All requests, from their prompts to their last tokens."""
         self._runner.reset()
         started = time.perf_counter()
         count, step = len(self._requests), 0
@@ -90,10 +109,12 @@ class _Loop:
             step += 1
             self._runner.step(self._prefill(step, range(first, min(count, first + at_once))))
         everyone = np.arange(count, dtype=np.int32)
+        decodes = []
         for ahead in range(self._output_len - 1):
             step += 1
-            self._runner.step(_plan(step, decode=everyone if ahead == 0 else None))
-        return time.perf_counter() - started
+            result = self._runner.step(_plan(step, decode=everyone if ahead == 0 else None))
+            decodes.append(result.timing)
+        return _Round(time.perf_counter() - started, decodes)
 
     def _prefill(self, step: int, slots: range) -> BatchPlan:
         chunk_slot = np.array(slots, np.int32)
@@ -115,8 +136,8 @@ class _Loop:
             max_total_tokens=self._input_len + self._output_len,
             blocks=np.arange(first_block, first_block + self._blocks_each, dtype=np.int32),
             num_computed=0,
-            seed=0,
-            sampling=Sampling(),
+            seed=slot,
+            sampling=self._sampling,
         )
 
 
@@ -149,13 +170,14 @@ def main(
     concurrency: int = 8,
     input_len: int = 256,
     output_len: int = 128,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest tokens.")] = 0.0,
     threads: Annotated[int | None, typer.Option(help="Compute threads.")] = None,
 ) -> None:
     """Prints one line of JSON."""
     if threads:
         size_thread_pools(threads)
         bound_primitive_caches()
-    print(json.dumps(run(model, concurrency, input_len, output_len)))
+    print(json.dumps(run(model, concurrency, input_len, output_len, temperature)))
 
 
 if __name__ == "__main__":
