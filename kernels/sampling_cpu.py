@@ -57,19 +57,18 @@ def penalize_rows(
 
 def draw_rows(logits: torch.Tensor, params: DrawParams, position: torch.Tensor) -> torch.Tensor:
     """`kernels.sampling.draw` for tensors on the CPU; the same arguments and result."""
-    rows = logits.numpy()
-    tokens = np.empty(len(rows), np.int64)
-    _draw_rows(
-        rows,
-        rows.argmax(axis=1),
-        params.temperature.numpy(),
-        params.top_k.numpy(),
-        params.top_p.numpy(),
-        params.min_p.numpy(),
-        params.seed.numpy(),
-        position.numpy(),
-        tokens,
+    rows, top_k, top_p, min_p = (
+        column.numpy() for column in (logits, params.top_k, params.top_p, params.min_p)
     )
+    has_filters = (top_k > 0) | (top_p < 1.0) | (min_p > 0.0)
+    chosen = (rows.argmax(axis=1), params.temperature.numpy(), params.seed.numpy())
+    tokens = np.empty(len(rows), np.int64)
+    if not has_filters.all():
+        unfiltered = np.flatnonzero(~has_filters)
+        _draw_unfiltered(unfiltered, rows, *chosen, position.numpy(), tokens)
+    if has_filters.any():
+        filtered, filters = np.flatnonzero(has_filters), (top_k, top_p, min_p)
+        _draw_filtered(filtered, rows, *chosen, position.numpy(), *filters, tokens)
     return torch.from_numpy(tokens)
 
 
@@ -179,18 +178,29 @@ def _ranked(
     return tokens
 
 
-@jit(parallel=True, fast=False)
-def _draw_rows(  # type: ignore[no-untyped-def]
-    logits, likeliest, temperature, top_k, top_p, min_p, seed, position, tokens
+# Of one thread: a row takes less than it takes to wake another.
+@jit(fast=False)
+def _draw_unfiltered(  # type: ignore[no-untyped-def]
+    rows, logits, likeliest, temperature, seed, position, tokens
 ) -> None:
-    for row in numba.prange(len(logits)):
-        largest = logits[row, likeliest[row]]
-        if not np.isfinite(largest):
-            tokens[row] = 0  # no distribution to draw from; the caller ends such rows
-            continue
+    for row in rows:
         key, place = np.uint64(seed[row]), np.uint64(position[row])
-        if top_k[row] == 0 and top_p[row] >= 1.0 and min_p[row] <= 0.0:
+        # Without a distribution to draw from; the caller ends such rows.
+        tokens[row] = 0
+        if np.isfinite(logits[row, likeliest[row]]):
             tokens[row] = _draw_from_all(logits[row], likeliest[row], temperature[row], key, place)
+
+
+@jit(parallel=True, fast=False)
+def _draw_filtered(  # type: ignore[no-untyped-def]
+    rows, logits, likeliest, temperature, seed, position, top_k, top_p, min_p, tokens
+) -> None:
+    for i in numba.prange(len(rows)):
+        row = rows[i]
+        key, place = np.uint64(seed[row]), np.uint64(position[row])
+        largest = logits[row, likeliest[row]]
+        tokens[row] = 0
+        if not np.isfinite(largest):
             continue
         z = (logits[row] - largest) / temperature[row]
         best = -np.inf
