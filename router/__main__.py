@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 
 from gateway.cors import parse_cors
 from gateway.flags import CHAT_TEMPLATE, REASONING_PARSER, TOOL_CALL_PARSER
@@ -15,9 +16,13 @@ from gateway.hosts import exposure as host_exposure
 from gateway.hosts import parse_hosts
 from gateway.keys import read_keys
 from gateway.limits import described_limits, parse_limits
-from protos import flags, grpc_environment
+from protos import flags
 from protos.command_line import run
 from protos.trust import Trust, exposure
+from router.listeners import OWN_HOST, ConfigurationError
+from router.server import serve
+from router.settings import Settings
+from router.tls import TlsFiles
 
 app = typer.Typer(add_completion=False)
 Option = typer.Option
@@ -122,14 +127,6 @@ def main(
     Holds no model: dials the scheduler, which owns the workers. Any number of routers may dial the
     same scheduler. At SIGHUP it reads the files of keys and certificates for clients again.
     """
-    grpc_environment.prepare()
-    import uvloop
-
-    from router.listeners import OWN_HOST, ConfigurationError
-    from router.server import serve
-    from router.settings import Settings
-    from router.tls import TlsFiles
-
     _configure_log()
     keys_now = partial(read_keys, api_key, api_key_file)
     keys = keys_now()

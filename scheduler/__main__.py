@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from protos import flags, grpc_environment
+from protos import flags
 from protos.command_line import run
 from protos.trust import Trust
 from scheduler.core.config import CoreConfig
@@ -66,7 +66,6 @@ def main(
     Routers and workers dial it. It knows token ids only: no model, no text, no GPU.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC loads: its errors come to us
-    grpc_environment.prepare()
     import uvloop
 
     from scheduler.process import ProcessConfig, run

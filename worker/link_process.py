@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from protos import grpc_environment
 from worker.beats import SILENCE_S, listen
 from worker.pipe import Pipe
 
@@ -65,11 +64,7 @@ class LinkProcess:
             command,
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
-            env={
-                "GRPC_VERBOSITY": "NONE",  # the link reports gRPC's errors itself
-                grpc_environment.EXPERIMENTS: grpc_environment.WITHOUT_ENGINE,
-                **os.environ,
-            },
+            env={"GRPC_VERBOSITY": "NONE", **os.environ},  # the link reports gRPC's errors itself
         )
         os.close(beats)
         for end in (theirs, *siblings):
