@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone reads)
 
-from kernels.quantized import Matrix, dense
+from kernels.quantized import Matrix, dense, rows_joined
 
 # The row count that the blocked layout is chosen for; measured as good for 1 row as for 256.
 _PACKED_FOR_ROWS = 32
@@ -40,7 +40,7 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
 
 def pack_parts(parts: Sequence[Matrix]) -> torch.Tensor:
     """Matrices one above the other as `pack_weight` has them, in floats."""
-    return pack_weight(dense(parts[0]) if len(parts) == 1 else torch.cat([*map(dense, parts)]))
+    return pack_weight(dense(parts[0]) if len(parts) == 1 else rows_joined([*map(dense, parts)]))
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -33,6 +33,11 @@ class QuantizedMatrix:
         return 4 if self.codes.dtype == torch.uint8 else 8
 
     @property
+    def is_meta(self) -> bool:
+        """Whether it has its sizes alone, and no data; as of a tensor."""
+        return self.codes.is_meta
+
+    @property
     def zero(self) -> int:
         """The code that stands for the offset. Codes of four bits are not signed, so that without
         an offset half of them are for what is below zero."""
@@ -105,15 +110,22 @@ def dense(matrix: Matrix) -> torch.Tensor:
 def _joined(above: Matrix, below: Matrix) -> Matrix | None:
     """None if they are not of one kind."""
     if isinstance(above, torch.Tensor):
-        return torch.cat((above, below)) if isinstance(below, torch.Tensor) else None
+        return rows_joined((above, below)) if isinstance(below, torch.Tensor) else None
     if isinstance(below, torch.Tensor) or not above.is_like(below):
         return None
     offset = None
     if above.offset is not None and below.offset is not None:
-        offset = torch.cat((above.offset, below.offset))
-    return QuantizedMatrix(
-        torch.cat((above.codes, below.codes)), torch.cat((above.scale, below.scale)), offset
-    )
+        offset = rows_joined((above.offset, below.offset))
+    codes, scale = (above.codes, below.codes), (above.scale, below.scale)
+    return QuantizedMatrix(rows_joined(codes), rows_joined(scale), offset)
+
+
+def rows_joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One above the other. Asked for this without data, torch loads its compiler, for a second."""
+    first = tensors[0]
+    if first.is_meta:
+        return first.new_empty(sum(map(len, tensors)), *first.shape[1:])
+    return torch.cat(tuple(tensors))
 
 
 def quantize(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatrix:
@@ -125,6 +137,8 @@ def quantize(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatri
         bits: 4 or 8.
         group_size: columns that share a scale.
     """
+    if matrix.is_meta:
+        return _outline(matrix, bits, group_size)
     rows, columns = matrix.shape
     groups = matrix.float().reshape(rows, columns // group_size, group_size)
     low, high = groups.amin(-1), groups.amax(-1)
@@ -135,6 +149,17 @@ def quantize(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatri
     if bits == 4:
         return QuantizedMatrix(packed(codes.to(torch.uint8)), scale, offset=low)
     return QuantizedMatrix((codes - 128).to(torch.int8), scale, offset=low + 128 * scale)
+
+
+def _outline(matrix: torch.Tensor, bits: int, group_size: int) -> QuantizedMatrix:
+    """`quantize` without data; see `rows_joined`."""
+    rows, columns = matrix.shape
+    dtype = torch.uint8 if bits == 4 else torch.int8
+    codes = matrix.new_empty(rows, columns * bits // 8, dtype=dtype)
+    scale, offset = (
+        matrix.new_empty(rows, columns // group_size, dtype=torch.float32) for _ in range(2)
+    )
+    return QuantizedMatrix(codes, scale, offset)
 
 
 def packed(codes: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from kernels.jit import one_compiles
 from kernels.linear import pack_parts
 from kernels.native import library
 from kernels.native.build import Instructions, NativeUnavailableError, built, choose
+from kernels.native.outline import outline
 from kernels.native.packing import LANES, PackedLinear
 from kernels.quantized import Matrix
 from kernels.warm_up import warm_up
@@ -160,9 +161,9 @@ class NativeBackend:
         """`Backend.name`."""
         return f"native {self.instructions.name}"
 
-    def pack(self, matrices: Sequence[Matrix]) -> torch.Tensor | PackedLinear:
+    def pack(self, matrices: Sequence[Matrix]) -> PackedLinear:
         """`Backend.pack`."""
-        return PackedLinear.of(matrices)
+        return outline(matrices) if matrices[0].is_meta else PackedLinear.of(matrices)
 
     def read(
         self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int

@@ -7,6 +7,7 @@ from kernels.ops import Ops
 from worker.kv_cache import KVCache
 from worker.models.config import ModelConfig
 from worker.models.layers import Norm, ReadLayer
+from worker.models.rope import Rope
 from worker.models.vocabulary import Embedding, Head
 from worker.models.weights import Weights, held_tensors
 
@@ -50,9 +51,8 @@ class Decoder:
         self.norm = Norm.read(config, weights, "model.norm", ops)
         self.head = Head.read(config, weights, self.embedding)
         ropes = tuple(dict.fromkeys(kind.rope for kind in config.layers))
-        device = self.norm.weight.device
         self._rope_tables = tuple(
-            RopeTable.build(rope.inverse_frequencies(config.head_dim).to(device), max_model_len)
+            _rope_table(rope, config.head_dim, max_model_len, self.norm.weight.device)
             for rope in ropes
         )
         self._rope_of_layer = tuple(ropes.index(kind.rope) for kind in config.layers)
@@ -110,6 +110,14 @@ class Decoder:
         ):
             hidden = layer(hidden, residual, steps[rope], keys, values)
         return residual, hidden
+
+
+def _rope_table(rope: Rope, head_dim: int, max_model_len: int, device: torch.device) -> RopeTable:
+    frequencies = rope.inverse_frequencies(head_dim)
+    if device.type == "meta":  # for a range there torch would load its compiler: see `rows_joined`
+        angles = torch.empty(max_model_len, len(frequencies), device=device)
+        return RopeTable(angles, angles)
+    return RopeTable.build(frequencies.to(device), max_model_len)
 
 
 def _bytes_of(holder: object) -> int:

@@ -14,6 +14,7 @@ from kernels.batch import HeadNorms, Scoring, StepTensors
 from kernels.linear import linear
 from kernels.native.packing import PackedLinear
 from kernels.ops import Ops
+from kernels.quantized import rows_joined
 from worker.models.config import LayerKind, ModelConfig
 from worker.models.weights import Weights
 from worker.parallel import Group
@@ -60,7 +61,7 @@ class Projection:
             matrices.append(weights.matrix(f"{name}.weight", size, in_features, rows=span))
             if bias:
                 biases.append(weights.vector(f"{name}.bias", size, span))
-        return cls(weights.pack(matrices), torch.cat(biases) if bias else None)
+        return cls(weights.pack(matrices), rows_joined(biases) if bias else None)
 
 
 @dataclass(frozen=True)
