@@ -44,12 +44,14 @@ class TensorEntry:
         file: the safetensors file.
         dtype: safetensors' name, for example "BF16".
         shape: dimensions.
+        start: byte of the file at which it begins; of a matrix in codes, where those do.
         codes: what a matrix in codes consists of: the ends of their names, and their entries.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
     codes: Mapping[str, "TensorEntry"] = field(default_factory=dict)
 
 
@@ -78,7 +80,7 @@ class Checkpoint:
         files, promised = _find_files(directory)
         entries: dict[str, TensorEntry] = {}
         for file in files:
-            for name, entry in _read_header(file).items():
+            for name, entry in read_header(file)[0].items():
                 if name in entries:
                     raise CheckpointError(
                         f"tensor {name} is in both {entries[name].file.name} and {file.name}"
@@ -198,7 +200,11 @@ def _find_files(directory: Path) -> tuple[tuple[Path, ...], Mapping[str, str]]:
     return files, weight_map
 
 
-def _read_header(file: Path) -> dict[str, TensorEntry]:
+def read_header(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Entries by name, and what a safetensors file says of itself.
+
+    Raises CheckpointError for what is truncated or damaged.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -210,20 +216,22 @@ def _read_header(file: Path) -> dict[str, TensorEntry]:
         text = stream.read(length)
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
-        entries, end = _parse_entries(file, header)
+        metadata = header.pop("__metadata__", None)
+        entries, end = _parse_entries(file, header, 8 + length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file.name} has a damaged header: {error!r}") from error
-    if 8 + length + end != size:
+    if end != size:
         raise CheckpointError(
             f"{file.name} is truncated or damaged: "
-            f"it has {size} bytes and its header describes {8 + length + end}"
+            f"it has {size} bytes and its header describes {end}"
         )
-    return entries
+    return entries, metadata if isinstance(metadata, dict) else {}
 
 
-def _parse_entries(file: Path, header: Mapping[str, Any]) -> tuple[dict[str, TensorEntry], int]:
-    """Entries by name, and the end of the data; ranges must join without gap or overlap."""
+def _parse_entries(
+    file: Path, header: Mapping[str, Any], data_start: int
+) -> tuple[dict[str, TensorEntry], int]:
+    """Entries by name, and the end of the file; ranges must join without gap or overlap."""
     entries: dict[str, TensorEntry] = {}
     end = 0
     for name, fields in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -233,8 +241,8 @@ def _parse_entries(file: Path, header: Mapping[str, Any]) -> tuple[dict[str, Ten
             raise ValueError(f"shape and byte range of {name} must be whole numbers, at least 0")
         if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
             raise ValueError(f"the byte range of {name} is wrong")
-        entries[name], end = TensorEntry(file, dtype, shape), stop
-    return entries, end
+        entries[name], end = TensorEntry(file, dtype, shape, data_start + start), stop
+    return entries, data_start + end
 
 
 def _with_matrices(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
@@ -273,7 +281,7 @@ def _matrix_of(name: str, ends: Mapping[str, TensorEntry]) -> TensorEntry:
         raise CheckpointError(
             f"tensor {name}{SCALE} has {groups} groups; {columns} columns do not divide into them"
         )
-    return TensorEntry(codes.file, codes.dtype, (rows, columns), ends)
+    return TensorEntry(codes.file, codes.dtype, (rows, columns), codes.start, ends)
 
 
 def _few(names: list[str]) -> str:
