@@ -8,6 +8,10 @@ import torch
 from kernels.native import library
 from kernels.quantized import Matrix, QuantizedMatrix, stacked
 
+LAYOUT = 1
+"""Of what is packed here of the same matrices, and of the codes that `kernels.quantized` makes:
+another number, other bytes. Files of packed matrices outlive processes, and carry it."""
+
 LANES = 16
 SPAN = 32
 """Columns of activations that share a scale; so do no more columns of a matrix."""
