@@ -165,8 +165,8 @@ class _Description:
         config = decoder.config
         self._kept: list[object] = []
         ropes = {
-            kind.rope: self._rope(kind.rope, config.head_dim, max_model_len)
-            for kind in config.layers
+            rope: self._rope(rope, config.head_dim, max_model_len)
+            for rope in {kind.rope for kind in config.layers}
         }
         layers = (library.Layer * config.num_layers)(
             *(

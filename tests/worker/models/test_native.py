@@ -100,6 +100,14 @@ def test_nothing_depends_on_how_work_is_cut_up(compiled: Case) -> None:
     assert torch.equal(steps_of(replace(compiled, loaded=one_thread))((0, 0, NUM_TOKENS)), whole)
 
 
+def test_layers_share_their_angles(compiled: Case) -> None:
+    """Of long contexts they take as much memory as some layers' weights."""
+    config, model = compiled.loaded.config, compiled.loaded.model
+    assert isinstance(model, NativeDecoder)
+    tables = {layer.rope.cosines for layer in model._described.decoder.layers[: config.num_layers]}
+    assert len(tables) == len({kind.rope for kind in config.layers})
+
+
 @pytest.mark.parametrize("window", [None, 300])
 def test_long_contexts(tmp_path: Path, window: int | None) -> None:
     """Several stretches, shared out among threads when there are few rows."""
