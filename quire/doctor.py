@@ -16,9 +16,10 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from protos.folders import cache_dir
 from quire.errors import ConfigurationError
 from quire.models import ALIASES, made
-from quire.paths import cache_dir, runtime_dir
+from quire.paths import runtime_dir
 
 _PACKAGES = {
     "router": ("starlette", "uvicorn", "httptools", "pydantic", "jinja2", "tokenizers"),

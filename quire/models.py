@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from protos.folders import cache_dir
 from quire.errors import ModelNotFound
-from quire.paths import cache_dir
 from quire.process import quire_command, quire_environment
 
 CONVERSION_VERSION = 2

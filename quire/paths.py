@@ -1,7 +1,4 @@
-"""Where Quire keeps what outlives a process: converted models, and what is running.
-
-The only place in `quire` that reads the environment for folders.
-"""
+"""Where Quire keeps what is running; models and all that is made of them: `protos.folders`."""
 
 import os
 import stat
@@ -14,14 +11,6 @@ SOCKET_PATH_LIMIT_BYTES = 107
 """What a unix socket address can hold on Linux, without its closing zero."""
 
 _LONGEST_SOCKET_NAME = len("/scheduler.sock")
-
-
-def cache_dir() -> Path:
-    """Converted and downloaded models: `$QUIRE_CACHE`, or `quire` in the user's cache."""
-    if explicit := os.environ.get("QUIRE_CACHE"):
-        return Path(explicit).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "quire"
 
 
 def runtime_dir() -> Path:

@@ -167,7 +167,7 @@ def _history() -> Iterator[None]:
     """Lines typed before, over sessions, under the arrow keys."""
     import readline
 
-    from quire.paths import cache_dir
+    from protos.folders import cache_dir
 
     path = cache_dir() / "chat_history"
     with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.paths import cache_dir
+from protos.folders import cache_dir
 from tests.e2e.server import Server, serve
 
 PROGRAMS = Path(__file__).parent / "ecosystem"
