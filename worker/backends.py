@@ -26,9 +26,8 @@ from worker.models.config import ModelConfig
 from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model
-from worker.models.weights import ReadTensor, Weights
+from worker.models.weights import Weights
 from worker.native import NativeDecoder, fastest_threads
-from worker.parallel import Group
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +59,12 @@ class Backend(Protocol):
         """Whether it computes with matrices in codes; else they are read as floats."""
         ...
 
-    def read(
-        self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
-    ) -> Decoder:
+    def read(self, config: ModelConfig, weights: Weights, max_model_len: int) -> Decoder:
         """Reads every weight once.
 
         Args:
             config: dimensions and constants.
-            read: gives the tensors.
-            group: the ranks that share the model.
+            weights: gives the tensors, and packs them as `pack` does.
             max_model_len: the longest sequence it will see, in tokens.
         """
         ...
@@ -108,12 +104,10 @@ class TorchBackend:
         """`Backend.pack`."""
         return pack_parts(matrices)
 
-    def read(
-        self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
-    ) -> Decoder:
+    def read(self, config: ModelConfig, weights: Weights, max_model_len: int) -> Decoder:
         """`Backend.read`."""
         kernels = ops.select(self.device, self.dtype)
-        return build_model(config, Weights(read, group, pack=self.pack), kernels, max_model_len)
+        return build_model(config, weights, kernels, max_model_len)
 
     def footprint(self, decoder: Decoder) -> int:
         """`Backend.footprint`."""
@@ -165,11 +159,8 @@ class NativeBackend:
         """`Backend.pack`."""
         return outline(matrices) if matrices[0].is_meta else PackedLinear.of(matrices)
 
-    def read(
-        self, config: ModelConfig, read: ReadTensor, group: Group, max_model_len: int
-    ) -> Decoder:
+    def read(self, config: ModelConfig, weights: Weights, max_model_len: int) -> Decoder:
         """`Backend.read`; a matrix is packed as it comes."""
-        weights = Weights(read, group, pack=self.pack)
         return build_model(config, weights, ops.REFERENCE, max_model_len=1)
 
     def footprint(self, decoder: Decoder) -> int:

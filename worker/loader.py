@@ -17,7 +17,14 @@ import torch
 
 from kernels import ops
 from kernels.quantized import Matrix
-from worker.backends import WITH_TORCH, Backend, Computed, Wishes, choose_backend
+from worker.backends import (
+    WITH_TORCH,
+    Backend,
+    Computed,
+    NativeBackend,
+    Wishes,
+    choose_backend,
+)
 from worker.checkpoint import Checkpoint, CheckpointError
 from worker.executor import Model
 from worker.lane import Lane
@@ -170,7 +177,7 @@ class OpenedModel(Opened):
     @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
-        weights = Weights(self.shape, self.group, pack=self.backend.pack)
+        weights = self._weights(self.shape)
         read = build_model(self.config, weights, ops.REFERENCE, max_model_len=1)
         return self.backend.footprint(read)
 
@@ -183,7 +190,8 @@ class OpenedModel(Opened):
         """
         with opening(self.path):
             with self.reading() as read:
-                decoder = self.backend.read(self.config, read, self.group, self.max_model_len)
+                weights = self._weights(read)
+                decoder = self.backend.read(self.config, weights, self.max_model_len)
             weight_bytes = self.backend.footprint(decoder)
             model = self.backend.compiled(decoder)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
@@ -198,6 +206,10 @@ class OpenedModel(Opened):
             weight_bytes=weight_bytes,
             pooling=self.pooling,
         )
+
+    def _weights(self, read: ReadTensor) -> Weights:
+        packs_embedding = isinstance(self.backend, NativeBackend)
+        return Weights(read, self.group, pack=self.backend.pack, packs_embedding=packs_embedding)
 
 
 def open_model(

@@ -9,7 +9,7 @@ import torch
 
 from kernels.batch import AttentionBatch, RopeTable
 from kernels.native import library
-from kernels.native.packing import PackedLinear, pack
+from kernels.native.packing import PackedLinear
 from worker.kv_cache import KVCache
 from worker.models.decoder import Decoder
 from worker.models.gemma2 import SandwichLayer
@@ -178,9 +178,10 @@ class _Description:
         if config.tied_embeddings:
             embedding = head.parts[0]
         else:
-            packed = pack(decoder.embedding.weight)
+            packed = decoder.embedding.weight
+            assert isinstance(packed, PackedLinear), "it was read for torch"
             self._kept.append(packed)
-            embedding = packed.described()
+            (embedding,) = (part.described() for part in packed.parts)
         self.decoder = library.Decoder(
             config.hidden_size,
             config.intermediate_size,

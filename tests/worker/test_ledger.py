@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from kernels.linear import can_pack
-from kernels.quantized import dense
 from tests.worker.builders import MAX_MODEL_LEN, admission
 from worker import ledger
 from worker.kv_cache import KVCache
@@ -124,7 +123,8 @@ def test_what_was_asked_for_is_judged_without_the_weights(
 def packed_bytes(loaded: LoadedModel) -> int:
     """What a tied head takes that is laid out otherwise than the embedding."""
     assert isinstance(loaded.model, Decoder)
-    weight = dense(loaded.model.embedding.weight)
+    weight = loaded.model.embedding.weight
+    assert isinstance(weight, torch.Tensor)
     return weight.numel() * weight.itemsize * can_pack(weight)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.linear import linear, linear_into
+from kernels.native.packing import PackedLinear
 from kernels.quantized import Matrix, QuantizedMatrix, dense
 from worker.models.config import ModelConfig
 from worker.models.layers import Projection
@@ -20,11 +21,11 @@ class Embedding:
     """Token ids to the residual stream; of one rank, which holds the whole vocabulary.
 
     Attributes:
-        weight: [rows, hidden], perhaps in codes.
+        weight: [rows, hidden], perhaps in codes; or packed for the native kernels.
         scale: multiplies what is looked up; None for nothing.
     """
 
-    weight: Matrix
+    weight: Matrix | PackedLinear
     scale: float | None
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -33,6 +34,7 @@ class Embedding:
 
     def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden], unscaled."""
+        assert not isinstance(self.weight, PackedLinear), "it is for native kernels"
         if isinstance(self.weight, QuantizedMatrix):
             return self.weight.rows(token_ids).dequantized()
         return torch.nn.functional.embedding(token_ids, self.weight)
@@ -46,7 +48,8 @@ class Embedding:
             dtype = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
             scale = torch.tensor(scale, dtype=dtype).item()  # rounded as it was in training
         if weight.shape[0] == config.vocab_size:
-            return Embedding(weight, scale)
+            packs = weights.packs_embedding and not config.tied_embeddings
+            return Embedding(weights.pack([weight]) if packs else weight, scale)
         part = dense(weight)
         return SplitEmbedding(part, scale, weights.group.shard.rank * len(part), weights.group)
 
@@ -65,6 +68,7 @@ class SplitEmbedding(Embedding):
 
     def look_up(self, token_ids: torch.Tensor) -> torch.Tensor:
         """`Embedding.look_up`."""
+        assert isinstance(self.weight, torch.Tensor), "ranks look up floats"
         row = token_ids - self.first
         is_held = (row >= 0) & (row < self.weight.shape[0])
         rows = super().look_up(row * is_held)
@@ -114,10 +118,9 @@ class Head:
         A tied head shares values with the embedding, and not memory where the packed layout
         differs from the plain one.
         """
-        weight = (
-            embedding.weight
-            if config.tied_embeddings
-            else read_vocabulary(config, weights, "lm_head.weight")
-        )
+        weight = embedding.weight
+        if not config.tied_embeddings:
+            weight = read_vocabulary(config, weights, "lm_head.weight")
+        assert not isinstance(weight, PackedLinear), "a tied embedding is packed as the head"
         projection = Projection(weights.pack([weight]), None)
         return cls(projection, config.vocab_size, config.logits_softcap, weights.group)

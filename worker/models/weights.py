@@ -47,12 +47,14 @@ class Weights:
         group: the ranks that share the model.
         prefix: "" or ends with a dot.
         pack: lays out the matrices of a linear map, which are one above the other.
+        packs_embedding: whether an embedding that is not the head's, too, is laid out so.
     """
 
     read: ReadTensor
     group: Group = ALONE
     prefix: str = ""
     pack: Pack = pack_parts
+    packs_embedding: bool = False
 
     def under(self, name: str) -> "Weights":
         """The tensors whose names go on with this one and a dot."""
