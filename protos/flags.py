@@ -216,6 +216,14 @@ QUANTIZATION = Flag(
     one_of("auto", "none", "int8", "int4"),
     "auto",
 )
+PACKED_CACHE = Flag(
+    "packed_cache",
+    "Whether the matrices as a CPU's native kernels read them are kept in a file of the cache, "
+    "which all workers of the model map; else each packs its own.",
+    "on|off",
+    one_of("on", "off"),
+    "on",
+)
 LOAD_FORMAT = Flag(
     "load_format",
     "Read the directory's weights, or make random ones (dummy, for benchmarks).",

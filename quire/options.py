@@ -43,6 +43,7 @@ class StackOptions:
     kv_cache_dtype: str | None = None
     dtype: str | None = None
     quantization: str | None = None
+    packed_cache: str | None = None
     load_format: str | None = None
     pooling: str | None = None
     """Of embeddings: last, mean or cls; None: what the model says."""
@@ -190,6 +191,7 @@ _TAKES = {
         "dtype",
         "kv_cache_dtype",
         "quantization",
+        "packed_cache",
         "load_format",
         "pooling",
         "gpu_memory_utilization",
@@ -225,7 +227,8 @@ _FLAGS: dict[str, Flag[Any]] = {
         *(flags.REPLICAS, flags.ROUTER_PROCESSES, flags.DRAIN_TIMEOUT, flags.HANG_TIMEOUT),
         flags.STACK_METRICS_PORT,
         *(flags.TENSOR_PARALLEL_SIZE, flags.DEVICE, flags.CPU_BACKEND, flags.CPU_ISA, flags.DTYPE),
-        *(flags.KV_CACHE_DTYPE, flags.QUANTIZATION, flags.LOAD_FORMAT, flags.POOLING),
+        *(flags.KV_CACHE_DTYPE, flags.QUANTIZATION, flags.PACKED_CACHE),
+        *(flags.LOAD_FORMAT, flags.POOLING),
         *(flags.GPU_MEMORY_UTILIZATION, flags.THREADS, flags.MAX_MODEL_LEN, flags.BLOCK_SIZE),
         *(flags.NUM_BLOCKS, flags.KV_CACHE_MEMORY, flags.MAX_NUM_SEQS),
         *(flags.WORKER_MAX_NUM_BATCHED_TOKENS, flags.SCHEDULING_POLICY, flags.PRIORITY_AGING),

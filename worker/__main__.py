@@ -9,6 +9,7 @@ import typer
 
 from protos import flags
 from protos.command_line import run
+from protos.folders import cache_dir
 from protos.trust import Trust
 
 _METRICS_PORTS = [flags.WORKER_METRICS_PORT.default]
@@ -39,6 +40,7 @@ def main(
     ] = None,
     dtype: Annotated[str, flags.DTYPE.typer()] = flags.DTYPE.default,
     quantization: Annotated[str, flags.QUANTIZATION.typer()] = flags.QUANTIZATION.default,
+    packed_cache: Annotated[str, flags.PACKED_CACHE.typer()] = flags.PACKED_CACHE.default,
     load_format: Annotated[str, flags.LOAD_FORMAT.typer()] = flags.LOAD_FORMAT.default,
     pooling: Annotated[str | None, flags.POOLING.typer()] = None,
     enforce_eager: Annotated[
@@ -120,6 +122,7 @@ def main(
         max_num_batched_tokens=max_num_batched_tokens,
         dtype=dtype,
         quantization=quantization,
+        packed_cache=_folder_of_packed() if packed_cache == "on" else None,
         load_format=load_format,
         pooling=pooling,
         enforce_eager=enforce_eager,
@@ -141,6 +144,14 @@ def main(
         sys.stderr.write(f"error: {error}\n")
         exit_code = 2
     raise typer.Exit(exit_code)
+
+
+def _folder_of_packed() -> Path | None:
+    """None for a user who has no home."""
+    try:
+        return cache_dir() / "packed"
+    except RuntimeError:
+        return None
 
 
 def _port_of(rank: int, ports: Sequence[int]) -> int:

@@ -131,6 +131,7 @@ class Ledger:
         block_size: tokens per block.
         max_model_len: tokens of the longest sequence.
         is_shared: the free bytes are the machine's, where other workers count on the same ones.
+        mapped_bytes: of the weights, those in pages of a file, which other workers may map.
     """
 
     free_bytes: int
@@ -142,6 +143,7 @@ class Ledger:
     block_size: int
     max_model_len: int
     is_shared: bool
+    mapped_bytes: int = 0
 
     def limited_to(self, num_blocks: int) -> "Ledger":
         """With no more usable blocks than that."""
@@ -154,8 +156,9 @@ class Ledger:
         graphs = [f"memory: graphs     {_size(self.graph_bytes):>11}"] if self.graph_bytes else []
         slack = self.free_bytes - self.kv_bytes - self.workspace_bytes - self.graph_bytes
         others = "; other workers of this machine take theirs from it, too"
+        mapped = "   mapped from a file, which workers share" if self.mapped_bytes else ""
         return [
-            f"memory: weights    {_size(self.weight_bytes):>11}",
+            f"memory: weights    {_size(self.weight_bytes):>11}{mapped}",
             *graphs,
             f"memory: KV cache   {_size(self.kv_bytes):>11}   {self.num_blocks:,} blocks of "
             f"{self.block_size} tokens = {tokens:,} tokens, "
@@ -181,7 +184,8 @@ def settle(
 
     Raises `MemoryShortError` when one sequence of `max_model_len` does not fit.
     """
-    free = free_bytes(device)
+    # Pages of a file count as free, though those of the weights are read in every step.
+    free = max(0, free_bytes(device) - loaded.mapped_bytes)
     need = KVNeed.of(loaded, sizes.block_size)
     left, is_shared = free, claims is None
     if claims is None:
@@ -213,6 +217,7 @@ def settle(
         block_size=sizes.block_size,
         max_model_len=loaded.max_model_len,
         is_shared=is_shared,
+        mapped_bytes=loaded.mapped_bytes,
     )
 
 

@@ -30,9 +30,12 @@ from worker.executor import Model
 from worker.lane import Lane
 from worker.loading_progress import loading
 from worker.models.config import DTYPES, ModelConfig
+from worker.models.decoder import Decoder
 from worker.models.fields import UnsupportedModelError
 from worker.models.registry import build_model, checkpoint_tensors, parse_config
-from worker.models.weights import Part, ReadTensor, Weights
+from worker.models.weights import Pack, Part, ReadTensor, Weights
+from worker.packed_cache import PackedCache, Packing, packed_identity
+from worker.packed_file import PackedFile, PackedReader
 from worker.parallel import ALONE, Group
 from worker.plans import Pooling
 from worker.pooling import Pooler
@@ -57,6 +60,7 @@ class Loaded:
         revision: changes whenever configuration or weights do.
         weight_bytes: memory that the weights occupy.
         pooling: how prompts become vectors.
+        mapped_bytes: those of them in pages of a file, which other processes may share.
     """
 
     dtype: torch.dtype
@@ -64,6 +68,7 @@ class Loaded:
     revision: str
     weight_bytes: int
     pooling: SentencePooling
+    mapped_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +136,20 @@ class Opened:
         codes = self.weights.outline(name) if self.keeps_codes else None
         return torch.empty(shape, dtype=self.dtype, device="meta")[part] if codes is None else codes
 
+    def tensor(self, name: str, shape: tuple[int, ...], part: Part) -> Matrix:
+        """Reads one, or part of it."""
+        codes = self.weights.read_codes(name) if self.keeps_codes else None
+        if codes is not None:
+            return codes
+        return self.weights.read(name, part, self.dtype, self.device)
+
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         """Reads tensors, and says how far it is."""
         with loading(self.path.resolve().name, self.num_tensors) as advance:
 
             def read(name: str, shape: tuple[int, ...], part: Part) -> Matrix:
-                tensor: Matrix | None = self.weights.read_codes(name) if self.keeps_codes else None
-                if tensor is None:
-                    tensor = self.weights.read(name, part, self.dtype, self.device)
+                tensor = self.tensor(name, shape, part)
                 advance()
                 return tensor
 
@@ -162,12 +172,16 @@ class OpenedModel(Opened):
         share: those of what this rank computes.
         group: the ranks that share the model.
         backend: what will compute.
+        packed_cache: where packed matrices are kept; None for this process's memory.
+        quantization: as it was asked for.
     """
 
     config: ModelConfig
     share: ModelConfig
     group: Group
     backend: Backend
+    packed_cache: PackedCache | None
+    quantization: str
 
     @property
     def keeps_codes(self) -> bool:
@@ -177,7 +191,7 @@ class OpenedModel(Opened):
     @property
     def weight_bytes(self) -> int:
         """Memory that this rank's weights will occupy, but for a tied head's packed copy."""
-        weights = self._weights(self.shape)
+        weights = self._weights(self.shape, self.backend.pack)
         read = build_model(self.config, weights, ops.REFERENCE, max_model_len=1)
         return self.backend.footprint(read)
 
@@ -189,9 +203,9 @@ class OpenedModel(Opened):
             LostRankError: another rank has gone.
         """
         with opening(self.path):
-            with self.reading() as read:
-                weights = self._weights(read)
-                decoder = self.backend.read(self.config, weights, self.max_model_len)
+            revision = self.revision()
+            packed = self._packed(revision)
+            decoder = self._read(self.backend.pack) if packed is None else self._mapped(packed)
             weight_bytes = self.backend.footprint(decoder)
             model = self.backend.compiled(decoder)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
@@ -202,14 +216,37 @@ class OpenedModel(Opened):
             backend=self.backend,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
-            revision=self.revision(),
+            revision=revision,
             weight_bytes=weight_bytes,
             pooling=self.pooling,
+            mapped_bytes=0 if packed is None else packed.num_bytes,
         )
 
-    def _weights(self, read: ReadTensor) -> Weights:
+    def _weights(self, read: ReadTensor, pack: Pack) -> Weights:
         packs_embedding = isinstance(self.backend, NativeBackend)
-        return Weights(read, self.group, pack=self.backend.pack, packs_embedding=packs_embedding)
+        return Weights(read, self.group, pack=pack, packs_embedding=packs_embedding)
+
+    def _read(self, pack: Pack) -> Decoder:
+        with self.reading() as read:
+            return self.backend.read(self.config, self._weights(read, pack), self.max_model_len)
+
+    def _packed(self, revision: str) -> PackedFile | None:
+        """The matrices in a file; None if they are not kept in one."""
+        if self.packed_cache is None or not isinstance(self.backend, NativeBackend):
+            return None
+        identity = packed_identity(self.path, revision, self.quantization)
+        packing = Packing(self.path, identity, self.weight_bytes, self.num_tensors)
+        return self.packed_cache.mapped(packing, lambda writer: self._read(writer.pack))
+
+    def _mapped(self, packed: PackedFile) -> Decoder:
+        """Of the checkpoint only vectors are read."""
+
+        def read(name: str, shape: tuple[int, ...], part: Part) -> Matrix:
+            give = self.shape if len(shape) == 2 else self.tensor
+            return give(name, shape, part)
+
+        weights = self._weights(read, PackedReader(packed).pack)
+        return self.backend.read(self.config, weights, self.max_model_len)
 
 
 def open_model(
@@ -222,6 +259,7 @@ def open_model(
     group: Group = ALONE,
     pooling: Pooling | None = None,
     wishes: Wishes = WITH_TORCH,
+    packed_cache: PackedCache | None = None,
 ) -> OpenedModel:
     """Opens a Hugging Face directory.
 
@@ -235,6 +273,7 @@ def open_model(
         group: the ranks that share the model; each reads its part.
         pooling: of embeddings; None for what the model says.
         wishes: how a step is to be computed.
+        packed_cache: where packed matrices are kept, if they are no random ones; None: not at all.
 
     Raises:
         LoadError: the directory is missing, incomplete, damaged or not supported.
@@ -260,6 +299,8 @@ def open_model(
         share=share,
         group=group,
         backend=backend,
+        packed_cache=None if load_format == "dummy" else packed_cache,
+        quantization=wishes.quantization,
         dtype=number_format,
         max_model_len=length,
         device=device,
@@ -279,6 +320,7 @@ def load_model(
     group: Group = ALONE,
     pooling: Pooling | None = None,
     wishes: Wishes = WITH_TORCH,
+    packed_cache: PackedCache | None = None,
 ) -> LoadedModel:
     """Opens a Hugging Face directory and reads its weights; see `open_model`."""
     opened = open_model(
@@ -290,6 +332,7 @@ def load_model(
         group=group,
         pooling=pooling,
         wishes=wishes,
+        packed_cache=packed_cache,
     )
     return opened.load()
 

@@ -40,6 +40,8 @@ class Options:
     """last, mean or cls."""
     link_arguments: Sequence[str] = ()
     """What the transport process is told of whom to trust."""
+    packed_cache: Path | None = None
+    """Folder of packed matrices; None: each worker has its own in memory."""
     place: Place = SOLE
     """Among the ranks of the replica."""
 

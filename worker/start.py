@@ -22,6 +22,7 @@ from worker.ledger import KVNeed, KVRequest, MemoryShortError, check_weights
 from worker.loader import LoadedModel, LoadError, open_model
 from worker.native import NativeDecoder
 from worker.options import Options, StartError
+from worker.packed_cache import PackedCache
 from worker.parallel import Group
 from worker.phases import Phases
 from worker.plans import Hello, Pooling
@@ -140,6 +141,7 @@ def _start_model(options: Options, device: torch.device, group: Group, phases: P
         group=group,
         pooling=_pooling(options),
         wishes=_wishes(options, device),
+        packed_cache=None if options.packed_cache is None else PackedCache(options.packed_cache),
     )
     KVNeed.of(opened, opened.backend.block_size).check(request)
     check_weights(opened)

@@ -25,6 +25,11 @@ def outline(matrices: Sequence[Matrix]) -> PackedLinear:
     return PackedLinear(tuple(map(_outline, stacked(matrices))))
 
 
+def without_data(linear: PackedLinear) -> PackedLinear:
+    """Of the same sizes."""
+    return PackedLinear(tuple(_of_panels(part, part.values.shape[0]) for part in linear.parts))
+
+
 def _outline(matrix: Matrix) -> PackedMatrix:
     rows, columns = matrix.shape
     panel = pack(_one_panel(matrix))

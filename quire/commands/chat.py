@@ -46,6 +46,7 @@ def chat(
     dtype: flags.DtypeFlag = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
     quantization: flags.Quantization = None,
+    packed_cache: flags.PackedCache = None,
     threads: flags.Threads = None,
 ) -> None:
     """Chat with a model: with the stack that runs here, a server, or one started for MODEL.

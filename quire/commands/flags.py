@@ -76,6 +76,7 @@ CpuIsa = Annotated[str | None, _model(flags.CPU_ISA)]
 KvCacheDtype = Annotated[str | None, _model(flags.KV_CACHE_DTYPE)]
 DtypeFlag = Annotated[str | None, _model(flags.DTYPE)]
 Quantization = Annotated[str | None, _model(flags.QUANTIZATION)]
+PackedCache = Annotated[str | None, _model(flags.PACKED_CACHE)]
 LoadFormatFlag = Annotated[str | None, _model(flags.LOAD_FORMAT)]
 PoolingFlag = Annotated[str | None, _model(flags.POOLING)]
 EnforceEager = Annotated[

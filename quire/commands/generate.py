@@ -29,6 +29,7 @@ def generate(
     dtype: flags.DtypeFlag = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
     quantization: flags.Quantization = None,
+    packed_cache: flags.PackedCache = None,
     threads: flags.Threads = None,
 ) -> None:
     """Continue a prompt: starts a stack, streams the text to standard output, stops the stack.

@@ -59,6 +59,7 @@ def serve(
     dtype: flags.DtypeFlag = None,
     kv_cache_dtype: flags.KvCacheDtype = None,
     quantization: flags.Quantization = None,
+    packed_cache: flags.PackedCache = None,
     load_format: flags.LoadFormatFlag = None,
     pooling: flags.PoolingFlag = None,
     enforce_eager: flags.EnforceEager = False,

@@ -48,6 +48,7 @@ _OTHERS: dict[str, Any] = {
     "kv_cache_dtype": "float16",
     "dtype": "float16",
     "quantization": "int8",
+    "packed_cache": "off",
     "load_format": "dummy",
     "pooling": "mean",
     "gpu_memory_utilization": 0.7,

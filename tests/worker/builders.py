@@ -84,7 +84,9 @@ def plan(
     )
 
 
-def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE, head_dim: int = 16) -> Path:
+def write_tiny_llama(
+    directory: Path, *, vocab_size: int = VOCAB_SIZE, head_dim: int = 16, tied: bool = True
+) -> Path:
     """A Llama of two layers with random weights, large enough that its argmax moves about."""
     raw = {
         "architectures": ["LlamaForCausalLM"],
@@ -99,7 +101,7 @@ def write_tiny_llama(directory: Path, *, vocab_size: int = VOCAB_SIZE, head_dim:
         "max_position_embeddings": MAX_MODEL_LEN,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "hidden_act": "silu",
         "torch_dtype": "float32",
         "eos_token_id": 2,

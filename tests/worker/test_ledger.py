@@ -1,6 +1,7 @@
 """Blocks follow from bytes, and too few are refused with both figures."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_the_default_takes_a_quarter_of_what_is_free(
     free = 4 * block_bytes(tiny_model) * (2 * BLOCKS_EACH + 1)
     monkeypatch.setattr(ledger, "free_bytes", lambda device: free)
     assert settled(tiny_model).num_blocks == 2 * BLOCKS_EACH
+
+
+def test_pages_of_weights_are_not_free(
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a file count as free for the system, which would have to read them again."""
+    free = 4 * block_bytes(tiny_model) * (2 * BLOCKS_EACH + 1)
+    mapped = tiny_model.weight_bytes
+    monkeypatch.setattr(ledger, "free_bytes", lambda device: free + mapped)
+    found = settled(replace(tiny_model, mapped_bytes=mapped))
+    assert (found.free_bytes, found.num_blocks) == (free, 2 * BLOCKS_EACH)
+    assert found.lines()[0].endswith(" mapped from a file, which workers share")
+    assert settled(tiny_model).lines()[0] == found.lines()[0].partition(" KiB")[0] + " KiB"
 
 
 def test_bytes_and_blocks_can_be_asked_for(tiny_model: LoadedModel) -> None:
