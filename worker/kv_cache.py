@@ -5,9 +5,6 @@ keeps the tokens of one KV head together, ``[num_kv_heads, block_size, head_dim]
 which walks a context head by head reads memory in runs.
 """
 
-import math
-import mmap
-
 import torch
 
 from worker.models.config import ModelConfig
@@ -33,7 +30,7 @@ class KVCache:
     ) -> None:
         """Reserves the memory; pages are touched only as blocks are first written."""
         shape = (2, config.num_layers, num_blocks + 1, config.num_kv_heads, block_size)
-        storage = reserve((*shape, config.head_dim), dtype, device)
+        storage = torch.empty((*shape, config.head_dim), dtype=dtype, device=device)
         storage[:, :, 0] = 0
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -45,17 +42,3 @@ class KVCache:
         """Bytes that one block takes over all layers, keys and values together."""
         elements = config.num_layers * config.num_kv_heads * block_size * config.head_dim
         return 2 * elements * dtype.itemsize
-
-
-def reserve(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory that is touched only as it is written; on the host in pages as large as there are.
-
-    Blocks lie anywhere: with small pages the processor looks for where they are as long as it
-    reads them.
-    """
-    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype, device=device)
-    size = max(1, math.prod(shape) * dtype.itemsize)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
