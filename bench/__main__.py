@@ -31,6 +31,7 @@ def main(
             "the served path, what bounds it and what a user would try first",
             ["--threads", str(threads), "--rounds", str(rounds)],
         ),
+        "decode_step": ("where a decode step's time goes", ["--threads", str(threads)]),
         "speculation": ("what drafts are worth", ["--threads", str(threads)]),
         "structured": ("what structured outputs cost", ["--threads", str(threads)]),
     }

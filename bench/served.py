@@ -61,6 +61,13 @@ _COUNTERS = (
     "quire:step_seconds_count",
 )
 
+_PARTS = {
+    "waits for a plan": "quire:executor_wait_seconds_total",
+    "mirror": "quire:executor_prepare_seconds_total",
+    "forward pass": "quire:executor_forward_seconds_total",
+    "sampler": "quire:executor_sample_seconds_total",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -72,16 +79,22 @@ class Served:
     step_ms: float
     cpu_ms: dict[str, float]
     """Processor time per step, user and system, of each process."""
+    steps: float
+    duration_s: float
+    parts_s: dict[str, float]
+    """Of the worker's time, by what it did."""
 
 
 class StackUnderTest:
     """A stack on unix sockets, a client of it, and its counters."""
 
-    def __init__(self, model: ResolvedModel, threads: int) -> None:
-        options = StackOptions(threads=threads, max_model_len=2048)
-        self._background = BackgroundStack(model, options)
+    def __init__(self, model: ResolvedModel, threads: int, **options: Any) -> None:
+        """Starts it; more options of `StackOptions` may be given."""
+        self._background = BackgroundStack(
+            model, StackOptions(threads=threads, max_model_len=2048, **options)
+        )
         processes = {each.role: each for each in self._background.stack.record().processes}
-        self._metrics_url = str(processes["scheduler"].metrics)
+        self._metrics_urls = [str(processes[role].metrics) for role in ("scheduler", "worker")]
         self._pids = {role: each.pid for role, each in processes.items() if each.pid}
         [self._pids["link"]] = [
             child.pid
@@ -116,6 +129,9 @@ class StackUnderTest:
             cpu_ms={
                 name: 1e3 * (cpu_after[name] - cpu_before[name]) / steps for name in self._pids
             },
+            steps=steps,
+            duration_s=duration_s,
+            parts_s={part: after[name] - before[name] for part, name in _PARTS.items()},
         )
 
     async def _send_for_streams(
@@ -159,13 +175,13 @@ class StackUnderTest:
         return {name: _cpu_s(pid) for name, pid in self._pids.items()}
 
     def _counters(self) -> dict[str, float]:
-        text = httpx.get(self._metrics_url).text
         samples = {
             sample.name: sample.value
-            for family in text_string_to_metric_families(text)
+            for url in self._metrics_urls
+            for family in text_string_to_metric_families(httpx.get(url).text)
             for sample in family.samples
         }
-        return {name: samples[name] for name in _COUNTERS}
+        return {name: samples[name] for name in (*_COUNTERS, *_PARTS.values())}
 
 
 def _cpu_s(pid: int) -> float:
