@@ -8,6 +8,7 @@
 Epochs grow over restarts of the scheduler, so whatever carries an older one is known to be void.
 """
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -75,8 +76,8 @@ class Attachment:
     """When it attached, before the first."""
     pace: Pace = field(default_factory=Pace)
     in_flight: deque[SentPlan] = field(default_factory=deque)
-    is_held: bool = False
-    """No plan goes ahead of its results for a moment: what belongs into it may be under way."""
+    holds_back: asyncio.TimerHandle | None = None
+    """Until this fires no plan goes ahead of its results: what belongs into it may be under way."""
     num_steps: int = 0
 
     @property
@@ -107,9 +108,17 @@ class Attachment:
 
     @property
     def ahead_at(self) -> float:
-        """From when on plans may go ahead of the one now executing, if there is one."""
+        """From when on plans may go ahead of the one now executing, which there must be."""
         since = self.oldest_since
-        return 0.0 if since is None else since + self.pace.hold_s(self.in_flight[0].num_tokens)
+        assert since is not None
+        oldest = self.in_flight[0]
+        return since + self.pace.hold_s(oldest.num_tokens - oldest.max_draft_tokens)
+
+    def stop_holding(self) -> None:
+        """What plans were held back for is over."""
+        if self.holds_back is not None:
+            self.holds_back.cancel()
+            self.holds_back = None
 
     def welcome(self, hash_seed: bytes, *, keeps_names: bool) -> None:
         """Opens the epoch at every rank."""

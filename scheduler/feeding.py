@@ -64,6 +64,7 @@ class Feeder:
 
     def feed(self, attachment: Attachment) -> None:
         """It has answered; others may have something to do by that."""
+        attachment.stop_holding()  # that was for the step that is over
         self._send(attachment, 1)
         self._send_ahead(attachment)
         self._feed_others()
@@ -82,7 +83,7 @@ class Feeder:
     def _send_ahead(self, attachment: Attachment) -> None:
         """Plans go ahead of the one that is executing when that is near its end: what comes until
         then is part of them."""
-        if attachment.is_held or not attachment.in_flight:
+        if attachment.holds_back is not None or not attachment.in_flight:
             return
         wait_s = attachment.ahead_at - self._clock()
         if wait_s > 0:
@@ -91,11 +92,11 @@ class Feeder:
             self._send(attachment, attachment.pace.depth)
 
     def _hold(self, attachment: Attachment, seconds: float) -> None:
-        attachment.is_held = True
-        self._guard.call_later(seconds, lambda: self._release(attachment))
+        release = self._guard.call_later(seconds, lambda: self._release(attachment))
+        attachment.holds_back = release
 
     def _release(self, attachment: Attachment) -> None:
-        attachment.is_held = False
+        attachment.holds_back = None
         if self._attachments.get(attachment.replica_id) is attachment:
             self._send_ahead(attachment)
 

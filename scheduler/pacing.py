@@ -44,8 +44,9 @@ class Pace:
 
     def hold_s(self, num_tokens: int) -> float:
         """How long a step of this many tokens should execute before plans go ahead of it. A short
-        one leaves no time for that; during a long one much may come that need not wait for two."""
-        expected = self.expected_s(num_tokens)
+        one leaves no time for that; during a long one much may come that need not wait for two.
+        Of a size that was not seen yet nothing is known."""
+        expected = self._seconds.get(num_tokens.bit_length(), 0.0)
         return expected - _LEAD_S if expected >= _LONG_STEP_S else 0.0
 
     def observe(self, seconds: float, num_tokens: int) -> None:

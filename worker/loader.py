@@ -205,7 +205,9 @@ class OpenedModel(Opened):
         with opening(self.path):
             revision = self.revision()
             packed = self._packed(revision)
-            decoder = self._read(self.backend.pack) if packed is None else self._mapped(packed)
+            decoder = None if packed is None else self._mapped(packed)
+            if decoder is None:
+                packed, decoder = None, self._read(self.backend.pack)
             weight_bytes = self.backend.footprint(decoder)
             model = self.backend.compiled(decoder)
         self.group.meet()  # the first step waits for seconds, not for a rank that still loads
@@ -238,15 +240,19 @@ class OpenedModel(Opened):
         packing = Packing(self.path, identity, self.weight_bytes, self.num_tensors)
         return self.packed_cache.mapped(packing, lambda writer: self._read(writer.pack))
 
-    def _mapped(self, packed: PackedFile) -> Decoder:
-        """Of the checkpoint only vectors are read."""
+    def _mapped(self, packed: PackedFile) -> Decoder | None:
+        """Of the checkpoint only vectors are read. None: the file is of another model."""
 
         def read(name: str, shape: tuple[int, ...], part: Part) -> Matrix:
             give = self.shape if len(shape) == 2 else self.tensor
             return give(name, shape, part)
 
         weights = self._weights(read, PackedReader(packed).pack)
-        return self.backend.read(self.config, weights, self.max_model_len)
+        try:
+            return self.backend.read(self.config, weights, self.max_model_len)
+        except CheckpointError as error:
+            log.warning("packed matrices are not used: %s", error)
+            return None
 
 
 def open_model(

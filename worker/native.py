@@ -18,6 +18,9 @@ from worker.models.rope import Rope
 
 _GATES = {"silu": 0, "gelu_tanh": 1}
 _NO_NORM = library.Norm(None, 0.0)
+_FINE = 2
+"""Bytes of a rounded activation where one costs answers: before attention, and where a gate has
+multiplied, so that a few are far greater than all others."""
 
 
 class NativeDecoder:
@@ -215,10 +218,10 @@ class _Description:
             attended_norm,
             self._norm(layer.mlp_norm),
             product_norm,
-            self._linear(attention.qkv),
+            self._linear(attention.qkv, _FINE),
             self._linear(attention.output.projection),
             self._linear(mlp.gate_up),
-            self._linear(mlp.down.projection),
+            self._linear(mlp.down.projection, _FINE),
             library.Scoring(scoring.scale, scoring.softcap or 0.0, scoring.window or 0),
             rope,
         )
@@ -230,14 +233,14 @@ class _Description:
         table = RopeTable.build(rope.inverse_frequencies(head_dim), max_model_len)
         return library.Rope(self._address(table.cos), self._address(table.sin))
 
-    def _linear(self, projection: Projection) -> library.Linear:
+    def _linear(self, projection: Projection, terms: int = 1) -> library.Linear:
         packed, bias = projection.weight, projection.bias
         assert isinstance(packed, PackedLinear), "it was read for torch"
         parts = (library.Matrix * len(packed.parts))(*(part.described() for part in packed.parts))
         self._kept.append(packed)
         rows = sum(part.shape[0] for part in packed.parts)
         address = None if bias is None else self._address(bias)
-        return library.Linear(rows, len(parts), parts, address)
+        return library.Linear(rows, len(parts), parts, address, terms)
 
     def _address(self, floats: torch.Tensor) -> int:
         floats = floats.float().contiguous()

@@ -9,7 +9,8 @@ layout. Whoever finds no such file writes it while it packs, and maps it then; o
 Where it cannot be written the worker packs into its own memory.
 
 A file counts as used when it is mapped. Who writes one deletes others: of the same model, all but
-the two used last; of any model, those that nobody has used for a month. Mapped pages stay.
+the two used last, so that with the new one three are left; of any model, those that nobody has used
+for a month. Mapped pages stay.
 """
 
 import contextlib
@@ -150,6 +151,8 @@ def _find(path: Path, packing: Packing) -> PackedFile | None:
 
 def _make(path: Path, packing: Packing, write: Write) -> PackedFile:
     """Raises OSError, and what `write` raises; nothing is left behind then."""
+    for abandoned in path.parent.glob("*.partial"):
+        abandoned.unlink(missing_ok=True)
     free = shutil.disk_usage(path.parent).free
     if packing.num_bytes > free // 2:
         raise OSError(
@@ -158,8 +161,6 @@ def _make(path: Path, packing: Packing, write: Write) -> PackedFile:
         )
     log.info("packed matrices are written, to be shared (--packed-cache off: not): %s", path)
     start = time.perf_counter()
-    for abandoned in path.parent.glob("*.partial"):
-        abandoned.unlink(missing_ok=True)
     partial = path.with_suffix(".partial")
     try:
         with partial.open("xb") as file:

@@ -209,7 +209,8 @@ class Sampler:
             token_id = sampling.argmax(logits).numpy()
         if random is not None:
             token_id[random.rows] = self._draw(logits, random, rows)
-        if penalized is not None and self._tables is not None:
+        if penalized is not None:
+            assert self._tables is not None, "nobody with penalties was admitted"
             where = (rows.slots[penalized.rows], token_id[penalized.rows])
             np.add.at(self._tables.output_count.numpy(), where, rows.live[penalized.rows])
         logprobs = None
@@ -234,7 +235,8 @@ class Sampler:
             sampling.add_at_(logits, _tensor(ban.row), _tensor(ban.token_id), _tensor(value))
             changed = True
         penalized = needs.penalized
-        if penalized is not None and self._tables is not None:
+        if penalized is not None:
+            assert self._tables is not None, "nobody with penalties was admitted"
             row, slot = _tensor(penalized.rows), _tensor(rows.slots[penalized.rows])
             sampling.penalize_(logits, row, slot, self._tables, _tensor(penalized.penalties))
             changed = True

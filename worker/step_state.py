@@ -260,7 +260,7 @@ class StepState:
     def _blocks(self, slots: Int64Column, end: Int64Column, live: BoolColumn) -> torch.Tensor:
         """The block tables of rows whose context has so many tokens, at least one column wide."""
         width = (int(end.max(initial=1)) - 1) // self._block_size + 1
-        tables = self._block_table[:, :width].take(slots, axis=0)
+        tables = self._block_table[slots, :width]
         tables *= live[:, None]
         return torch.from_numpy(tables)
 

@@ -137,7 +137,7 @@ INLINE void score_tile(const PagedHead<Stored>& head, const QuireHeads& heads,
         Floats key[SETS];
         EACH (s, SETS) {
             key[s] = load(keys[s] + d * heads.block_size);
-            if (sizeof(Stored) == sizeof(float) || d % 2 == 0)
+            if (d * heads.block_size * sizeof(Stored) % 64 == 0)
                 __builtin_prefetch(next[s] + d * heads.block_size);
         }
         EACH (i, QUERIES)

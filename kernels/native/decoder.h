@@ -169,7 +169,7 @@ class Pass {
                 else
                     norm_row(from, decoder_.norm, size, out);
             });
-            multiply_all(team_, decoder_.head, input(size), count,
+            multiply_all(team_, decoder_.head, input(decoder_.head, size), count,
                          {logits, decoder_.vocab_size, false});
             if (decoder_.logits_softcap > 0)
                 team_.each((int)count, [&](int row) { cap(logits + row * decoder_.vocab_size); });
@@ -190,11 +190,13 @@ class Pass {
     void reserve(int64_t rows, int64_t columns) {
         floats_ = space_.floats.of<float>(rows * columns);
         const int64_t quads = (rows + QUAD - 1) / QUAD;
-        codes_ = space_.codes.of<int8_t>(quads * QUAD * columns);
+        codes_ = space_.codes.of<int8_t>(quads * QUAD * columns * MOST_TERMS);
         spans_ = space_.spans.of<Span>(quads * (columns / SPAN));
     }
 
-    Activations input(int64_t columns) const { return {columns, floats_, codes_, spans_}; }
+    Activations input(const QuireLinear& linear, int64_t columns) const {
+        return {columns, floats_, codes_, spans_, linear.terms};
+    }
 
     // Makes the activations that a product reads; make(row, out) gives one row in floats.
     template <class Make>
@@ -210,8 +212,10 @@ class Pass {
                 made[r] = floats_ + (first + r) * columns;
                 make(first + r, made[r]);
             }
-            if (rounds)
-                round_quad(made, (int)rows, first, input(columns));
+            if (rounds && linear.terms == 1)
+                round_quad<1>(made, (int)rows, first, input(linear, columns));
+            else if (rounds)
+                round_quad<2>(made, (int)rows, first, input(linear, columns));
         });
     }
 
@@ -224,7 +228,8 @@ class Pass {
         prepare(layer.qkv, tokens, size, [&](int64_t row, float* out) {
             norm_row(stream + row * size, layer.attention_norm, size, out);
         });
-        multiply_all(team_, layer.qkv, input(size), tokens, {qkv_, layer.qkv.rows, false});
+        multiply_all(team_, layer.qkv, input(layer.qkv, size), tokens,
+                     {qkv_, layer.qkv.rows, false});
         team_.each((int)tokens,
                    [&](int token) { rotate_and_store(layer, step, token, keys, values); });
         attend(PagedAttention<Stored>(step, heads, layer.scoring, qkv_, keys, values, floats_),
@@ -234,7 +239,8 @@ class Pass {
         prepare(layer.gate_up, tokens, size, [&](int64_t row, float* out) {
             norm_row(stream + row * size, layer.mlp_norm, size, out);
         });
-        multiply_all(team_, layer.gate_up, input(size), tokens, {wide_, layer.gate_up.rows, false});
+        multiply_all(team_, layer.gate_up, input(layer.gate_up, size), tokens,
+                     {wide_, layer.gate_up.rows, false});
         const int64_t width = decoder_.intermediate_size;
         prepare(layer.down, tokens, width, [&](int64_t row, float* out) {
             gate_row(wide_ + row * 2 * width, width, decoder_.gate, out);
@@ -288,8 +294,9 @@ class Pass {
                      const QuireNorm& norm, float* stream) {
         const int64_t size = decoder_.hidden_size;
         if (norm.weight == nullptr)
-            return multiply_all(team_, linear, input(columns), tokens, {stream, size, true});
-        multiply_all(team_, linear, input(columns), tokens, {sublayer_, size, false});
+            return multiply_all(team_, linear, input(linear, columns), tokens,
+                                {stream, size, true});
+        multiply_all(team_, linear, input(linear, columns), tokens, {sublayer_, size, false});
         team_.each((int)tokens, [&](int token) {
             float* made = sublayer_ + token * size;
             norm_row(made, norm, size, made);

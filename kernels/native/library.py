@@ -34,6 +34,7 @@ class Linear(Structure):
         ("count", c_int64),
         ("parts", POINTER(Matrix)),
         ("bias", c_void_p),
+        ("terms", c_int32),
     )
 
 

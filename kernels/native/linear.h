@@ -5,9 +5,10 @@
 // order of K alone, however many rows of activations there are: a row's result does not depend on
 // its neighbours, bit by bit.
 //
-// Codes meet activations of eight bits: x ≈ scale · q with one scale for 32 columns of one row.
-// Sums within these columns are whole numbers, and exact; what rounding costs, at most 1 / 254 of
-// the greatest of 32, `bench.perplexity` measures.
+// Codes meet whole numbers: x ≈ scale · q with one scale for 32 columns of one row, and q of one
+// byte or, where that would cost answers, of two. Sums within these columns are whole numbers, and
+// exact; what rounding costs, at most 1 / 254 of the greatest of 32 or 1 / 65024,
+// `bench.perplexity` tells.
 #pragma once
 
 #include "simd.h"
@@ -19,6 +20,8 @@ namespace quire {
 
 // Columns of activations that share a scale.
 constexpr int SPAN = 32;
+// Bytes of a rounded activation, at most.
+constexpr int MOST_TERMS = 2;
 
 extern "C" {
 
@@ -30,7 +33,7 @@ struct QuireMatrix {
     Kind kind;
     int32_t group;         // columns that share a scale: 16 or 32
     int32_t scales_halved; // whether scales and offsets have sixteen bits
-    const void* values;    // [panels][columns][16], see `panel_words` for codes
+    const void* values;    // [panels][columns][16], for codes see `quad_of`
     const void* scales;    // [panels][columns / group][16]
     const void* offsets;   // likewise; null for none
 };
@@ -41,6 +44,7 @@ struct QuireLinear {
     int64_t count;
     const QuireMatrix* parts;
     const float* bias; // [rows]; null for none
+    int32_t terms;     // bytes of a rounded activation, 1 or 2
 };
 }
 
@@ -61,11 +65,12 @@ struct Span {
 struct Activations {
     int64_t columns = 0;
     const float* floats = nullptr; // [rows][columns]
-    int8_t* codes = nullptr;       // [rows / 4][columns / 4][4][4]
+    int8_t* codes = nullptr;       // [rows / 4][columns / 4][terms][4][4], the high bytes first
     Span* spans = nullptr;         // [rows / 4][columns / 32]
+    int terms = 1;
 
     int8_t* codes_of(int64_t row) const {
-        return codes + row / QUAD * columns * QUAD + row % QUAD * QUAD;
+        return codes + row / QUAD * columns * terms * QUAD + row % QUAD * QUAD;
     }
     Span* spans_of(int64_t row) const { return spans + row / QUAD * (columns / SPAN); }
 };
@@ -76,8 +81,29 @@ INLINE bool has_codes(const QuireMatrix& matrix) {
 
 INLINE int64_t panels_of(const QuireMatrix& matrix) { return (matrix.rows + LANES - 1) / LANES; }
 
+// Bytes of four rows and 32 columns, as words of four columns: of all rows the first word, then the
+// second, ... in two vectors of sixteen columns each.
+INLINE void interleave(const Bytes (&rows)[QUAD][2], Ints (&words)[2]) {
+    const Ints ab = load_vector<Ints>(rows[0]), cd = load_vector<Ints>(rows[2]);
+    words[0] =
+        __builtin_shufflevector(ab, cd, 0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27);
+    words[1] =
+        __builtin_shufflevector(ab, cd, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31);
+}
+
+// Sums of four rows over such a vector.
+INLINE FourInts row_sums(Ints words) {
+    const Ints fours = add_dots<4>(Ints{}, broadcast(0x01010101), words);
+    FourInts parts[4];
+    std::memcpy(parts, &fours, sizeof parts);
+    return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 // Rounds four rows to whole numbers, or as many as there are.
+template <int TERMS>
 inline void round_quad(const float* const* rows, int count, int64_t at, const Activations& into) {
+    // Of two bytes the low one is signed, too, and may carry into the high one.
+    constexpr float MOST = TERMS == 1 ? 127.0f : 127.0f * 256.0f;
     int8_t* codes = into.codes_of(at);
     Span* span = into.spans_of(at);
     for (int64_t start = 0; start < into.columns; start += SPAN, ++span) {
@@ -85,27 +111,31 @@ inline void round_quad(const float* const* rows, int count, int64_t at, const Ac
         for (int r = 0; r < count; ++r)
             most[r] = greatest(maximum(magnitude(load(rows[r] + start)),
                                        magnitude(load(rows[r] + start + LANES))));
-        const Four scale = most / 127.0f;
-        const Four inverse = most > 1e-30f ? 127.0f / most : Four{};
-        Bytes rounds[QUAD][2] = {};
+        const Four scale = most / MOST;
+        const Four inverse = most > 1e-30f ? MOST / most : Four{};
+        Bytes bytes[TERMS][QUAD][2] = {};
         for (int r = 0; r < count; ++r)
-            for (int half = 0; half < 2; ++half)
-                rounds[r][half] = __builtin_convertvector(
-                    rounded(load(rows[r] + start + half * LANES) * inverse[r]), Bytes);
-        // Words of four columns: first of all rows the first one, then the second, ...
-        const Ints ab = load_vector<Ints>(rounds[0]), cd = load_vector<Ints>(rounds[2]);
-        const Ints halves[2] = {__builtin_shufflevector(ab, cd, 0, 8, 16, 24, 1, 9, 17, 25, 2, 10,
-                                                        18, 26, 3, 11, 19, 27),
-                                __builtin_shufflevector(ab, cd, 4, 12, 20, 28, 5, 13, 21, 29, 6, 14,
-                                                        22, 30, 7, 15, 23, 31)};
-        FourInts totals[PARTS];
-        for (int half = 0; half < 2; ++half, codes += sizeof(Ints)) {
-            std::memcpy(codes, &halves[half], sizeof halves[half]);
-            const Ints fours = add_dots<4>(Ints{}, broadcast(0x01010101), halves[half]);
-            FourInts parts[4];
-            std::memcpy(parts, &fours, sizeof parts);
-            totals[half] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+            for (int half = 0; half < 2; ++half) {
+                Ints whole = rounded(load(rows[r] + start + half * LANES) * inverse[r]);
+                if constexpr (TERMS == 2) {
+                    const Ints high = (whole + 128) >> 8;
+                    bytes[0][r][half] = __builtin_convertvector(high, Bytes);
+                    whole -= high << 8;
+                }
+                bytes[TERMS - 1][r][half] = __builtin_convertvector(whole, Bytes);
+            }
+        FourInts totals[PARTS] = {};
+        for (int term = 0; term < TERMS; ++term) {
+            Ints words[2];
+            interleave(bytes[term], words);
+            for (int half = 0; half < 2; ++half) {
+                totals[half] = (totals[half] << 8) + row_sums(words[half]);
+                for (int word = 0; word < 4; ++word)
+                    std::memcpy(codes + ((half * 4 + word) * TERMS + term) * QUAD * QUAD,
+                                (const int32_t*)&words[half] + word * QUAD, QUAD * QUAD);
+            }
         }
+        codes += SPAN * TERMS * QUAD;
         totals[WHOLE] = totals[FIRST] + totals[LAST];
         std::memcpy(span->scale, &scale, sizeof scale);
         std::memcpy(span->total, totals, sizeof totals);
@@ -146,7 +176,7 @@ template <int BITS> INLINE Ints quad_of(Ints word, int quad) {
     return BITS == 4 ? (word >> (4 * quad)) & 0x0f0f0f0f : raised(word);
 }
 
-template <int BITS, int GROUP, int ROWS, int PANELS>
+template <int BITS, int GROUP, int TERMS, int ROWS, int PANELS>
 INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activations& input,
                            int64_t row, Tile<ROWS, PANELS>& tile) {
     constexpr int PER_WORD = 32 / BITS, WORDS = GROUP / PER_WORD, QUADS = PER_WORD / QUAD;
@@ -167,35 +197,44 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
         const int64_t span = group * GROUP / SPAN;
         const int part = GROUP == SPAN ? WHOLE : (int)(group % 2);
         Ints dots[ROWS][PANELS][CHAINS] = {};
-        if constexpr (BITS == 8 && RAISED != 0)
+        EACH (term, TERMS) {
+            // After the high bytes the low ones, and what raised codes are too much.
             EACH (r, ROWS)
-                EACH (p, PANELS)
-                    dots[r][p][0] =
-                        broadcast(-RAISED * spans[r / QUAD][span].total[part][lane + r % QUAD]);
-        for (int w = 0; w < WORDS; ++w) {
-            Ints packed[PANELS];
-            EACH (p, PANELS) {
-                packed[p] = load_vector<Ints>(values + p * words * LANES);
-                // The next tile's, in the same place: memory is slower than what is done here.
-                __builtin_prefetch(values + (p + PANELS) * words * LANES);
-            }
-            values += LANES;
-            EACH (quad, QUADS) {
-                Ints codes[PANELS];
-                EACH (p, PANELS)
-                    codes[p] = quad_of<BITS>(packed[p], quad);
-                EACH (r, ROWS) {
-                    int32_t four;
-                    std::memcpy(&four, x[r / QUAD] + (quad * QUAD + r % QUAD) * QUAD, sizeof four);
-                    EACH (p, PANELS) {
-                        Ints& sums = dots[r][p][quad % CHAINS];
-                        sums = add_dots<BITS>(sums, codes[p], broadcast(four));
+                EACH (p, PANELS) {
+                    if (term == 1)
+                        EACH (c, CHAINS)
+                            dots[r][p][c] <<= 8;
+                    if (BITS == 8 && RAISED != 0 && term == TERMS - 1)
+                        dots[r][p][0] +=
+                            -RAISED * spans[r / QUAD][span].total[part][lane + r % QUAD];
+                }
+            for (int w = 0; w < WORDS; ++w) {
+                Ints packed[PANELS];
+                EACH (p, PANELS) {
+                    packed[p] = load_vector<Ints>(values + (p * words + w) * LANES);
+                    // The next tile's, in the same place: memory is slower than what is done here.
+                    if (term == 0)
+                        __builtin_prefetch(values + ((p + PANELS) * words + w) * LANES);
+                }
+                EACH (quad, QUADS) {
+                    Ints codes[PANELS];
+                    EACH (p, PANELS)
+                        codes[p] = quad_of<BITS>(packed[p], quad);
+                    EACH (r, ROWS) {
+                        const int64_t at = ((w * QUADS + quad) * TERMS + term) * QUAD + r % QUAD;
+                        int32_t four;
+                        std::memcpy(&four, x[r / QUAD] + at * QUAD, sizeof four);
+                        EACH (p, PANELS) {
+                            Ints& sums = dots[r][p][quad % CHAINS];
+                            sums = add_dots<BITS>(sums, codes[p], broadcast(four));
+                        }
                     }
                 }
             }
-            EACH (q, ROW_QUADS)
-                x[q] += PER_WORD * QUAD;
         }
+        values += WORDS * LANES;
+        EACH (q, ROW_QUADS)
+            x[q] += GROUP * TERMS * QUAD;
         EACH (p, PANELS) {
             const int64_t at = (panel + p) * groups + group, next = at + PANELS * groups;
             const Floats scale = load_scale(matrix.scales, at, next, halved);
@@ -215,6 +254,21 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
     }
 }
 
+template <int BITS, int ROWS, int PANELS>
+INLINE void multiply_coded(const QuireMatrix& matrix, int64_t panel, const Activations& input,
+                           int64_t row, Tile<ROWS, PANELS>& tile) {
+    const auto of_group = [&]<int GROUP>() {
+        if (input.terms == 1)
+            multiply_codes<BITS, GROUP, 1, ROWS, PANELS>(matrix, panel, input, row, tile);
+        else
+            multiply_codes<BITS, GROUP, 2, ROWS, PANELS>(matrix, panel, input, row, tile);
+    };
+    if (matrix.group == LANES)
+        of_group.template operator()<LANES>();
+    else
+        of_group.template operator()<SPAN>();
+}
+
 template <int ROWS, int PANELS>
 INLINE void multiply(const QuireMatrix& matrix, int64_t panel, const Activations& input,
                      int64_t row, Tile<ROWS, PANELS>& tile) {
@@ -226,13 +280,9 @@ INLINE void multiply(const QuireMatrix& matrix, int64_t panel, const Activations
     case BFLOATS:
         return multiply_floats<BFloat, ROWS, PANELS>(matrix, panel, input, row, tile);
     case CODES_4:
-        return matrix.group == 16
-                   ? multiply_codes<4, 16, ROWS, PANELS>(matrix, panel, input, row, tile)
-                   : multiply_codes<4, 32, ROWS, PANELS>(matrix, panel, input, row, tile);
+        return multiply_coded<4, ROWS, PANELS>(matrix, panel, input, row, tile);
     case CODES_8:
-        return matrix.group == 16
-                   ? multiply_codes<8, 16, ROWS, PANELS>(matrix, panel, input, row, tile)
-                   : multiply_codes<8, 32, ROWS, PANELS>(matrix, panel, input, row, tile);
+        return multiply_coded<8, ROWS, PANELS>(matrix, panel, input, row, tile);
     }
 }
 
@@ -326,7 +376,7 @@ inline void multiply_all(Team& team, const QuireLinear& linear, const Activation
         const QuireMatrix& matrix = linear.parts[part];
         const int64_t panels = panels_of(matrix);
         // One run of panels each: the next tile's weights are on their way to whom they are for.
-        const int64_t share = (panels + team.size() - 1) / team.size();
+        const int64_t share = std::max<int64_t>(1, (panels + team.size() - 1) / team.size());
         const int64_t panels_each = (share + 1) / 2 * 2;
         const int64_t across = (panels + panels_each - 1) / panels_each;
         const int64_t down = (num_rows + ROWS_EACH - 1) / ROWS_EACH;

@@ -18,7 +18,7 @@ namespace quire {
 // free taking the next. A phase is over when its items are done: whoever is late for it, because
 // the system gave its core to somebody else, passes over it and helps where the others are by then.
 // So a member that is missing costs its help, and one that is put aside in the midst of an item
-// holds the others up once.
+// holds the others up once: the longer the items, the longer.
 class Team {
   public:
     explicit Team(int size) {

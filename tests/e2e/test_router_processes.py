@@ -99,12 +99,14 @@ async def test_a_killed_router_takes_only_its_own_clients_along(server: Server) 
     worker = next(row["pid"] for row in server.rows() if row["role"] == "worker")
     streams = await asyncio.gather(*(Stream.begin(server, 200) for _ in range(10)))
     os.kill(worker, signal.SIGSTOP)  # or a stream could be at its end before its router is
-    its_ports = ports_connected_to(killed)
+    try:
+        its_ports = ports_connected_to(killed)
+        os.kill(killed, signal.SIGKILL)
+    finally:
+        os.kill(worker, signal.SIGCONT)
     its_streams = [stream for stream in streams if stream.local_port in its_ports]
     others = [stream for stream in streams if stream.local_port not in its_ports]
     assert others, "all on one side: a chance of 1 in 1024"
-    os.kill(killed, signal.SIGKILL)
-    os.kill(worker, signal.SIGCONT)
     assert await asyncio.gather(*(stream.rest() for stream in others)) == [True] * len(others)
     assert not any(await asyncio.gather(*(stream.rest() for stream in its_streams)))
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:

@@ -98,15 +98,37 @@ async def test_the_rest_of_a_burst_is_admitted_together(
     assert len((await rank.plan()).admit) == 3
 
 
+def take_long(served: Served) -> None:
+    """Steps of its replica are known to."""
+    (attachment,) = served.cell._attachments
+    for num_tokens in range(1, 9):
+        attachment.pace.observe(1000.0, num_tokens)
+
+
 async def test_who_comes_during_a_long_step_is_part_of_the_next(served: Served) -> None:
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3])
     first, _ = await rank.plan(), await rank.plan()
-    await asyncio.sleep(0.5)
+    take_long(served)
     await rank.answer(first)
     await router.frame()
     served.cell.submit(request(2, length=5))
+    (attachment,) = served.cell._attachments
+    assert attachment.holds_back is not None
+    assert len(attachment.in_flight) == 1
+
+
+async def test_a_result_that_comes_early_ends_the_wait(served: Served) -> None:
+    rank = await FakeRank.attached(served.address)
+    router = await FakeRouter.connected(served.address)
+    await router.submit(1, [1, 2, 3])
+    first, second = await rank.plan(), await rank.plan()
+    take_long(served)
+    await rank.answer(first)
+    await router.frame()
+    served.cell.submit(request(2, length=5))
+    await rank.answer(second)
     assert len((await rank.plan()).admit) == 1
 
 
