@@ -18,6 +18,7 @@ ALLOWED = {
     "scheduler/attachments.py": "an epoch, compared for equality alone",
     "router/server.py": "the field `created` of models",
     "router/tls.py": "when a session began, which TLS says by that clock",
+    "worker/packed_cache.py": "the age of files, which have that clock's times",
     "quire/process.py": "since when `quire ps` says that it runs",
     "quire/stack.py": "the same",
     "quire/commands/ps.py": "the same, as an age",
