@@ -257,16 +257,14 @@ INLINE void multiply_codes(const QuireMatrix& matrix, int64_t panel, const Activ
 template <int BITS, int ROWS, int PANELS>
 INLINE void multiply_coded(const QuireMatrix& matrix, int64_t panel, const Activations& input,
                            int64_t row, Tile<ROWS, PANELS>& tile) {
-    const auto of_group = [&]<int GROUP>() {
-        if (input.terms == 1)
-            multiply_codes<BITS, GROUP, 1, ROWS, PANELS>(matrix, panel, input, row, tile);
-        else
-            multiply_codes<BITS, GROUP, 2, ROWS, PANELS>(matrix, panel, input, row, tile);
-    };
-    if (matrix.group == LANES)
-        of_group.template operator()<LANES>();
+    if (matrix.group == LANES && input.terms == 1)
+        multiply_codes<BITS, LANES, 1, ROWS, PANELS>(matrix, panel, input, row, tile);
+    else if (matrix.group == LANES)
+        multiply_codes<BITS, LANES, 2, ROWS, PANELS>(matrix, panel, input, row, tile);
+    else if (input.terms == 1)
+        multiply_codes<BITS, SPAN, 1, ROWS, PANELS>(matrix, panel, input, row, tile);
     else
-        of_group.template operator()<SPAN>();
+        multiply_codes<BITS, SPAN, 2, ROWS, PANELS>(matrix, panel, input, row, tile);
 }
 
 template <int ROWS, int PANELS>
