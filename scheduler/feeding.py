@@ -92,8 +92,7 @@ class Feeder:
             self._send(attachment, attachment.pace.depth)
 
     def _hold(self, attachment: Attachment, seconds: float) -> None:
-        release = self._guard.call_later(seconds, lambda: self._release(attachment))
-        attachment.holds_back = release
+        attachment.holds_back = self._guard.call_later(seconds, lambda: self._release(attachment))
 
     def _release(self, attachment: Attachment) -> None:
         attachment.holds_back = None

@@ -98,37 +98,32 @@ async def test_the_rest_of_a_burst_is_admitted_together(
     assert len((await rank.plan()).admit) == 3
 
 
-def take_long(served: Served) -> None:
-    """Steps of its replica are known to."""
-    (attachment,) = served.cell._attachments
-    for num_tokens in range(1, 9):
-        attachment.pace.observe(1000.0, num_tokens)
-
-
-async def test_who_comes_during_a_long_step_is_part_of_the_next(served: Served) -> None:
+async def in_a_long_step(served: Served) -> tuple[FakeRank, worker_pb2.BatchPlan]:
+    """A rank and the plan that it executes, while another request has come; steps of its replica
+    are known to take long."""
     rank = await FakeRank.attached(served.address)
     router = await FakeRouter.connected(served.address)
     await router.submit(1, [1, 2, 3])
-    first, _ = await rank.plan(), await rank.plan()
-    take_long(served)
+    first, second = await rank.plan(), await rank.plan()
+    (attachment,) = served.cell._attachments
+    for num_tokens in range(1, 9):
+        attachment.pace.observe(1000.0, num_tokens)
     await rank.answer(first)
     await router.frame()
     served.cell.submit(request(2, length=5))
+    return rank, second
+
+
+async def test_who_comes_during_a_long_step_is_part_of_the_next(served: Served) -> None:
+    await in_a_long_step(served)
     (attachment,) = served.cell._attachments
     assert attachment.holds_back is not None
     assert len(attachment.in_flight) == 1
 
 
 async def test_a_result_that_comes_early_ends_the_wait(served: Served) -> None:
-    rank = await FakeRank.attached(served.address)
-    router = await FakeRouter.connected(served.address)
-    await router.submit(1, [1, 2, 3])
-    first, second = await rank.plan(), await rank.plan()
-    take_long(served)
-    await rank.answer(first)
-    await router.frame()
-    served.cell.submit(request(2, length=5))
-    await rank.answer(second)
+    rank, executing = await in_a_long_step(served)
+    await rank.answer(executing)
     assert len((await rank.plan()).admit) == 1
 
 
